@@ -1,0 +1,1 @@
+"""PoETa V2, NPM, comparison of conditions, report."""

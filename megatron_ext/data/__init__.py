@@ -1,0 +1,1 @@
+"""Documents, selection, rewriting, tokenization: the data stages. Nothing here imports megatron.core."""

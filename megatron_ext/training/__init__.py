@@ -1,0 +1,1 @@
+"""Continued pretraining: data blend, train step, checkpoints, validation."""

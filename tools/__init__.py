@@ -1,0 +1,1 @@
+"""Programs of the study, one a stage: `python -m tools.<name> --help`."""
