@@ -215,6 +215,15 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, value before, value now) of every leaf in which two nested mappings differ."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in sorted({*before, *now}):
+            yield from differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield key, before, now
+
+
 def _write_manifest(folder: Path, request: Mapping[str, Any], counts: Mapping[str, Any],
                     seconds: float | None) -> None:
     files = _hash_folder(folder, cached=False)
@@ -236,21 +245,13 @@ def _write_manifest(folder: Path, request: Mapping[str, Any], counts: Mapping[st
 
 
 def _refuse_other_request(output: Path, made: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    differences = [
+    changes = [
         f"{key}: made with {made_value!r}, asked for {asked_value!r}"
-        for key, made_value, asked_value in _differences(made, asked)
+        for key, made_value, asked_value in differences(made, asked)
     ]
-    if differences:
-        raise UserError(f"{output} was made from another request ({'; '.join(differences)}); choose another output "
+    if changes:
+        raise UserError(f"{output} was made from another request ({'; '.join(changes)}); choose another output "
                         "folder, or delete this one to make it again")
-
-
-def _differences(made: Any, asked: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(made, Mapping) and isinstance(asked, Mapping):
-        for name in sorted({*made, *asked}):
-            yield from _differences(made.get(name), asked.get(name), f"{key}.{name}" if key else name)
-    elif made != asked:
-        yield key, made, asked
 
 
 def _hash_folder(folder: Path, cached: bool = True) -> dict[str, dict[str, Any]]:

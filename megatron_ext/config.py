@@ -1,0 +1,180 @@
+"""Configuration of a training run. Field names are Megatron's where the value goes to megatron-core."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from megatron_ext.settings import Settings
+
+
+class ModelConfig(Settings):
+    """The model that is trained on."""
+
+    hf_folder: Path
+    """Hugging Face folder of the base model: config.json, safetensors, tokenizer."""
+    layer_implementation: Literal["local", "transformer_engine"] = "local"
+    """`local` is plain PyTorch (scaled-dot-product attention) and runs everywhere; `transformer_engine` needs a GPU."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of weights and activations; the optimizer always keeps float32 main weights."""
+    recompute_activations: bool = False
+    """Recompute every layer's activations in the backward pass: less memory, about a third more compute."""
+
+
+class SourceConfig(Settings):
+    """One source of the blend: a tokenized artifact and how much of it a run sees. Give exactly one amount."""
+
+    path: Path
+    """Folder of a tokenized artifact."""
+    tokens: int | None = Field(default=None, ge=0)
+    """Amount in tokens."""
+    epochs: float | None = Field(default=None, ge=0)
+    """Amount in passes over the source's training split."""
+    fraction: float | None = Field(default=None, ge=0, le=1)
+    """Amount as a fraction of the run's budget, 0 to 1."""
+    fill: bool = False
+    """Take what the other sources leave of the budget (several such sources share it by their size)."""
+    max_epochs: float = Field(default=1.0, gt=0)
+    """Repetition that is allowed; a plan that needs more is refused."""
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> SourceConfig:
+        given = [name for name in ("tokens", "epochs", "fraction") if getattr(self, name) is not None]
+        given += ["fill"] if self.fill else []
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of tokens, epochs, fraction, fill: true (given: {given or 'none'})")
+        return self
+
+
+class DataConfig(Settings):
+    """What the run reads."""
+
+    sources: dict[str, SourceConfig]
+    """Name -> source of the blend."""
+    seq_length: int = Field(default=4096, gt=0)
+    """Tokens in a sample."""
+
+
+class TrainConfig(Settings):
+    """How much is trained, in what batches."""
+
+    budget_tokens: int = Field(gt=0)
+    """Tokens of the whole run; rounded up to whole iterations."""
+    global_batch_size: int = Field(default=256, gt=0)
+    """Samples in an iteration."""
+    micro_batch_size: int = Field(default=1, gt=0)
+    """Samples in one forward pass of one data-parallel rank."""
+    seed: int = 0
+    """Seed of the order of samples; nothing else in a run is random."""
+
+
+class OptimizerConfig(Settings):
+    """AdamW. Norms and biases get no weight decay."""
+
+    lr: float = Field(default=2e-5, gt=0)
+    """Peak learning rate."""
+    min_lr: float = Field(default=2e-6, ge=0)
+    """Learning rate at the end of the decay."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the second moment."""
+    adam_eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator."""
+    clip_grad: float = Field(default=1.0, ge=0)
+    """Maximum global gradient norm; 0 clips nothing."""
+
+
+class ScheduleConfig(Settings):
+    """Learning rate over the run."""
+
+    style: Literal["cosine", "linear", "constant", "WSD"] = "cosine"
+    """Shape of the decay after the warm-up."""
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Linear warm-up from zero, as a fraction of the run."""
+    decay_fraction: float = Field(default=0.1, gt=0, le=1)
+    """WSD only: last part of the run in which the learning rate falls."""
+
+
+class ParallelConfig(Settings):
+    """Layout over processes. The data-parallel size follows from the world size."""
+
+    tensor_model_parallel_size: int = Field(default=1, gt=0)
+    """Ranks that share each layer (tp)."""
+    pipeline_model_parallel_size: int = Field(default=1, gt=0)
+    """Ranks that hold consecutive layers (pp)."""
+    virtual_pipeline_model_parallel_size: int | None = Field(default=None, gt=1)
+    """Model chunks a pipeline rank holds, for the interleaved schedule; None for the plain one."""
+    sequence_parallel: bool = False
+    """Shard norms and residuals along the sequence over the tp ranks."""
+    use_distributed_optimizer: bool = True
+    """Shard optimizer states over the data-parallel ranks."""
+    overlap_grad_reduce: bool = False
+    """Reduce gradients while the backward pass runs."""
+    overlap_param_gather: bool = False
+    """Gather updated weights while the next forward pass runs (needs the distributed optimizer)."""
+
+
+class CheckpointConfig(Settings):
+    """When the run's state is saved."""
+
+    interval_tokens: int | None = Field(default=None, gt=0)
+    """Save every so many tokens; None saves at the end (and when the run is asked to stop) alone."""
+    keep_last: int = Field(default=2, gt=0)
+    """Checkpoints that are kept; older ones are removed after a new one is whole."""
+
+
+class ValidationConfig(Settings):
+    """Held-out loss a source."""
+
+    sources: dict[str, Path] = Field(default_factory=dict)
+    """Name -> tokenized artifact whose validation split is measured."""
+    interval_tokens: int | None = Field(default=None, gt=0)
+    """Validate every so many tokens, besides before the first and after the last iteration."""
+    max_tokens_per_source: int = Field(default=1_000_000, gt=0)
+    """Tokens of each validation split that are used, from its beginning."""
+
+
+class LoggingConfig(Settings):
+    """What the run tells."""
+
+    interval_iters: int = Field(default=1, gt=0)
+    """Iterations between lines on the console; metrics.jsonl has every iteration."""
+    tensorboard: bool = False
+    """Also write TensorBoard events."""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """Peak TFLOP/s of one device in the run's dtype, for the model FLOPs utilisation (H100 SXM bf16 dense: 989)."""
+
+
+class RunConfig(Settings):
+    """A training run."""
+
+    output: Path
+    """Run folder: metrics, exposure ledger, checkpoints."""
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @property
+    def tokens_per_iteration(self) -> int:
+        """Tokens in a global batch."""
+        return self.train.global_batch_size * self.data.seq_length
+
+    @property
+    def train_iters(self) -> int:
+        """Iterations: the budget, rounded up."""
+        return -(-self.train.budget_tokens // self.tokens_per_iteration)
+
+    def iterations(self, tokens: int | None) -> int | None:
+        """An interval in tokens as iterations, at least one."""
+        return None if tokens is None else max(1, round(tokens / self.tokens_per_iteration))

@@ -1,0 +1,52 @@
+"""Continued pretraining on megatron-core.
+
+torchrun --nproc-per-node 2 -m megatron_ext.train --config examples/base/quickstart.yaml \
+    output=work/run parallel.pipeline_model_parallel_size=2
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from megatron_ext.config import RunConfig
+from megatron_ext.errors import UserError, exit_on_user_error
+from megatron_ext.settings import describe, load_settings
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> int:
+    """Run or resume a training run; exit code 0 when it is finished or was stopped on request."""
+    arguments = _parse(argv)
+    config = load_settings(RunConfig, arguments.config, arguments.overrides)
+    # Imported here: a checkpoint writer that is spawned imports this module again and needs none of it.
+    from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel
+
+    try:
+        initialize_parallel(config.parallel)
+        from megatron_ext.training.loop import train
+
+        train(config)
+    except UserError:
+        if os.environ.get("RANK", "0") == "0":
+            raise
+        return 2  # one rank tells it
+    finally:
+        shut_down_parallel()
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, epilog="settings:\n" + describe(RunConfig),
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code) if code else sys.exit(0)  # a failed rank must not wait for threads of its process groups

@@ -1,0 +1,147 @@
+"""Checkpoints of a run: complete or not there, loadable under any layout, refused when the run has changed.
+
+`<run>/checkpoints/iter_0000042/` is an artifact that holds megatron-core's distributed checkpoint (model, optimizer,
+schedule), `run_state.json` (iteration, identity of the run) and `hf/` (the base model's config and tokenizer files, so
+that it can be exported without the base model). `latest` names the newest whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+
+from megatron_ext.artifacts import (
+    Artifact,
+    differences,
+    partial_folder,
+    publish_in_place,
+    reference,
+    write_json,
+    write_text,
+)
+from megatron_ext.config import RunConfig
+from megatron_ext.errors import UserError
+from megatron_ext.model.hf_weights import copy_hf_metadata
+from megatron_ext.training.parallel import is_main_rank
+from megatron_ext.training.state import TrainState
+
+LATEST = "latest"
+RUN_STATE = "run_state.json"
+_MODEL_CHUNK = "model{}"
+
+
+def checkpoint_folder(config: RunConfig, iteration: int) -> Path:
+    """Where the checkpoint after `iteration` iterations lies."""
+    return config.output / "checkpoints" / f"iter_{iteration:07d}"
+
+
+def run_identity(config: RunConfig) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued: everything but layout, places and what is only watched."""
+    settings = config.model_dump(mode="json", exclude={"output", "parallel", "checkpoint", "validation", "logging"})
+    settings["model"]["hf_folder"] = reference(config.model.hf_folder)["content_hash"]
+    for name, source in config.data.sources.items():
+        settings["data"]["sources"][name]["path"] = reference(source.path)["content_hash"]
+    settings["train"].pop("micro_batch_size")
+    return settings
+
+
+def save_checkpoint(state: TrainState, identity: dict[str, Any]) -> Path:
+    """Save the state after `state.iteration` iterations; all ranks call it. Returns the checkpoint's folder."""
+    folder = checkpoint_folder(state.config, state.iteration)
+    partial = partial_folder(folder)
+    if is_main_rank():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    dist_checkpointing.save(
+        _sharded_state(state, is_loading=False), str(partial),
+        sharded_strategy=get_default_save_sharded_strategy("torch_dist"), content_metadata=_content_metadata(),
+    )
+    dist.barrier()
+    if is_main_rank():
+        _publish(state, identity, partial, folder)
+    dist.barrier()
+    return folder
+
+
+def load_latest_checkpoint(state: TrainState, identity: dict[str, Any]) -> bool:
+    """Load the run's newest checkpoint, written under any layout; False when there is none.
+
+    Raises UserError when the run's data, model or schedule are not those of the checkpoint.
+    """
+    folder = latest_checkpoint(state.config)
+    if folder is None:
+        return False
+    Artifact.open(folder, kind="checkpoint")
+    run_state = json.loads((folder / RUN_STATE).read_text())
+    _refuse_other_run(folder, run_state["identity"], identity)
+    loaded = dist_checkpointing.load(_sharded_state(state, is_loading=True), str(folder))
+    for number, chunk in enumerate(state.model):
+        # Not strict: megatron's modules write `_extra_state` objects that hold nothing here.
+        chunk.module.load_state_dict(loaded[_chunk_key(state, number)], strict=False)
+    state.optimizer.load_state_dict(loaded["optimizer"])
+    state.scheduler.load_state_dict(loaded["scheduler"])
+    state.iteration = run_state["iteration"]
+    return True
+
+
+def latest_checkpoint(config: RunConfig) -> Path | None:
+    """The folder of the run's newest whole checkpoint."""
+    pointer = config.output / "checkpoints" / LATEST
+    return pointer.parent / pointer.read_text().strip() if pointer.exists() else None
+
+
+def _sharded_state(state: TrainState, is_loading: bool) -> dict[str, Any]:
+    """This rank's shards under the names that megatron-core stores, which are the same for every layout."""
+    metadata = {**_content_metadata(),
+                "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+    sharded: dict[str, Any] = {
+        _chunk_key(state, number): chunk.module.sharded_state_dict(metadata=dict(metadata))
+        for number, chunk in enumerate(state.model)
+    }
+    sharded["optimizer"] = state.optimizer.sharded_state_dict(sharded, is_loading=is_loading, metadata=dict(metadata))
+    sharded["scheduler"] = state.scheduler.state_dict()
+    return sharded
+
+
+def _content_metadata() -> dict[str, Any]:
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",  # loads under another tp, pp and dp
+        "chained_optim_avoid_prefix": True,
+        "singleton_local_shards": False,
+    }
+
+
+def _chunk_key(state: TrainState, number: int) -> str:
+    return _MODEL_CHUNK.format(number) if len(state.model) > 1 else "model"
+
+
+def _publish(state: TrainState, identity: dict[str, Any], partial: Path, folder: Path) -> None:
+    """Main rank: the whole checkpoint appears under its name, then `latest` moves to it, then old ones go."""
+    config = state.config
+    copy_hf_metadata(config.model.hf_folder, partial / "hf")
+    write_json(partial / RUN_STATE, {"iteration": state.iteration, "identity": identity})
+    publish_in_place(
+        partial, kind="checkpoint", settings={"iteration": state.iteration, "run": identity},
+        inputs={"model": config.model.hf_folder,
+                **{f"source {name}": source.path for name, source in config.data.sources.items()}},
+        counts={"iteration": state.iteration, "tokens": state.iteration * config.tokens_per_iteration},
+    )
+    shutil.rmtree(folder, ignore_errors=True)  # only a damaged one could be there
+    partial.rename(folder)
+    write_text(folder.parent / LATEST, folder.name + "\n")
+    for old in sorted(folder.parent.glob("iter_???????"))[: -config.checkpoint.keep_last]:
+        shutil.rmtree(old)
+
+
+def _refuse_other_run(folder: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
+    changes = [f"{key} was {before!r}, is {now!r}" for key, before, now in differences(saved, asked)]
+    if changes:
+        raise UserError(f"{folder} belongs to a run with other settings ({'; '.join(changes)}): going on from it would "
+                        "mix two runs; restore the settings or choose another output folder")

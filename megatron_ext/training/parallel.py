@@ -1,0 +1,70 @@
+"""Process groups of a run, and who this process is in them."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from megatron_ext.config import ParallelConfig
+from megatron_ext.errors import UserError
+
+
+def initialize_parallel(config: ParallelConfig, seed: int = 0) -> None:
+    """Join the processes that torchrun started into tensor, pipeline and data parallel groups.
+
+    Raises UserError when the number of processes is not a multiple of tp x pp.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    tp, pp = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
+    if world_size % (tp * pp):
+        raise UserError(f"{world_size} processes cannot be laid out as tensor_model_parallel_size {tp} x "
+                        f"pipeline_model_parallel_size {pp}: start a multiple of {tp * pp}")
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        os.environ.setdefault(name, value)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    parallel_state.initialize_model_parallel(tp, pp, config.virtual_pipeline_model_parallel_size)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def shut_down_parallel() -> None:
+    """Leave the groups; without it the next run in this process could not start."""
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def device() -> torch.device:
+    """The device of this process."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def is_main_rank() -> bool:
+    """Whether this process writes the run's files and console."""
+    return dist.get_rank() == 0
+
+
+def sum_over_data_parallel(values: torch.Tensor) -> torch.Tensor:
+    """Sum over the data-parallel ranks, then give the last pipeline stage's result to every stage.
+
+    Losses exist on the last stage alone; ranks of other stages pass zeros of the same shape.
+    """
+    values = values.contiguous()  # gloo gives wrong sums of non-contiguous tensors without a word
+    dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        dist.broadcast(values, src=parallel_state.get_pipeline_model_parallel_last_rank(),
+                       group=parallel_state.get_pipeline_model_parallel_group())
+    return values
+
+
+def main_rank_decides(flag: bool) -> bool:
+    """The main rank's flag on every rank, so that all do the same."""
+    decision = torch.tensor([int(flag)], dtype=torch.int64, device=device())
+    dist.broadcast(decision, src=0)
+    return bool(decision.item())

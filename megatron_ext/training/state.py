@@ -1,0 +1,119 @@
+"""Everything that training changes: model, optimizer, schedule; and how it is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_ext.config import RunConfig
+from megatron_ext.model.gpt import build_model
+from megatron_ext.model.hf_weights import load_hf_weights
+
+
+@dataclass
+class TrainState:
+    """What a checkpoint holds, and where this rank stands in the layout."""
+
+    config: RunConfig
+    model: list[DistributedDataParallel]
+    """Model chunks of this rank: one, or several under virtual pipeline parallelism."""
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+    dp_rank: int
+    dp_size: int
+    iteration: int = 0
+    """Iterations that are done."""
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches of this rank in an iteration."""
+        return self.config.train.global_batch_size // (self.config.train.micro_batch_size * self.dp_size)
+
+
+def build_train_state(config: RunConfig) -> TrainState:
+    """Model with the base model's weights, optimizer and schedule, under the initialised process groups."""
+    model = _build_model(config)
+    optimizer = _build_optimizer(config, model)
+    _connect(model, optimizer)
+    return TrainState(
+        config, model, optimizer, _build_scheduler(config, optimizer),
+        dp_rank=parallel_state.get_data_parallel_rank(), dp_size=parallel_state.get_data_parallel_world_size(),
+    )
+
+
+def _build_model(config: RunConfig) -> list[DistributedDataParallel]:
+    chunks = build_model(config.model, config.parallel)
+    load_hf_weights(chunks, config.model.hf_folder)
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=config.parallel.use_distributed_optimizer,
+        overlap_grad_reduce=config.parallel.overlap_grad_reduce,
+        overlap_param_gather=config.parallel.overlap_param_gather,
+        check_for_nan_in_grad=True,  # stops before the update
+    )
+    for chunk in chunks:
+        chunk.config.calculate_per_token_loss = True  # every predicted token counts the same, whatever the layout
+    return [
+        DistributedDataParallel(chunk.config, ddp_config, chunk, disable_bucketing=number > 0)
+        for number, chunk in enumerate(chunks)
+    ]
+
+
+def _build_optimizer(config: RunConfig, model: list[DistributedDataParallel]) -> MegatronOptimizer:
+    settings = config.optimizer
+    dtype = model[0].config.params_dtype
+    optimizer_config = OptimizerConfig(
+        optimizer="adam",
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        adam_eps=settings.adam_eps,
+        clip_grad=settings.clip_grad,
+        bf16=config.model.dtype == "bfloat16",
+        params_dtype=dtype,
+        use_distributed_optimizer=config.parallel.use_distributed_optimizer,
+        overlap_param_gather=config.parallel.overlap_param_gather,
+    )
+    overrides = get_standard_config_overrides(optimizer_config)  # norms and biases without weight decay
+    return get_megatron_optimizer(optimizer_config, model, config_overrides=overrides)
+
+
+def _connect(model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+    """Tell megatron-core's schedules how to scale, synchronise and finish gradients."""
+    config = model[0].config
+    config.finalize_model_grads_func = finalize_model_grads
+    config.grad_scale_func = optimizer.scale_loss
+    if model[0].ddp_config.overlap_grad_reduce:
+        no_sync = [chunk.no_sync for chunk in model]
+        config.no_sync_func = no_sync if len(model) > 1 else no_sync[0]
+
+
+def _build_scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
+    """Learning rate by consumed samples, so that it does not depend on the layout."""
+    num_samples = config.train_iters * config.train.global_batch_size
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=config.optimizer.lr,
+        min_lr=config.optimizer.min_lr,
+        lr_warmup_steps=round(config.schedule.warmup_fraction * num_samples),
+        lr_decay_steps=num_samples,
+        lr_decay_style=config.schedule.style,
+        wsd_decay_steps=round(config.schedule.decay_fraction * num_samples),
+        lr_wsd_decay_style="linear",
+        start_wd=config.optimizer.weight_decay,
+        end_wd=config.optimizer.weight_decay,
+        wd_incr_steps=num_samples,
+        wd_incr_style="constant",
+    )

@@ -1,0 +1,98 @@
+"""Held-out loss of each source, in nats per token and in bits per byte.
+
+Bits per byte do not depend on how text falls into tokens, so rewritten and original text compare. Tokens that stand for
+no text (the end-of-document token) count for nats per token only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_ext.artifacts import Artifact
+from megatron_ext.data.dataset import PackedSource, micro_batch_positions
+from megatron_ext.training.parallel import device, sum_over_data_parallel
+from megatron_ext.training.state import TrainState
+from megatron_ext.training.step import position_ids
+
+
+@dataclass(frozen=True)
+class SourceLoss:
+    """Held-out loss of one source."""
+
+    nats_per_token: float
+    bits_per_byte: float
+    num_tokens: int
+    """Predicted tokens that the loss is a mean of."""
+
+
+def validate(state: TrainState) -> dict[str, dict[str, float]]:
+    """Loss of every validation source at the present weights; the same samples each time. All ranks call it."""
+    for chunk in state.model:
+        chunk.eval()
+    losses = {}
+    with torch.no_grad():
+        for name, folder in state.config.validation.sources.items():
+            artifact = Artifact.open(folder, kind="tokenized")
+            if artifact.counts["valid"]["tokens"] > 1:  # one token predicts nothing
+                losses[name] = asdict(_validate_source(state, name, artifact))
+    for chunk in state.model:
+        chunk.train()
+    return losses
+
+
+def _validate_source(state: TrainState, name: str, artifact: Artifact) -> SourceLoss:
+    seq_length = state.config.data.seq_length
+    source = PackedSource(artifact.path / "valid", name, seq_length, seed=0, shuffle=False)
+    token_bytes = torch.from_numpy(np.load(artifact.path / "token_bytes.npy")).to(device())
+    wanted = -(-state.config.validation.max_tokens_per_source // seq_length)
+    num_samples = min(source.samples_per_epoch, wanted)
+    micro_batch_size = state.config.train.micro_batch_size
+    num_micro_batches = -(-num_samples // (micro_batch_size * state.dp_size))
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        for micro_batch in range(num_micro_batches):
+            positions = micro_batch_positions(0, micro_batch, global_batch_size=0, micro_batch_size=micro_batch_size,
+                                              dp_rank=state.dp_rank, dp_size=state.dp_size)
+            yield _read_batch(source, positions, num_samples)
+
+    def forward_step(batches: Iterator[dict[str, Tensor]], model: torch.nn.Module) -> tuple[Tensor, object]:
+        batch = next(batches)
+        output = model(batch["tokens"], position_ids(batch["tokens"]), None, labels=batch["labels"])
+        return output, lambda loss: (loss.sum(), _sum_losses(loss, batch, token_bytes))
+
+    outputs = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=[batches() for _ in state.model] if len(state.model) > 1 else batches(),
+        model=state.model if len(state.model) > 1 else state.model[0],
+        num_microbatches=num_micro_batches,
+        seq_length=seq_length,
+        micro_batch_size=micro_batch_size,
+        forward_only=True,
+    )
+    sums = sum_over_data_parallel(sum(outputs, start=torch.zeros(4, dtype=torch.float64, device=device())))
+    nats, tokens, text_nats, text_bytes = sums.tolist()
+    return SourceLoss(nats / tokens, text_nats / math.log(2) / text_bytes if text_bytes else math.nan, int(tokens))
+
+
+def _read_batch(source: PackedSource, positions: range, num_samples: int) -> dict[str, Tensor]:
+    """Samples as tensors `[b, s]`; positions past the end repeat the last sample with nothing counted."""
+    rows = [source.read(min(position, num_samples - 1)) for position in positions]
+    tokens, labels, mask = (torch.from_numpy(np.stack(column)).to(device()) for column in zip(*rows, strict=True))
+    counted = torch.tensor([position < num_samples for position in positions], device=device())
+    return {"tokens": tokens, "labels": labels, "mask": mask * counted[:, None]}
+
+
+def _sum_losses(loss: Tensor, batch: dict[str, Tensor], token_bytes: Tensor) -> Tensor:
+    """Nats and tokens of all predictions; nats and bytes of those that stand for text. float64 `[4]`."""
+    mask = batch["mask"].double()
+    nats = loss.double() * mask
+    num_bytes = token_bytes[batch["labels"]] * mask
+    is_text = num_bytes > 0
+    return torch.stack([nats.sum(), mask.sum(), (nats * is_text).sum(), num_bytes.sum()])

@@ -1,0 +1,101 @@
+"""Where a run's metrics go: always metrics.jsonl and the console, TensorBoard when asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_ext.config import RunConfig
+from megatron_ext.progress import format_seconds
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Appends one JSON line an event. After a restart, lines of iterations that will be run again are cut off."""
+
+    def __init__(self, config: RunConfig, iteration: int) -> None:
+        self._path = config.output / METRICS
+        _drop_after(self._path, iteration)
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  (open as long as the run)
+        self._tensorboard = None
+        if config.logging.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(config.output / "tensorboard"), purge_step=iteration + 1)
+
+    def write(self, event: str, iteration: int, values: Mapping[str, Any]) -> None:
+        """Record an event of an iteration (1-based; 0 is before the first)."""
+        self._file.write(json.dumps({"event": event, "iteration": iteration, **values}) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if self._tensorboard is not None:
+            for name, value in _flatten(values, event):
+                self._tensorboard.add_scalar(name, value, iteration)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+class Console:
+    """One line an iteration with loss, learning rate, speed, share done and time to go."""
+
+    def __init__(self, config: RunConfig, first_iteration: int) -> None:
+        self._config = config
+        self._first = first_iteration
+        self._started = time.monotonic()
+
+    def iteration(self, iteration: int, values: Mapping[str, Any]) -> None:
+        """Tell of iteration `iteration` (1-based)."""
+        total = self._config.train_iters
+        if iteration % self._config.logging.interval_iters and iteration != total:
+            return
+        elapsed = time.monotonic() - self._started
+        remaining = elapsed / (iteration - self._first) * (total - iteration)
+        mfu = f"  MFU {values['mfu_percent']:.1f} %" if "mfu_percent" in values else ""
+        print(f"train: {iteration}/{total} iterations  {100 * iteration / total:.0f} %  loss {values['loss']:.4f}  "
+              f"gradient norm {values['grad_norm']:.2f}  lr {values['lr']:.2e}  "
+              f"{values['tokens_per_second']:,.0f} tokens/s{mfu}  ETA {format_seconds(remaining)}", flush=True)
+
+    def validation(self, iteration: int, sources: Mapping[str, Mapping[str, float]]) -> None:
+        """Tell of a validation after `iteration` iterations."""
+        losses = "  ".join(f"{name} {loss['nats_per_token']:.4f} nats/token {loss['bits_per_byte']:.4f} bits/byte"
+                           for name, loss in sources.items())
+        print(f"validation after {iteration} iterations: {losses}", flush=True)
+
+
+def _drop_after(path: Path, iteration: int) -> None:
+    """Keep the events of the first `iteration` iterations; a line cut by a kill goes with the rest."""
+    if not path.exists():
+        return
+    if iteration == 0:  # nothing was saved: the run begins again, its first validation too
+        path.unlink()
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["iteration"] <= iteration:
+                kept.append(line + "\n")
+        except ValueError:
+            break
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str) -> list[tuple[str, float]]:
+    flat = []
+    for name, value in values.items():
+        key = f"{prefix}/{name}"
+        if isinstance(value, Mapping):
+            flat += _flatten(value, key)
+        elif isinstance(value, int | float):
+            flat.append((key, value))
+    return flat
