@@ -31,7 +31,7 @@ def load_settings(cls: type[S], path: Path | str | None = None, overrides: Seque
 
     Raises UserError that lists every mistake, an unknown key with the nearest known one.
     """
-    values = _read_layers(Path(path)) if path is not None else {}
+    values = read_layers(Path(path)) if path is not None else {}
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
@@ -47,6 +47,29 @@ def validate(cls: type[S], values: dict[str, Any], where: str) -> S:
     except ValidationError as error:
         problems = [_explain(cls, problem) for problem in error.errors()]
         raise UserError(f"{where}: " + "; ".join(problems)) from None
+
+
+def read_layers(path: Path) -> dict[str, Any]:
+    """The values of a YAML file over those of the file that its `base:` names (relative to itself)."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold `key: value` lines, not a {type(values).__name__}")
+    base = values.pop("base", None)
+    return overlay(read_layers(path.parent / base), values) if base else values
+
+
+def overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `top` over it, section by section."""
+    merged = dict(base)
+    for key, value in top.items():
+        both_sections = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = overlay(merged[key], value) if both_sections else value
+    return merged
 
 
 def parse_stage_arguments(cls: type[S], description: str, argv: Sequence[str] | None = None) -> tuple[S, Path]:
@@ -74,27 +97,6 @@ def describe(cls: type[Settings], prefix: str = "  ") -> str:
         default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
         lines.append(f"{prefix}{name}: {field.description or ''} ({default})")
     return "\n".join(lines)
-
-
-def _read_layers(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold `key: value` lines, not a {type(values).__name__}")
-    base = values.pop("base", None)
-    return _merge(_read_layers(path.parent / base), values) if base else values
-
-
-def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in overlay.items():
-        both_sections = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both_sections else value
-    return merged
 
 
 def _set_key(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
