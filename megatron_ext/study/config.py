@@ -15,6 +15,7 @@ from megatron_ext.errors import UserError
 from megatron_ext.settings import Settings, load_settings, overlay, read_layers, validate
 
 REWRITES_SUFFIX = "_rewrites"
+BASE = "base"
 
 
 class CorpusConfig(Settings):
@@ -135,6 +136,8 @@ class StudyConfig(Settings):
             problems += [f"conditions.{condition}.overrides: {key} = {value!r} differs from the other conditions; "
                          "conditions may differ in their data alone: remove it, or list the key in allow_differences"
                          for key, value in settings.overrides.items() if key not in self.allow_differences]
+        if BASE in self.conditions:
+            problems.append(f"conditions: {BASE!r} names the untrained base model; choose another name")
         if self.evaluation.baseline not in self.conditions:
             problems.append(f"evaluation.baseline: {self.evaluation.baseline!r} is no condition "
                             f"({', '.join(self.conditions)})")

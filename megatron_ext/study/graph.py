@@ -16,7 +16,7 @@ from typing import Any
 from megatron_ext.artifacts import hash_json, reference
 from megatron_ext.config import RunConfig
 from megatron_ext.settings import validate
-from megatron_ext.study.config import REWRITES_SUFFIX, StudyConfig, run_config
+from megatron_ext.study.config import BASE, REWRITES_SUFFIX, StudyConfig, run_config
 
 STAGES = ("model", "select", "rewrite", "tokenize", "import", "run", "export", "evaluate", "compare")
 
@@ -80,10 +80,10 @@ Input = Node | Inside | Path | list[Node]
 
 def build_graph(study: StudyConfig) -> list[Node]:
     """All nodes of a study in the order of the stages, every node after its inputs."""
-    base = _model_node("base", study.base_model)
+    base = _model_node(BASE, study.base_model)
     tokenized = _source_nodes(study, base)
     parity = _parity_node(study, base, tokenized)
-    evaluations = {"base": [_evaluation_node(study, "base", base)]}
+    evaluations = {BASE: [_evaluation_node(study, BASE, base)]}
     for condition in study.conditions:
         runs = {seed: _run_node(study, condition, seed, base, tokenized, parity) for seed in study.seeds}
         exports = {seed: _export_node(condition, seed, run) for seed, run in runs.items()}

@@ -1,0 +1,137 @@
+import json
+
+import pytest
+import yaml
+
+from megatron_ext.errors import UserError
+from megatron_ext.study.config import load_study
+from megatron_ext.study.graph import Node, build_graph
+from megatron_ext.study.runner import StageError, is_up_to_date, run_nodes
+
+
+@pytest.fixture
+def study_values(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.jsonl").write_text('{"id": "1", "text": "olá", "stem_score": 3.0, "edu_score": 3.0}\n')
+    return {
+        "name": "tiny", "corpus": {"path": str(tmp_path / "corpus")}, "base_model": "some/model",
+        "subsets": {"high": {"rule": "stem > 2.5", "budget_tokens": 10}, "low": {"rule": "stem < 2", "budget_tokens": 10}},
+        "rewriter": {"model": "some/instruct", "subsets": ["high"]},
+        "run": {"train": {"budget_tokens": 512, "global_batch_size": 2}, "data": {"seq_length": 64}},
+        "conditions": {
+            "low": {"sources": {"low": {"fill": True}}},
+            "high": {"sources": {"high": {"fill": True}, "high_rewrites": {"epochs": 1}}},
+        },
+        "evaluation": {"baseline": "low"},
+    }
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(values, *overrides):
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
+        return load_study(tmp_path / "study.yaml", list(overrides))
+
+    return load
+
+
+def by_name(nodes):
+    return {node.name: node for node in nodes}
+
+
+def test_shared_work_is_one_node_and_every_node_follows_its_inputs(load, study_values):
+    nodes = build_graph(load(study_values, "seeds=[0, 1]"))
+    names = [node.name for node in nodes]
+    assert len(names) == len(set(names))
+    assert names.count("select/high") == 1
+    assert {"run/low/seed0", "run/low/seed1", "run/high/seed0", "run/high/seed1"} <= set(names)
+    seen = set()
+    for node in nodes:
+        for value in [*node.inputs.values(), *node.after]:
+            parents = value if isinstance(value, list) else [getattr(value, "node", value)]
+            assert all(parent.identity in seen for parent in parents if isinstance(parent, Node)), node.name
+        seen.add(node.identity)
+
+
+def test_a_change_renames_what_depends_on_it_and_nothing_else(load, study_values, tmp_path):
+    before = by_name(build_graph(load(study_values)))
+    after = by_name(build_graph(load(study_values, "subsets.high.rule=stem > 3")))
+    changed = {name for name in before if before[name].identity != after[name].identity}
+    assert "select/low" not in changed
+    assert "model/base" not in changed
+    assert {"select/high", "rewrite/high", "tokenize/high", "run/high/seed0", "export/high/seed0"} <= changed
+
+
+def test_changed_corpus_bytes_rename_the_selection(load, study_values, tmp_path):
+    before = by_name(build_graph(load(study_values)))
+    with open(tmp_path / "corpus" / "a.jsonl", "a") as file:
+        file.write('{"id": "2", "text": "oi", "stem_score": 1.0, "edu_score": 1.0}\n')
+    after = by_name(build_graph(load(study_values)))
+    assert before["select/high"].identity != after["select/high"].identity
+
+
+def test_conditions_that_differ_in_the_learning_rate_are_refused_unless_listed(load, study_values):
+    study_values["conditions"]["high"]["overrides"] = {"optimizer.lr": 1e-3}
+    with pytest.raises(UserError, match=r"optimizer\.lr = 0\.001 differs from the other conditions"):
+        load(study_values)
+    study_values["allow_differences"] = ["optimizer.lr"]
+    nodes = by_name(build_graph(load(study_values)))
+    assert nodes["run/high/seed0"].settings["optimizer"]["lr"] == 1e-3
+    assert nodes["run/low/seed0"].settings["optimizer"]["lr"] != 1e-3
+
+
+def test_all_wrong_names_are_told_at_once(load, study_values):
+    study_values["conditions"]["low"]["sources"] = {"lowest": {"fill": True}}
+    study_values["evaluation"]["baseline"] = "medium"
+    with pytest.raises(UserError, match=r"'lowest' is no source.*'medium' is no condition"):
+        load(study_values)
+
+
+def test_mistakes_in_the_run_section_are_told(load, study_values):
+    study_values["run"]["train"]["budget_token"] = 5
+    with pytest.raises(UserError, match="did you mean 'budget_tokens'"):
+        build_graph(load(study_values))
+
+
+PROGRAM = '''
+import json, sys
+from pathlib import Path
+from megatron_ext.artifacts import produce
+from megatron_ext.settings import Settings, parse_stage_arguments
+
+class S(Settings):
+    text: str
+
+def make(folder):
+    (folder / "text").write_text(settings.text)
+    return {}
+
+settings, output = parse_stage_arguments(S, "test")
+if settings.text == "fail":
+    sys.exit(3)
+produce(output, kind="text", settings=settings.model_dump(), inputs={}, make=make)
+'''
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    (tmp_path / "stage_program.py").write_text(PROGRAM)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:.")
+    return "stage_program"
+
+
+def test_runner_runs_each_node_once_and_keeps_logs_and_configs(program, tmp_path, capsys):
+    nodes = [Node("select/a", "text", program, {"text": "olá"}), Node("select/b", "text", program, {"text": "oi"})]
+    assert run_nodes(nodes, tmp_path / "work") == 2
+    assert (nodes[0].output(tmp_path / "work") / "text").read_text() == "olá"
+    assert json.loads((tmp_path / "work" / "configs" / "select.a.json").read_text()) == {"text": "olá"}
+    assert run_nodes(nodes, tmp_path / "work") == 0
+    assert "[2/2] select/b: up to date" in capsys.readouterr().out
+
+
+def test_a_failing_stage_stops_the_study_and_what_is_finished_stays(program, tmp_path):
+    nodes = [Node("select/a", "text", program, {"text": "olá"}), Node("select/b", "text", program, {"text": "fail"})]
+    with pytest.raises(StageError, match=r"stage select/b failed \(exit code 3\)"):
+        run_nodes(nodes, tmp_path / "work")
+    assert is_up_to_date(nodes[0], tmp_path / "work")
+    assert not is_up_to_date(nodes[1], tmp_path / "work")
