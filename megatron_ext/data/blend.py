@@ -33,15 +33,6 @@ class SourcePlan:
         """Passes over the source in the run."""
         return self.num_samples / self.samples_per_epoch if self.samples_per_epoch else 0.0
 
-    def seen_tokens(self, num_samples: int, seq_length: int) -> int:
-        """Input tokens in the first `num_samples` samples, the padding of each pass's last sample not counted.
-
-        Exact at the end of a pass. Inside a pass the padded sample counts as full until the pass is over, because its
-        place in the shuffled pass is not known here: an error below one sample.
-        """
-        passes, rest = divmod(num_samples, self.samples_per_epoch) if self.samples_per_epoch else (0, 0)
-        return passes * self.available_tokens + min(rest * seq_length, self.available_tokens)
-
 
 @dataclass(frozen=True)
 class BlendPlan:
@@ -102,23 +93,6 @@ def plan_blend(config: RunConfig, sizes: Mapping[str, int]) -> BlendPlan:
     return BlendPlan(
         tuple(SourcePlan(name, sizes[name], per_epoch[name], counts[name]) for name in config.data.sources), seq_length
     )
-
-
-def exposure(plan: BlendPlan, consumed_samples: int) -> dict[str, dict[str, float]]:
-    """The exposure ledger: what the first `consumed_samples` samples of the run have shown of each source."""
-    seen = plan.samples_seen(consumed_samples)
-    ledger = {}
-    for source in plan.sources:
-        tokens = source.seen_tokens(seen[source.name], plan.seq_length)
-        ledger[source.name] = {
-            "available_tokens": source.available_tokens,
-            "planned_tokens": source.seen_tokens(source.num_samples, plan.seq_length),
-            "seen_tokens": tokens,
-            "unique_tokens": min(tokens, source.available_tokens),
-            "epochs": tokens / source.available_tokens if source.available_tokens else 0.0,
-            "samples": seen[source.name],
-        }
-    return ledger
 
 
 def _fixed_samples(source: SourceConfig, per_epoch: int, seq_length: int, total: int) -> int:

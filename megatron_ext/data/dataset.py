@@ -69,6 +69,16 @@ class PackedSource:
         mask[: stream_end - start - 1] = 1.0
         return text[:-1], text[1:], mask
 
+    def seen_tokens(self, num_samples: int) -> int:
+        """Tokens in the first `num_samples` samples, exactly: the padding of a pass's last sample does not count."""
+        if not self.samples_per_epoch:
+            return 0
+        epochs, rest = divmod(num_samples, self.samples_per_epoch)
+        shown = self._epoch_order(epochs)[2][:rest]
+        padding = self.samples_per_epoch * self.seq_length - self.num_tokens
+        in_pass = rest * self.seq_length - (padding if self.samples_per_epoch - 1 in shown else 0)
+        return epochs * self.num_tokens + in_pass
+
     def passages(self, index: int) -> list[Passage]:
         """The documents, or parts of them, that sample `index` shows."""
         start, end = self._token_range(index)
@@ -121,6 +131,23 @@ class BlendedDataset:
         number = int(self.plan.order[position])
         tokens, labels, mask = self.sources[number].read(int(self.plan.index_in_source[position]))
         return Sample(tokens, labels, mask, number)
+
+    def exposure(self, consumed_samples: int) -> dict[str, dict[str, float]]:
+        """The exposure ledger: what the first `consumed_samples` samples of the run have shown of each source."""
+        seen = self.plan.samples_seen(consumed_samples)
+        ledger = {}
+        for source, planned in zip(self.sources, self.plan.sources, strict=True):
+            tokens = source.seen_tokens(seen[source.name])
+            ledger[source.name] = {
+                "available_tokens": source.num_tokens,
+                "planned_tokens": source.seen_tokens(planned.num_samples),
+                "seen_tokens": tokens,
+                # A pass shows every token before the next one shows any again.
+                "unique_tokens": min(tokens, source.num_tokens),
+                "epochs": tokens / source.num_tokens if source.num_tokens else 0.0,
+                "samples": seen[source.name],
+            }
+        return ledger
 
     def passages(self, position: int) -> tuple[str, list[Passage]]:
         """The source's name and the documents that the sample at `position` shows."""

@@ -20,7 +20,7 @@ from megatron_ext.artifacts import (
     write_text,
 )
 from megatron_ext.config import RunConfig
-from megatron_ext.data.blend import BlendPlan, exposure, plan_blend
+from megatron_ext.data.blend import BlendPlan, plan_blend
 from megatron_ext.data.dataset import BlendedDataset, PackedSource
 from megatron_ext.errors import UserError
 from megatron_ext.training.checkpoint import checkpoint_folder, load_latest_checkpoint, run_identity, save_checkpoint
@@ -55,9 +55,10 @@ def train(config: RunConfig) -> bool:
     state = build_train_state(config)
     if load_latest_checkpoint(state, identity) and is_main_rank():
         print(f"train: resumed after iteration {state.iteration}", flush=True)
-    finished = _iterate(state, plan, identity)
+    dataset = open_dataset(config, plan)
+    finished = _iterate(state, dataset, identity)
     if finished and is_main_rank():
-        _finish(config, plan, identity)
+        _finish(config, dataset, identity)
     return finished
 
 
@@ -75,9 +76,8 @@ def open_dataset(config: RunConfig, plan: BlendPlan) -> BlendedDataset:
     ])
 
 
-def _iterate(state: TrainState, plan: BlendPlan, identity: dict[str, Any]) -> bool:
+def _iterate(state: TrainState, dataset: BlendedDataset, identity: dict[str, Any]) -> bool:
     config = state.config
-    dataset = open_dataset(config, plan)
     stop = StopRequest(config.output / STOP_FILE)
     recorder = _Recorder(state) if is_main_rank() else None
     if state.iteration == 0:
@@ -94,7 +94,7 @@ def _iterate(state: TrainState, plan: BlendPlan, identity: dict[str, Any]) -> bo
         if last or stopping or _is_due(state, config.checkpoint.interval_tokens):
             save_checkpoint(state, identity)
             if recorder:
-                write_json(config.output / EXPOSURE, _ledger(config, plan, state.iteration))
+                write_json(config.output / EXPOSURE, _ledger(config, dataset, state.iteration))
         if stopping:
             if recorder:
                 print(f"train: asked to stop; saved after iteration {state.iteration}", flush=True)
@@ -171,11 +171,11 @@ def _prepare_folder(config: RunConfig) -> None:
     write_text(config.output / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
-def _ledger(config: RunConfig, plan: BlendPlan, iteration: int) -> dict[str, Any]:
-    return {"iteration": iteration, "sources": exposure(plan, iteration * config.train.global_batch_size)}
+def _ledger(config: RunConfig, dataset: BlendedDataset, iteration: int) -> dict[str, Any]:
+    return {"iteration": iteration, "sources": dataset.exposure(iteration * config.train.global_batch_size)}
 
 
-def _finish(config: RunConfig, plan: BlendPlan, identity: dict[str, Any]) -> None:
+def _finish(config: RunConfig, dataset: BlendedDataset, identity: dict[str, Any]) -> None:
     """Publish the run folder: from here on it is an artifact, and running it again does nothing."""
     inputs = {f"source {name}": source.path for name, source in config.data.sources.items()}
     inputs |= {f"validation {name}": path for name, path in config.validation.sources.items()}
@@ -183,7 +183,7 @@ def _finish(config: RunConfig, plan: BlendPlan, identity: dict[str, Any]) -> Non
         config.output, kind="run", settings={"run": identity}, inputs={"model": config.model.hf_folder, **inputs},
         counts={"iterations": config.train_iters, "tokens": config.train_iters * config.tokens_per_iteration,
                 "checkpoint": str(checkpoint_folder(config, config.train_iters).relative_to(config.output)),
-                "exposure": _ledger(config, plan, config.train_iters)["sources"]},
+                "exposure": _ledger(config, dataset, config.train_iters)["sources"]},
     )
 
 

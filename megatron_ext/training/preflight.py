@@ -42,9 +42,8 @@ def describe_run(config: RunConfig, plan: BlendPlan) -> str:
         f"{flops:.3g} model FLOPs",
     ]
     for source in plan.sources:
-        seen = source.seen_tokens(source.num_samples, seq_length)
-        lines.append(f"source {source.name}: {seen:,} of {source.available_tokens:,} tokens, "
-                     f"{source.epochs:.2f} epochs, {100 * source.num_samples / plan.num_samples:.1f} % of the samples")
+        lines.append(f"source {source.name}: {source.num_samples * seq_length:,} tokens, {source.epochs:.2f} epochs of "
+                     f"{source.available_tokens:,}, {100 * source.num_samples / plan.num_samples:.1f} % of the samples")
     return "\n".join(lines)
 
 

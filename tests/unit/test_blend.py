@@ -1,12 +1,11 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ext.config import RunConfig
-from megatron_ext.data.blend import exposure, plan_blend
+from megatron_ext.data.blend import plan_blend
 from megatron_ext.errors import UserError
 
 
@@ -56,7 +55,7 @@ def test_a_source_without_tokens_gives_nothing():
 def test_every_stretch_of_the_run_has_the_proportions_of_the_blend(counts):
     sources = {f"s{number}": {"tokens": count * 10} for number, count in enumerate(counts)}
     config = run_config(sources, budget_tokens=sum(counts) * 10, seq_length=10, global_batch_size=1)
-    plan = plan_blend(config, {name: 500 for name in sources})
+    plan = plan_blend(config, dict.fromkeys(sources, 500))
     assert [source.num_samples for source in plan.sources] == counts
     total = sum(counts)
     for position in range(total + 1):
@@ -65,15 +64,6 @@ def test_every_stretch_of_the_run_has_the_proportions_of_the_blend(counts):
             assert abs(seen[f"s{number}"] - position * count / total) <= len(counts)
     for number, count in enumerate(counts):
         assert sorted(plan.index_in_source[plan.order == number]) == list(range(count))
-
-
-def test_exposure_at_the_end_of_passes():
-    plan = plan_blend(run_config({"a": {"fill": True, "max_epochs": 2}}, budget_tokens=4000), {"a": 1950})
-    assert plan.sources[0].samples_per_epoch == 20
-    half, whole = exposure(plan, 20)["a"], exposure(plan, 40)["a"]
-    assert (half["seen_tokens"], half["unique_tokens"], half["epochs"]) == (1950, 1950, 1.0)
-    assert (whole["seen_tokens"], whole["unique_tokens"], whole["epochs"]) == (3900, 1950, 2.0)
-    assert np.isclose(whole["planned_tokens"], 3900)
 
 
 def test_exactly_one_amount():

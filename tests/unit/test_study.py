@@ -15,7 +15,8 @@ def study_values(tmp_path):
     (tmp_path / "corpus" / "a.jsonl").write_text('{"id": "1", "text": "olá", "stem_score": 3.0, "edu_score": 3.0}\n')
     return {
         "name": "tiny", "corpus": {"path": str(tmp_path / "corpus")}, "base_model": "some/model",
-        "subsets": {"high": {"rule": "stem > 2.5", "budget_tokens": 10}, "low": {"rule": "stem < 2", "budget_tokens": 10}},
+        "subsets": {"high": {"rule": "stem > 2.5", "budget_tokens": 10},
+                    "low": {"rule": "stem < 2", "budget_tokens": 10}},
         "rewriter": {"model": "some/instruct", "subsets": ["high"]},
         "run": {"train": {"budget_tokens": 512, "global_batch_size": 2}, "data": {"seq_length": 64}},
         "conditions": {
