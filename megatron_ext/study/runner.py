@@ -42,6 +42,15 @@ def run_nodes(nodes: list[Node], work: Path) -> int:
     return num_run
 
 
+def run_report(record: Path, work: Path) -> Path:
+    """Make the study's page from its record; returns the report's folder."""
+    node = Node("report/page", "report", "evaluation.report", {}, {"study": record})
+    output = node.output(work)
+    if not is_up_to_date(node, work):
+        _run(node, work)
+    return output
+
+
 def is_up_to_date(node: Node, work: Path) -> bool:
     """Whether the node's output is there, whole, and made from the inputs as they are now."""
     output = node.output(work)

@@ -1,0 +1,47 @@
+"""What the report is made from: one JSON file that names the study's artifacts by their part in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_ext.artifacts import Artifact, write_json
+from megatron_ext.study.config import BASE, StudyConfig
+from megatron_ext.study.graph import Node
+from megatron_ext.study.runner import stage_seconds
+
+
+def write_study_record(study: StudyConfig, nodes: list[Node], work: Path) -> Path:
+    """Write `<work>/study.json` for evaluation.report; places in it are relative to `work`. Returns its path."""
+    place = {node.name: str(node.output(work).relative_to(work)) for node in nodes}
+    seconds = stage_seconds(work)
+    record = {
+        "name": study.name,
+        "description": study.description,
+        "settings": study.model_dump(mode="json"),
+        "base": {"model": place[f"model/{BASE}"], "evaluation": place[f"evaluate/{BASE}"]},
+        "selections": {name: place[f"select/{name}"] for name in study.subsets},
+        "rewrites": {name: place[f"rewrite/{name}"] for name in (study.rewriter.subsets if study.rewriter else [])},
+        "tokenized": {name: place[f"tokenize/{name}"] for name in study.sources},
+        "conditions": {
+            condition: {"seeds": {str(seed): {
+                "run": place[f"run/{condition}/seed{seed}"],
+                "export": place[f"export/{condition}/seed{seed}"],
+                "evaluation": place[f"evaluate/{condition}/seed{seed}"],
+            } for seed in study.seeds}}
+            for condition in study.conditions
+        },
+        "comparison": place["compare/conditions"],
+        "notes": [study.rewriter.note] if study.rewriter and study.rewriter.note else [],
+        "parity": [verdict for node in nodes for verdict in _parity_verdicts(node, work)],
+        "stages": [{"name": node.name, "seconds": seconds.get(node.name, 0.0)} for node in nodes],
+    }
+    path = work / "study.json"
+    write_json(path, record)
+    return path
+
+
+def _parity_verdicts(node: Node, work: Path) -> list[dict[str, Any]]:
+    """The proof that a conversion kept the logits, from the manifest of the node that made it."""
+    verdict = Artifact.open(node.output(work)).counts.get("parity")
+    return [{"name": node.name, **verdict}] if verdict else []
