@@ -1,0 +1,259 @@
+"""Read any corpus: a file or folder of Parquet or JSONL (.gz, .zst) shards, or a documents artifact, in bounded memory.
+
+A corpus is read in chunks: row groups of a Parquet file, a byte range of a JSONL file, a whole compressed file. Chunks
+depend on the files alone, so work that is done chunk by chunk is the same for any number of workers.
+
+JSON can hold lone surrogates, which no UTF-8 text can: each becomes U+FFFD.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+
+from megatron_ext.data.documents import DOCUMENTS_FOLDER, ORIGINAL
+from megatron_ext.errors import UserError
+
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
+CHUNK_BYTES = 64 * 2**20
+_BATCH_ROWS = 256
+_BATCH_BYTES = 16 * 2**20  # of JSON lines
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of one shard: row groups `start` to `end` of a Parquet file, or bytes `start` to `end` of a JSONL file.
+
+    A compressed file is one chunk (`end` None).
+    """
+
+    path: Path
+    start: int
+    end: int | None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus and the columns to read from it."""
+
+    path: Path
+    text_column: str = "text"
+    id_column: str | None = "id"
+    """None: ids are made from the text (equal texts have equal ids)."""
+    score_columns: Mapping[str, str] = field(default_factory=dict)
+    """Short name -> column."""
+
+    @property
+    def is_documents_artifact(self) -> bool:
+        """Whether this is the output of selection or rewriting."""
+        return (self.path / DOCUMENTS_FOLDER).is_dir()
+
+    def columns(self) -> dict[str, str]:
+        """Name in the batches -> column in the files."""
+        if self.is_documents_artifact:
+            fixed = {name: name for name in ("id", "document_id", "style", "text")}
+        else:
+            fixed = {"id": self.id_column, "text": self.text_column} if self.id_column else {"text": self.text_column}
+        return fixed | dict(self.score_columns)
+
+    def shards(self) -> list[Path]:
+        """The files, ordered by their path. Raises UserError when there are none."""
+        root = self.path / DOCUMENTS_FOLDER if self.is_documents_artifact else self.path
+        if root.is_file() and root.name.endswith(SUFFIXES):
+            return [root]
+        found = [path for path in root.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES)
+                 and not any(part.startswith(".") for part in path.relative_to(root).parts)] if root.is_dir() else []
+        if not found:
+            state = "holds no shards" if root.exists() else "does not exist"
+            raise UserError(f"corpus {root} {state}; needed: a file, or a folder of files, named "
+                            f"*{', *'.join(SUFFIXES)}")
+        return sorted(found, key=lambda path: path.relative_to(root).parts)
+
+    def chunks(self, chunk_bytes: int = CHUNK_BYTES) -> list[Chunk]:
+        """All chunks in order, after checking that every shard has the columns.
+
+        Raises UserError when a shard lacks a column (naming those it has) or is damaged.
+        """
+        shards = self.shards()
+        for shard in shards:
+            check_columns(shard, self.columns())
+        return [chunk for shard in shards for chunk in _split(shard, chunk_bytes)]
+
+    def read(self, chunk: Chunk) -> Iterator[pa.RecordBatch]:
+        """The rows of a chunk in batches of at most 256 rows.
+
+        Columns: `id`, `document_id`, `style`, `text` (strings; only `text` may be null) and the scores (float64) by
+        their short names. Raises UserError for rows that are not what the columns need.
+        """
+        columns = self.columns()
+        read = _read_parquet if chunk.path.name.endswith(".parquet") else _read_jsonl
+        for batch in read(chunk, columns):
+            yield self._complete(batch, chunk.path)
+
+    def _complete(self, batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
+        arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+        if "id" not in arrays:
+            arrays["id"] = content_ids(arrays["text"])
+        for name in ("id", "document_id", "style"):
+            if name in arrays and arrays[name].null_count:
+                raise UserError(f"{path}: a row has no value in column {self.columns()[name]!r}, which must name it")
+        arrays.setdefault("document_id", arrays["id"])
+        arrays.setdefault("style", pa.repeat(pa.scalar(ORIGINAL, pa.string()), len(batch)))
+        names = ["id", "document_id", "style", "text", *self.score_columns]
+        return pa.record_batch([arrays[name] for name in names], names=names)
+
+
+def content_ids(texts: pa.Array) -> pa.Array:
+    """An id for each text from its UTF-8 bytes: XXH3-128, 32 hexadecimal digits."""
+    return pa.array([xxhash.xxh3_128_hexdigest((text or "").encode()) for text in texts.to_pylist()], pa.string())
+
+
+def check_columns(shard: Path, columns: Mapping[str, str]) -> None:
+    """Raise UserError when a shard lacks one of the columns; a JSONL shard is judged by its first 100 rows."""
+    if shard.name.endswith(".parquet"):
+        with _open_parquet(shard) as file:
+            present = list(file.schema_arrow.names)
+    else:
+        rows = [row for _, row in islice(_parse_lines(_lines(Chunk(shard, 0, None)), shard), 100)]
+        if not rows:
+            return
+        present = list(dict.fromkeys(chain.from_iterable(rows)))
+    missing = [column for column in columns.values() if column not in present]
+    if missing:
+        raise UserError(f"{shard} has no column {', '.join(map(repr, missing))}; its columns are: {', '.join(present)}")
+
+
+def _split(shard: Path, chunk_bytes: int) -> Iterator[Chunk]:
+    if shard.name.endswith(".jsonl"):
+        size = shard.stat().st_size
+        yield from (Chunk(shard, start, min(start + chunk_bytes, size)) for start in range(0, size, chunk_bytes))
+    elif shard.name.endswith(".parquet"):
+        with _open_parquet(shard) as file:
+            sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
+        start = total = 0
+        for i, size in enumerate(sizes):
+            total += size
+            if total >= chunk_bytes or i == len(sizes) - 1:
+                yield Chunk(shard, start, i + 1)
+                start, total = i + 1, 0
+    else:
+        yield Chunk(shard, 0, None)
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, buffer_size=2**20)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} cannot be read as Parquet: {error}") from None
+
+
+def _read_parquet(chunk: Chunk, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
+    with _open_parquet(chunk.path) as file:
+        groups = list(range(chunk.start, chunk.end or 0))
+        wanted = list(dict.fromkeys(columns.values()))
+        try:
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=wanted, use_threads=False):
+                yield pa.record_batch([_cast(batch.column(column), name, column, chunk.path)
+                                       for name, column in columns.items()], names=list(columns))
+        except (OSError, pa.ArrowInvalid) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's trouble, not the file's
+            raise UserError(f"{chunk.path} is damaged: {error}") from None
+
+
+def _cast(array: pa.Array, name: str, column: str, path: Path) -> pa.Array:
+    is_number = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
+    if name == "text" and is_number:
+        raise UserError(f"{path}: column {column!r} holds {array.type}, not text")
+    try:
+        cast = pc.cast(array, _type_of(name))
+        cast.validate(full=True)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        kind = "numbers" if _type_of(name) == pa.float64() else "UTF-8 text"
+        raise UserError(f"{path}: column {column!r} ({array.type}) cannot be read as {kind}: {error}") from None
+    return cast
+
+
+def _type_of(name: str) -> pa.DataType:
+    return pa.string() if name in ("id", "document_id", "style", "text") else pa.float64()
+
+
+def _lines(chunk: Chunk) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, line) of the lines that start inside a chunk."""
+    # input_stream decompresses by the suffix.
+    with io.BufferedReader(pa.input_stream(str(chunk.path)), 2**20) as stream:
+        position = 0
+        if chunk.start:  # the line under way at `start` belongs to the chunk before
+            stream.seek(chunk.start - 1)
+            position = chunk.start - 1 + len(stream.readline())
+        while chunk.end is None or position < chunk.end:
+            try:
+                line = stream.readline()
+            except OSError as error:
+                raise UserError(f"{chunk.path} is damaged or cut off: {error}") from None
+            if not line:
+                return
+            yield position, line
+            position += len(line)
+
+
+def _parse_lines(lines: Iterable[tuple[int, bytes]], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(bytes of the line, its JSON object); blank lines are skipped."""
+    for offset, line in lines:
+        if line.isspace():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}: the line at byte {offset:,} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: the line at byte {offset:,} is not a JSON object but {type(row).__name__}")
+        yield len(line), row
+
+
+def _read_jsonl(chunk: Chunk, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
+    rows: list[dict[str, Any]] = []
+    num_bytes = 0
+    for size, row in _parse_lines(_lines(chunk), chunk.path):
+        rows.append(row)
+        num_bytes += size
+        if len(rows) >= _BATCH_ROWS or num_bytes >= _BATCH_BYTES:
+            yield _as_batch(rows, columns, chunk.path)
+            rows, num_bytes = [], 0
+    if rows:
+        yield _as_batch(rows, columns, chunk.path)
+
+
+def _as_batch(rows: list[dict[str, Any]], columns: Mapping[str, str], path: Path) -> pa.RecordBatch:
+    arrays = []
+    for name, column in columns.items():
+        values = [row.get(column) for row in rows]
+        allowed = (str, int) if name == "id" else (str,) if _type_of(name) == pa.string() else (int, float)
+        for value in values:
+            if value is not None and (not isinstance(value, allowed) or isinstance(value, bool)):
+                raise UserError(f"{path}: field {column!r} holds {str(value)[:60]!r} ({type(value).__name__}); needed: "
+                                f"{' or '.join(kind.__name__ for kind in allowed)}")
+        if _type_of(name) == pa.string():
+            values = [value if value is None else _clean(str(value)) for value in values]
+        arrays.append(pa.array(values, _type_of(name)))
+    return pa.record_batch(arrays, names=list(columns))
+
+
+def _clean(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _LONE_SURROGATE.sub("\ufffd", text)
+    return text

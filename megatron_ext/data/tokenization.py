@@ -1,0 +1,229 @@
+"""Stage 3: documents to Megatron indexed datasets, byte-identical to Megatron-LM's `preprocess_data.py --append-eod`.
+
+Each split holds what that program writes for the split's documents in their order: the ids of a document, then the
+end-of-document id, as one sequence; a document without ids is a document boundary without a sequence. Which ids an
+encoder gives is stated in `megatron_ext.data.tokenizers`.
+
+The work is done in parts, one a chunk of the corpus, and joined in order: the result does not depend on the number of
+workers, and a run that was killed goes on with the parts that it lacks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+from pydantic import Field
+
+from megatron_ext.artifacts import Artifact, produce, write_json
+from megatron_ext.data.corpus import Chunk, Corpus
+from megatron_ext.data.documents import write_parquet
+from megatron_ext.data.indexed import bin_path, idx_path, token_dtype, write_index
+from megatron_ext.data.token_bytes import token_bytes
+from megatron_ext.data.tokenizers import EncoderName, TrainingTokenizer, load_tokenizer
+from megatron_ext.data.workers import available_cores, map_in_order
+from megatron_ext.errors import UserError
+from megatron_ext.progress import Progress
+from megatron_ext.settings import Settings
+
+SPLITS = ("train", "valid")
+SEQUENCES = "sequences.parquet"
+TOKEN_BYTES = "token_bytes.npy"
+_COUNTS = "counts.json"
+_PARTS = "parts"
+_METADATA_ROWS = 65_536
+_PART_SCHEMA = pa.schema({"split": pa.string(), "id": pa.string(), "document_id": pa.string(), "style": pa.string(),
+                          "num_tokens": pa.int64(), "num_bytes": pa.int64()})
+_SEQUENCE_SCHEMA = _PART_SCHEMA.insert(1, pa.field("sequence", pa.int64()))
+
+
+class TokenizeSettings(Settings):
+    """Settings of the tokenizing stage."""
+
+    documents: Path
+    """A selection or rewrites artifact, or any corpus: a file or folder of .parquet, .jsonl, .jsonl.gz, .jsonl.zst."""
+    tokenizer: Path
+    """Folder with tokenizer.json (and tokenizer_config.json) or tokenizer.model."""
+    encoder: EncoderName = "auto"
+    """Library that encodes; auto: tokenizers where there is a tokenizer.json, else sentencepiece."""
+    text_column: str = "text"
+    """Column of the text (plain corpora only)."""
+    id_column: str | None = "id"
+    """Column of the document's id (plain corpora only); null: ids are made from the text."""
+    append_eod: bool = True
+    """End every document with the tokenizer's end-of-sequence id."""
+    valid_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of documents for validation, by hash of document_id: rewrites stay on the side of their original."""
+    split_seed: int = Field(default=0, ge=0)
+    """Seed of that hash; use the same for all subsets of a study."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes; default: one a core. Does not change the result."""
+
+
+@dataclass(frozen=True)
+class _PartTask:
+    settings: TokenizeSettings
+    chunk: Chunk
+    part: Path
+    """Path prefix of the part's files."""
+
+
+def tokenize_corpus(settings: TokenizeSettings, output: Path) -> Artifact:
+    """Tokenize a corpus into the artifact `output` (kind "tokenized"): train.bin/.idx, valid.bin/.idx,
+    sequences.parquet (which document each sequence is) and token_bytes.npy.
+
+    Raises UserError for a corpus or tokenizer that cannot be read, and for a document without a text.
+    """
+    tokenizer = load_tokenizer(settings.tokenizer, settings.encoder)
+    request = settings.model_dump(mode="json", exclude={"documents", "tokenizer", "workers"})
+    request |= {"encoder": tokenizer.encoder.name, "tokenizer_sha256": tokenizer.sha256,
+                "eod_token_id": tokenizer.eod_token_id}
+    return produce(output, kind="tokenized", settings=request, inputs={"documents": settings.documents},
+                   make=lambda folder: _make(folder, settings, tokenizer))
+
+
+def is_validation(document_id: str, split_seed: int, valid_fraction: float) -> bool:
+    """Whether a document, with all its rewrites, is validation data: XXH3-64 of its id, uniform in [0, 1)."""
+    return xxhash.xxh3_64_intdigest(document_id.encode(), seed=split_seed) < valid_fraction * 2**64
+
+
+def _make(folder: Path, settings: TokenizeSettings, tokenizer: TrainingTokenizer) -> dict[str, Any]:
+    counts_path = folder / _COUNTS  # written last: with it, only the tidying up can be missing
+    if not counts_path.exists():
+        parts = _make_parts(folder / _PARTS, settings)
+        dtype = token_dtype(tokenizer.vocab_size)
+        for split in SPLITS:
+            _join_bin(bin_path(folder / split), [_part_bin(part, split) for part in parts])
+        counts = _join_metadata(folder, parts, dtype)
+        _write_array(folder / TOKEN_BYTES, token_bytes(tokenizer.vocabulary_path))
+        counts |= {"eod_token_id": tokenizer.eod_token_id, "vocab_size": tokenizer.vocab_size,
+                   "encoder": tokenizer.encoder.name, "tokenizer_sha256": tokenizer.sha256,
+                   "tokenizer_files": tokenizer.files}
+        write_json(counts_path, counts)
+    if (folder / _PARTS).exists():
+        shutil.rmtree(folder / _PARTS)
+    return json.loads(counts_path.read_text(encoding="utf-8"))
+
+
+def _make_parts(folder: Path, settings: TokenizeSettings) -> list[Path]:
+    """Tokenize the chunks that have no finished part yet; returns the path prefix of every part, in order."""
+    folder.mkdir(exist_ok=True)
+    chunks = _corpus(settings).chunks()
+    tasks = [_PartTask(settings, chunk, folder / f"{number:06d}") for number, chunk in enumerate(chunks)]
+    missing = [task for task in tasks if not _part_metadata(task.part).exists()]
+    progress = Progress("tokenize", len(tasks), "parts", rate_unit="tokens", already_done=len(tasks) - len(missing))
+    for num_tokens in map_in_order(_make_part, missing, settings.workers or available_cores()):
+        progress.advance(1, num_tokens)
+    return [task.part for task in tasks]
+
+
+def _make_part(task: _PartTask) -> int:
+    """Tokenize one chunk; its metadata file, written last, says that the part is whole. Returns its tokens."""
+    settings = task.settings
+    tokenizer = load_tokenizer(settings.tokenizer, settings.encoder)
+    dtype = token_dtype(tokenizer.vocab_size)
+    metadata = []
+    temporary = [task.part.with_name(f"{task.part.name}.{split}.{os.getpid()}.tmp") for split in SPLITS]
+    with open(temporary[0], "wb") as train, open(temporary[1], "wb") as valid:
+        for batch in _corpus(settings).read(task.chunk):
+            ids, lengths = _encode(batch, tokenizer, settings.append_eod, task.chunk.path)
+            in_valid = np.array([is_validation(document_id, settings.split_seed, settings.valid_fraction)
+                                 for document_id in batch.column("document_id").to_pylist()], dtype=bool)
+            token_in_valid = np.repeat(in_valid, lengths)
+            train.write(ids[~token_in_valid].astype(dtype).tobytes())
+            valid.write(ids[token_in_valid].astype(dtype).tobytes())
+            metadata.append(_metadata(batch, in_valid, lengths))
+    for split, path in zip(SPLITS, temporary, strict=True):
+        os.replace(path, _part_bin(task.part, split))
+    table = pa.Table.from_batches(metadata, schema=_PART_SCHEMA)
+    write_parquet(_part_metadata(task.part), table, row_group_rows=_METADATA_ROWS)
+    return int(pc.sum(table.column("num_tokens")).as_py() or 0)
+
+
+def _encode(batch: pa.RecordBatch, tokenizer: TrainingTokenizer, append_eod: bool,
+            path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of a batch end to end `[num_tokens]` and of each document `[num_documents]`, end-of-document ids included."""
+    texts = batch.column("text")
+    if texts.null_count:
+        nameless = batch.column("id")[pc.index(pc.is_null(texts), True).as_py()]
+        raise UserError(f"{path}: document {nameless.as_py()!r} has no text (null); select the corpus first, or give "
+                        "it a text")
+    encoded = tokenizer.encoder.encode(texts)
+    if not append_eod:
+        return encoded.ids, encoded.lengths
+    has_ids = encoded.lengths > 0  # as Megatron-LM: no end of document where there is no document
+    ids = np.insert(encoded.ids, np.cumsum(encoded.lengths)[has_ids], tokenizer.eod_token_id)
+    return ids, encoded.lengths + has_ids
+
+
+def _metadata(batch: pa.RecordBatch, in_valid: np.ndarray, lengths: np.ndarray) -> pa.RecordBatch:
+    columns = {"split": pa.array(np.where(in_valid, "valid", "train")).cast(pa.string()),
+               "id": batch.column("id"), "document_id": batch.column("document_id"), "style": batch.column("style"),
+               "num_tokens": pa.array(lengths),
+               "num_bytes": pc.binary_length(batch.column("text")).cast(pa.int64())}
+    return pa.record_batch(columns, schema=_PART_SCHEMA)
+
+
+def _join_bin(path: Path, parts: Sequence[Path]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as joined:
+        for part in parts:
+            with open(part, "rb") as file:
+                shutil.copyfileobj(file, joined, 2**20)
+    os.replace(temporary, path)
+
+
+def _join_metadata(folder: Path, parts: Sequence[Path], dtype: np.dtype) -> dict[str, Any]:
+    """Write sequences.parquet and the indexes; returns what each split holds."""
+    lengths: dict[str, list[np.ndarray]] = {split: [np.empty(0, dtype=np.int64)] for split in SPLITS}
+    counts = {split: dict.fromkeys(("documents", "empty_documents", "tokens", "bytes"), 0) for split in SPLITS}
+    temporary = folder / (SEQUENCES + ".tmp")
+    with pq.ParquetWriter(temporary, _SEQUENCE_SCHEMA, compression="zstd") as writer:
+        for part in parts:
+            table = pq.read_table(_part_metadata(part))
+            sequences = np.zeros(len(table), dtype=np.int64)
+            num_tokens, num_bytes = table["num_tokens"].to_numpy(), table["num_bytes"].to_numpy()
+            for split in SPLITS:
+                here = pc.equal(table["split"], split).to_numpy()
+                present, count = here & (num_tokens > 0), counts[split]
+                sequences[present] = count["documents"] - count["empty_documents"] + np.arange(present.sum())
+                count["documents"] += int(here.sum())
+                count["empty_documents"] += int(here.sum() - present.sum())
+                count["tokens"] += int(num_tokens[here].sum())
+                count["bytes"] += int(num_bytes[here].sum())
+                lengths[split].append(num_tokens[here].astype(np.int32))
+            numbered = table.add_column(1, _SEQUENCE_SCHEMA.field("sequence"), pa.array(sequences))
+            writer.write_table(numbered.filter(pa.array(num_tokens > 0)), row_group_size=_METADATA_ROWS)
+    os.replace(temporary, folder / SEQUENCES)
+    for split in SPLITS:
+        write_index(idx_path(folder / split), np.concatenate(lengths[split]), dtype)
+    return counts
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        np.save(file, array)
+    os.replace(temporary, path)
+
+
+def _corpus(settings: TokenizeSettings) -> Corpus:
+    return Corpus(settings.documents, settings.text_column, settings.id_column)
+
+
+def _part_bin(part: Path, split: str) -> Path:
+    return part.with_name(f"{part.name}.{split}.bin")
+
+
+def _part_metadata(part: Path) -> Path:
+    return part.with_name(f"{part.name}.parquet")

@@ -1,0 +1,27 @@
+"""Stage 3: tokenize documents into Megatron indexed datasets (train.bin/.idx, valid.bin/.idx).
+
+    python -m tools.tokenize_corpus --output work/tokens documents=work/selection tokenizer=models/tinyllama
+"""
+
+from __future__ import annotations
+
+import sys
+
+from megatron_ext.data.tokenization import TokenizeSettings, tokenize_corpus
+from megatron_ext.errors import exit_on_user_error
+from megatron_ext.settings import parse_stage_arguments
+
+
+@exit_on_user_error
+def main() -> None:
+    """Parse the command line, tokenize, say what came out."""
+    settings, output = parse_stage_arguments(TokenizeSettings, __doc__ or "")
+    artifact = tokenize_corpus(settings, output)
+    counts = artifact.counts
+    summary = ", ".join(f"{split} {counts[split]['documents']:,} documents, {counts[split]['tokens']:,} tokens"
+                        for split in ("train", "valid"))
+    print(f"{output}: {summary}; encoder {counts['encoder']}, end of document {counts['eod_token_id']}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
