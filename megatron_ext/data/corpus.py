@@ -26,7 +26,7 @@ from megatron_ext.data.documents import DOCUMENTS_FOLDER, ORIGINAL
 from megatron_ext.errors import UserError
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 16 * 2**20
 _BATCH_ROWS = 256
 _BATCH_BYTES = 16 * 2**20  # of JSON lines
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")

@@ -1,0 +1,108 @@
+"""Look into a tokenized artifact, or any Megatron indexed dataset: counts, lengths, one sequence, damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from megatron_ext.artifacts import MANIFEST, Artifact
+from megatron_ext.data.indexed import IndexedReader, bin_path
+from megatron_ext.data.tokenization import SEQUENCES, SPLITS
+from megatron_ext.data.tokenizers import load_tokenizer
+from megatron_ext.errors import UserError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An indexed dataset, and the artifact that it belongs to, if it does."""
+
+    reader: IndexedReader
+    split: str
+    artifact: Artifact | None
+
+
+def open_dataset(path: Path, split: str = "train") -> Dataset:
+    """Open one split of a tokenized artifact, or the indexed dataset of a prefix (a path without .bin/.idx)."""
+    if (path / MANIFEST).exists():
+        if split not in SPLITS:
+            raise UserError(f"there is no split {split!r}; the splits are: {', '.join(SPLITS)}")
+        artifact = Artifact.open(path, kind="tokenized")
+        return Dataset(IndexedReader(path / split), split, artifact)
+    if path.is_dir():
+        names = sorted(file.stem for file in path.glob("*.idx"))
+        raise UserError(f"{path} is not a finished tokenized artifact; name a dataset in it: "
+                        f"{', '.join(names) or 'none'}")
+    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    return Dataset(IndexedReader(prefix), prefix.name, None)
+
+
+def describe(dataset: Dataset) -> Iterator[str]:
+    """Lines with counts and the distribution of lengths."""
+    reader = dataset.reader
+    lengths = reader.sequence_lengths
+    yield (f"{reader.prefix}: {reader.num_documents:,} documents, {len(reader):,} sequences, {reader.num_tokens:,} "
+           f"tokens, {reader.dtype}, {bin_path(reader.prefix).stat().st_size:,} bytes")
+    if not len(lengths):
+        return
+    quantiles = np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1]).astype(int)
+    yield (f"tokens in a sequence: mean {lengths.mean():,.1f}, "
+           + ", ".join(f"{name} {value:,}" for name, value in zip(("min", "25 %", "median", "75 %", "max"), quantiles,
+                                                                  strict=True)))
+    for low, high, count, tokens in length_histogram(lengths):
+        bar = "#" * round(40 * count / len(lengths))
+        yield f"{low:>10,} – {high:<10,} {count:>12,} sequences {tokens:>16,} tokens {bar}"
+
+
+def length_histogram(lengths: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """(shortest, longest, sequences, tokens) for lengths 1, 2–3, 4–7, …: one row a power of two that occurs."""
+    powers = np.frexp(lengths.astype(np.float64))[1] - 1  # exact floor of log2
+    counts = np.bincount(powers)
+    tokens = np.bincount(powers, weights=lengths)
+    return [(2**int(power), 2 ** (int(power) + 1) - 1, int(counts[power]), int(tokens[power]))
+            for power in np.flatnonzero(counts)]
+
+
+def sequence_record(dataset: Dataset, sequence: int) -> dict[str, Any]:
+    """Where a sequence comes from: its row of sequences.parquet (id, document_id, style, …); {} without an artifact."""
+    if dataset.artifact is None:
+        return {}
+    table = pq.read_table(dataset.artifact.path / SEQUENCES,
+                          filters=[("split", "==", dataset.split), ("sequence", "==", sequence)])
+    if len(table) != 1:
+        raise UserError(f"{dataset.artifact.path / SEQUENCES} has {len(table)} rows for {dataset.split} sequence "
+                        f"{sequence} instead of one: it is damaged")
+    return table.to_pylist()[0]
+
+
+def decode_sequence(dataset: Dataset, sequence: int, tokenizer_folder: Path) -> str:
+    """The text of a sequence, special tokens shown. Raises UserError when the tokenizer is another one."""
+    if not 0 <= sequence < len(dataset.reader):
+        raise UserError(f"there is no sequence {sequence}; {dataset.reader.prefix} has {len(dataset.reader):,}")
+    made_with = dataset.artifact.counts if dataset.artifact is not None else {}
+    tokenizer = load_tokenizer(tokenizer_folder, made_with.get("encoder", "auto"))
+    if made_with.get("tokenizer_sha256", tokenizer.sha256) != tokenizer.sha256:
+        raise UserError(f"{tokenizer_folder} is not the tokenizer that {dataset.reader.prefix} was made with: "
+                        f"{tokenizer.vocabulary_path.name} has another sha256")
+    return tokenizer.encoder.decode(dataset.reader.read(sequence).tolist())
+
+
+def verify(dataset: Dataset) -> list[str]:
+    """Read everything; one line for each fault that is found (an empty list: all is well)."""
+    reader, artifact = dataset.reader, dataset.artifact
+    if artifact is None:
+        return []  # opening has checked all that a bare dataset can tell
+    problems = artifact.verify()
+    largest = reader.largest_token_id()
+    if largest >= artifact.counts["vocab_size"]:
+        problems.append(f"{bin_path(reader.prefix)}: token id {largest}, but the vocabulary has "
+                        f"{artifact.counts['vocab_size']:,}")
+    counted = artifact.counts[dataset.split]
+    for name, found in (("documents", reader.num_documents), ("tokens", reader.num_tokens)):
+        if found != counted[name]:
+            problems.append(f"{reader.prefix}: {found:,} {name}, but the manifest counts {counted[name]:,}")
+    return problems
