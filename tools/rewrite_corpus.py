@@ -1,0 +1,28 @@
+"""Rewrite the documents of a selection in several styles with an instruct model; outputs are checked and counted.
+
+    python -m tools.rewrite_corpus --output work/rewrites documents=work/high model=work/model tokenizer=work/model
+"""
+
+from __future__ import annotations
+
+import sys
+
+from megatron_ext.data.rewriting.rewrite import RewriteSettings, rewrite_corpus
+from megatron_ext.errors import exit_on_user_error
+from megatron_ext.settings import parse_stage_arguments
+
+
+@exit_on_user_error
+def main() -> None:
+    """Run the stage."""
+    settings, output = parse_stage_arguments(RewriteSettings, __doc__)
+    rewrites = rewrite_corpus(settings, output)
+    for style, counts in rewrites.counts["chunks"].items():
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["reasons"].items())
+        print(f"  {style}: {counts['num_survived']:,} of {counts['num_chunks']:,} chunks survived the checks"
+              + (f" ({reasons})" if reasons else ""))
+    print(f"{rewrites.counts['documents']:,} rewrites, {rewrites.counts['tokens']:,} tokens -> {output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
