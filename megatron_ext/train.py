@@ -13,38 +13,54 @@ from pathlib import Path
 
 from megatron_ext.config import RunConfig
 from megatron_ext.errors import UserError, exit_on_user_error
+from megatron_ext.processes import die_with_parent
 from megatron_ext.settings import describe, load_settings
+from megatron_ext.training.preflight import check_run, describe_run
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> int:
     """Run or resume a training run; exit code 0 when it is finished or was stopped on request."""
     arguments = _parse(argv)
-    config = load_settings(RunConfig, arguments.config, arguments.overrides)
-    # Imported here: a checkpoint writer that is spawned imports this module again and needs none of it.
-    from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel
-
     try:
-        initialize_parallel(config.parallel)
-        from megatron_ext.training.loop import train
-
-        train(config)
+        config = load_settings(RunConfig, arguments.config, arguments.overrides)
+        check_run(config)
+        if arguments.dry_run:
+            print(describe_run(config))
+        else:
+            _train(config)
     except UserError:
         if os.environ.get("RANK", "0") == "0":
             raise
         return 2  # one rank tells it
+    return 0
+
+
+def _train(config: RunConfig) -> None:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
+    # Imported here: a checkpoint writer that is spawned imports this module again and needs none of it.
+    from megatron_ext.training.loop import train
+    from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel
+
+    initialize_parallel(config.parallel)
+    try:
+        train(config)
     finally:
         shut_down_parallel()
-    return 0
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog="settings:\n" + describe(RunConfig),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
+    parser.add_argument("--dry-run", action="store_true", help="check the run, print its arithmetic and leave")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
     return parser.parse_args(argv)
 
+
+if __name__ == "__mp_main__":  # a helper that megatron-core's checkpoint writer has spawned
+    die_with_parent()
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])

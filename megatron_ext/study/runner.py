@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext.artifacts import MANIFEST, Artifact, is_finished, write_json
+from megatron_ext.config import ParallelConfig, RunConfig
 from megatron_ext.errors import UserError
 from megatron_ext.processes import die_with_parent
 from megatron_ext.progress import format_seconds
+from megatron_ext.settings import validate
 from megatron_ext.study.graph import Node
+from megatron_ext.training.preflight import check_layout, check_run
 
 TIMES = "stage_seconds.json"
 
@@ -72,6 +75,7 @@ def stage_seconds(work: Path) -> dict[str, float]:
 
 
 def _run(node: Node, work: Path) -> float:
+    _check(node, work)
     config = work / "configs" / f"{node.name.replace('/', '.')}.json"
     config.parent.mkdir(exist_ok=True)
     write_json(config, node.config(work))
@@ -88,6 +92,15 @@ def _run(node: Node, work: Path) -> float:
     if not is_finished(node.output(work)):
         raise StageError(f"stage {node.name} stopped before it was finished; run the same command again to go on")
     return seconds
+
+
+def _check(node: Node, work: Path) -> None:
+    """Find mistakes before processes are started: one process can tell them in one line, many cannot."""
+    values = node.config(work)
+    if node.program == "megatron_ext.train":
+        check_run(validate(RunConfig, values | {"output": "."}, where=node.name), node.processes)
+    elif node.kind == "parity":
+        check_layout(validate(ParallelConfig, values["parallel"], where=node.name), Path(values["model"]))
 
 
 def _command(node: Node, config: Path, output: Path) -> list[str]:

@@ -25,7 +25,7 @@ from megatron_ext.data.dataset import BlendedDataset, PackedSource
 from megatron_ext.errors import UserError
 from megatron_ext.training.checkpoint import checkpoint_folder, load_latest_checkpoint, run_identity, save_checkpoint
 from megatron_ext.training.parallel import is_main_rank, main_rank_decides
-from megatron_ext.training.preflight import check_run, describe_run
+from megatron_ext.training.preflight import describe_run, source_sizes
 from megatron_ext.training.state import TrainState, build_train_state
 from megatron_ext.training.step import train_step
 from megatron_ext.training.throughput import train_flops_per_token
@@ -37,7 +37,7 @@ EXPOSURE = "exposure.json"
 
 
 def train(config: RunConfig) -> bool:
-    """Run, or go on with, a training run under the initialised process groups; all ranks call it.
+    """Run, or go on with, a checked training run under the initialised process groups; all ranks call it.
 
     Returns True when the run is finished, False when it was asked to stop (a STOP file in the run folder, SIGTERM or
     SIGUSR1); its state is saved then, and the same call goes on.
@@ -46,11 +46,10 @@ def train(config: RunConfig) -> bool:
     if is_finished(config.output):
         _refuse_other_run(config, identity)
         return True
-    check_run(config)
     plan = plan_blend(config, source_sizes(config))
     if is_main_rank():
         _prepare_folder(config)
-        print(describe_run(config, plan), flush=True)
+        print(describe_run(config), flush=True)
 
     state = build_train_state(config)
     if load_latest_checkpoint(state, identity) and is_main_rank():
@@ -60,12 +59,6 @@ def train(config: RunConfig) -> bool:
     if finished and is_main_rank():
         _finish(config, dataset, identity)
     return finished
-
-
-def source_sizes(config: RunConfig) -> dict[str, int]:
-    """Tokens of each source's training split."""
-    return {name: Artifact.open(source.path, kind="tokenized").counts["train"]["tokens"]
-            for name, source in config.data.sources.items()}
 
 
 def open_dataset(config: RunConfig, plan: BlendPlan) -> BlendedDataset:

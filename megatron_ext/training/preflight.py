@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext.artifacts import Artifact
-from megatron_ext.config import RunConfig
-from megatron_ext.data.blend import BlendPlan, plan_blend
+from megatron_ext.config import ParallelConfig, RunConfig
+from megatron_ext.data.blend import plan_blend
 from megatron_ext.errors import UserError
 from megatron_ext.training.throughput import train_flops_per_token
 
@@ -30,11 +30,25 @@ def check_run(config: RunConfig, world_size: int | None = None) -> None:
         raise UserError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
 
-def describe_run(config: RunConfig, plan: BlendPlan) -> str:
+def check_layout(parallel: ParallelConfig, hf_folder: Path) -> None:
+    """Raise UserError when the model cannot be split over the layout."""
+    problems = _split_problems(parallel, _hf_config(hf_folder))
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def source_sizes(config: RunConfig) -> dict[str, int]:
+    """Tokens of each source's training split."""
+    return {name: Artifact.open(source.path, kind="tokenized").counts["train"]["tokens"]
+            for name, source in config.data.sources.items()}
+
+
+def describe_run(config: RunConfig) -> str:
     """The run's arithmetic, as lines."""
+    plan = plan_blend(config, source_sizes(config))
     train, seq_length = config.train, config.data.seq_length
     tokens = config.train_iters * config.tokens_per_iteration
-    flops = tokens * train_flops_per_token(_hf_config(config), seq_length)
+    flops = tokens * train_flops_per_token(_hf_config(config.model.hf_folder), seq_length)
     lines = [
         f"iteration: {train.global_batch_size} samples x {seq_length:,} tokens = "
         f"{config.tokens_per_iteration:,} tokens",
@@ -75,10 +89,18 @@ def _layout_problems(config: RunConfig, world_size: int) -> list[str]:
 
 def _model_problems(config: RunConfig) -> list[str]:
     try:
-        hf_config = _hf_config(config)
+        hf_config = _hf_config(config.model.hf_folder)
     except UserError as error:
-        return [str(error)]
-    parallel = config.parallel
+        return [f"model.hf_folder: {error}"]
+    problems = _split_problems(config.parallel, hf_config)
+    longest = hf_config.get("max_position_embeddings")
+    if longest and config.data.seq_length > longest:
+        problems.append(f"data.seq_length {config.data.seq_length} is above the model's max_position_embeddings "
+                        f"{longest}")
+    return problems
+
+
+def _split_problems(parallel: ParallelConfig, hf_config: dict[str, Any]) -> list[str]:
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     heads = hf_config["num_attention_heads"]
     kv_heads = hf_config.get("num_key_value_heads") or heads
@@ -92,10 +114,6 @@ def _model_problems(config: RunConfig) -> list[str]:
     if layers % chunks:
         problems.append(f"{layers} layers cannot be split evenly over {chunks} pipeline stages "
                         "(pipeline_model_parallel_size x virtual_pipeline_model_parallel_size)")
-    longest = hf_config.get("max_position_embeddings")
-    if longest and config.data.seq_length > longest:
-        problems.append(f"data.seq_length {config.data.seq_length} is above the model's max_position_embeddings "
-                        f"{longest}")
     return problems
 
 
@@ -125,15 +143,15 @@ def _data_problems(config: RunConfig) -> list[str]:
 
 def _vocab_size(config: RunConfig) -> int | None:
     try:
-        return _hf_config(config)["vocab_size"]
+        return _hf_config(config.model.hf_folder)["vocab_size"]
     except UserError:
         return None
 
 
-def _hf_config(config: RunConfig) -> dict[str, Any]:
-    path: Path = config.model.hf_folder / "config.json"
+def _hf_config(hf_folder: Path) -> dict[str, Any]:
+    path = hf_folder / "config.json"
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"model.hf_folder: {path} cannot be read ({error}); give a Hugging Face model folder, e.g. one "
+        raise UserError(f"{path} cannot be read ({error}); give a Hugging Face model folder, e.g. one "
                         "made by tools.fetch_model") from None

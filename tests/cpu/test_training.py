@@ -152,16 +152,22 @@ def test_every_layout_gives_the_losses_of_one_process(lab, reference, layout, nu
 
 def test_kill_9_and_again_gives_the_same_bits(lab):
     """Killed after the first checkpoint, under pipeline parallelism; then the same run undisturbed."""
-    layout = {"pipeline_model_parallel_size": 2}
-    lab.run(lab.settings("undisturbed", **layout), 2)
-    killed = lab.settings("killed", **layout)
+    def settings(name):
+        settings = lab.settings(name, pipeline_model_parallel_size=2)
+        settings["train"]["budget_tokens"] *= 4
+        settings["data"]["sources"]["a"]["max_epochs"] = 8
+        settings["data"]["sources"]["b"]["max_epochs"] = 8
+        return settings
+
+    lab.run(settings("undisturbed"), 2)
+    killed = settings("killed")
     process = lab.start(killed, 2)
     latest = lab.folder / "killed" / "checkpoints" / "latest"
     deadline = time.monotonic() + 120
     while not latest.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=30)  # ends when every process of the run has gone
     assert latest.exists()
     assert not (lab.folder / "killed" / "manifest.json").exists()
     output = lab.run(killed, 2)
