@@ -1,0 +1,169 @@
+"""megatron-core's GPTModel in the shape of a Hugging Face model, under the initialised process groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor
+
+from megatron_ext.config import ModelConfig, ParallelConfig
+from megatron_ext.errors import UserError
+from megatron_ext.model.hf_config import Architecture, Rope, read_architecture
+from megatron_ext.model.layers import decoder_spec
+
+VOCAB_DIVISIBLE_BY = 128
+"""Each rank's part of the vocabulary is a multiple of this: matrix products on a GPU are slow otherwise."""
+
+
+def build_model(model: ModelConfig, parallel: ParallelConfig) -> list[GPTModel]:
+    """This rank's model chunks: one, or several under virtual pipeline parallelism. Their weights are not set yet.
+
+    Each chunk has the attribute `architecture`. Rows of the vocabulary that only fill it up are zero, and their logits
+    minus infinity, so that losses do not depend on the layout.
+
+    Raises UserError when the model is not supported or cannot be split over the layout.
+    """
+    architecture = read_architecture(model.hf_folder)
+    check_layout(architecture, parallel)
+    config = TransformerConfig(**architecture.transformer_config(), **_parallel_options(parallel),
+                               **_platform_options(model, parallel), **_model_options(model))
+    num_chunks = parallel.virtual_pipeline_model_parallel_size
+    stages = [None] if num_chunks is None else range(num_chunks)
+    return [_build_chunk(architecture, config, model.layer_implementation, stage) for stage in stages]
+
+
+def check_layout(architecture: Architecture, parallel: ParallelConfig) -> None:
+    """Raise UserError, with the sizes that are possible, when the model cannot be split over the layout."""
+    tp = parallel.tensor_model_parallel_size
+    split = {"attention heads": architecture.num_attention_heads, "key/value heads": architecture.num_query_groups,
+             "MLP columns (intermediate_size)": architecture.ffn_hidden_size}
+    undivided = [f"{size} {name}" for name, size in split.items() if size % tp]
+    if undivided:
+        allowed = [size for size in range(1, architecture.num_query_groups + 1)
+                   if not any(total % size for total in split.values())]
+        raise UserError(f"tensor_model_parallel_size {tp} does not divide the model's {', '.join(undivided)}; possible "
+                        f"here: {', '.join(map(str, allowed))}")
+    num_stages = parallel.pipeline_model_parallel_size * (parallel.virtual_pipeline_model_parallel_size or 1)
+    if architecture.num_layers % num_stages:
+        raise UserError(f"{architecture.num_layers} layers cannot be split evenly over {num_stages} pipeline stages "
+                        "(pipeline_model_parallel_size x virtual_pipeline_model_parallel_size)")
+
+
+def padded_vocab_size(vocab_size: int, tensor_model_parallel_size: int) -> int:
+    """The vocabulary rounded up so that every rank's part is a multiple of VOCAB_DIVISIBLE_BY."""
+    multiple = VOCAB_DIVISIBLE_BY * tensor_model_parallel_size
+    return -(-vocab_size // multiple) * multiple
+
+
+def compute_device() -> torch.device:
+    """Where this process computes."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _build_chunk(architecture: Architecture, config: TransformerConfig, implementation: str,
+                 vp_stage: int | None) -> GPTModel:
+    chunk = GPTModel(
+        config=config,
+        transformer_layer_spec=decoder_spec(config, implementation, vp_stage),
+        vocab_size=padded_vocab_size(architecture.vocab_size, config.tensor_model_parallel_size),
+        max_sequence_length=architecture.max_sequence_length,
+        position_embedding_type="rope",
+        share_embeddings_and_output_weights=architecture.tied_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+        vp_stage=vp_stage,
+    )
+    chunk.to(compute_device())
+    chunk.architecture = architecture
+    # megatron-core's own scaling knows one factor and Llama 3's constants; the frequencies themselves say it all.
+    chunk.rotary_pos_emb.inv_freq = inverse_frequencies(architecture.rope, architecture.kv_channels).to(
+        compute_device())
+    _neutralise_vocab_padding(chunk)
+    return chunk
+
+
+def inverse_frequencies(rope: Rope, head_size: int) -> Tensor:
+    """Angle by which each pair of a head's channels turns from one position to the next, float32 `[head_size / 2]`.
+
+    base ** (-2i / head_size), scaled as in transformers; llama3: https://arxiv.org/abs/2407.21783, section 3.2, and the
+    reference implementation's interpolation between scaled and unscaled wavelengths.
+    """
+    frequencies = 1.0 / rope.base ** (torch.arange(0, head_size, 2, dtype=torch.int64).float() / head_size)
+    if rope.scaling == "none":
+        return frequencies
+    if rope.scaling == "linear":
+        return frequencies / rope.factor
+    context = rope.original_max_position_embeddings
+    wavelengths = 2 * torch.pi / frequencies
+    scaled = torch.where(wavelengths > context / rope.low_freq_factor, frequencies / rope.factor, frequencies)
+    blend = (context / wavelengths - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blended = (1 - blend) * scaled / rope.factor + blend * scaled
+    between = (wavelengths >= context / rope.high_freq_factor) & (wavelengths <= context / rope.low_freq_factor)
+    return torch.where(between, blended, scaled)
+
+
+def _neutralise_vocab_padding(chunk: GPTModel) -> None:
+    """Zero the rows that fill the vocabulary up, and keep their logits out of every softmax."""
+    rows = chunk.vocab_size // chunk.config.tensor_model_parallel_size
+    first_row = parallel_state.get_tensor_model_parallel_rank() * rows
+    num_true = min(max(chunk.architecture.vocab_size - first_row, 0), rows)  # of this rank's rows
+    if num_true == rows:
+        return
+    for name, parameter in chunk.named_parameters():
+        if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+            parameter.data[num_true:].zero_()
+    if not chunk.post_process:
+        return
+
+    def hide_padding(module: torch.nn.Module, inputs: Any, output: tuple[Tensor, Tensor | None]) -> None:
+        output[0][..., num_true:] = float("-inf")
+
+    chunk.output_layer.register_forward_hook(hide_padding)
+
+
+def _parallel_options(parallel: ParallelConfig) -> dict[str, Any]:
+    return {
+        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+        "sequence_parallel": parallel.sequence_parallel,
+    }
+
+
+def _platform_options(model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
+    """What a GPU does faster and a CPU cannot do, or does wrong.
+
+    On gloo the interleaved schedule loses data without an error when it overlaps or batches its messages or frees its
+    outputs early.
+    """
+    if not torch.cuda.is_available():
+        if model.layer_implementation == "transformer_engine":
+            raise UserError("layer_implementation transformer_engine needs a GPU; use local")
+        return {"use_cpu_initialization": True, "batch_p2p_comm": False}
+    interleaved = parallel.virtual_pipeline_model_parallel_size is not None
+    return {
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+        "deallocate_pipeline_outputs": True,
+        "bias_activation_fusion": True,
+        "bias_dropout_fusion": True,
+        "apply_rope_fusion": model.layer_implementation == "transformer_engine",
+    }
+
+
+def _model_options(model: ModelConfig) -> dict[str, Any]:
+    dtype = getattr(torch, model.dtype)
+    options: dict[str, Any] = {
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        "perform_initialization": False,  # the weights come from a Hugging Face folder
+        "transformer_impl": model.layer_implementation,
+    }
+    if model.recompute_activations:
+        options |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return options
