@@ -7,8 +7,10 @@ torchrun --nproc-per-node 2 -m megatron_ext.train --config examples/base/quickst
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from megatron_ext.config import RunConfig
@@ -39,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
 def _train(config: RunConfig) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
+    # Both warn at import and in every save of what a user cannot change; their errors still come through.
+    warnings.filterwarnings("ignore", module=r"megatron\.|torch\.")
+    logging.getLogger("megatron").setLevel(logging.ERROR)
     # Imported here: a checkpoint writer that is spawned imports this module again and needs none of it.
     from megatron_ext.training.loop import train
     from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel

@@ -100,6 +100,8 @@ class StudyConfig(Settings):
     """Name -> subset."""
     rewriter: RewriterConfig | None = None
     """None: nothing is rewritten."""
+    select: dict[str, Any] = Field(default_factory=dict)
+    """Settings of tools.select_corpus that all subsets share, e.g. `max_chars`."""
     tokenize: dict[str, Any] = Field(default_factory=dict)
     """Settings of tools.tokenize_corpus, e.g. `valid_fraction`."""
     run_file: Path | None = None

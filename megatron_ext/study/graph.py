@@ -124,7 +124,7 @@ def _selection_node(study: StudyConfig, subset: str, base: Node) -> Node:
     corpus, settings = study.corpus, study.subsets[subset]
     return Node(
         f"select/{subset}", "selection", "tools.select_corpus",
-        {"text_column": corpus.text_column, "id_column": corpus.id_column, "scores": corpus.scores,
+        {**study.select, "text_column": corpus.text_column, "id_column": corpus.id_column, "scores": corpus.scores,
          "rule": settings.rule, "budget_tokens": settings.budget_tokens},
         {"corpus": corpus.path, "tokenizer": base})
 

@@ -82,7 +82,8 @@ def _run(node: Node, work: Path) -> float:
     log = work / "logs" / f"{node.name.replace('/', '.')}.log"
     log.parent.mkdir(exist_ok=True)
     started = time.monotonic()
-    code = _stream(_command(node, config, node.output(work)), log)
+    num_threads = max(1, len(os.sched_getaffinity(0)) // node.processes)
+    code = _stream(_command(node, config, node.output(work)), log, num_threads)
     seconds = time.monotonic() - started
     times = stage_seconds(work)
     write_json(work / TIMES, times | {node.name: round(times.get(node.name, 0.0) + seconds, 1)})
@@ -112,9 +113,12 @@ def _command(node: Node, config: Path, output: Path) -> list[str]:
             *program]
 
 
-def _stream(command: list[str], log: Path) -> int:
-    """Run a command; its output goes to the console, indented, and to a log. Returns the exit code."""
-    environment: dict[str, Any] = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "true"}
+def _stream(command: list[str], log: Path, num_threads: int) -> int:
+    """Run a command with so many threads a process; its output goes to the console, indented, and to a log.
+
+    Returns the exit code.
+    """
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(num_threads)}
     with open(log, "a", encoding="utf-8") as file, subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment,
         preexec_fn=die_with_parent,
