@@ -144,8 +144,8 @@ def _judge(batch: pa.RecordBatch, criteria: Criteria) -> np.ndarray:
     if criteria.rule is not None:
         scores = {name: pc.fill_null(batch.column(name), np.nan).to_numpy(zero_copy_only=False)
                   for name in criteria.rule.names}
-        score_missing = np.any([np.isnan(values) for values in scores.values()] or [score_missing], axis=0)
-        rule_not_met = ~np.broadcast_to(criteria.rule.holds(scores), len(batch))
+        score_missing = np.any([np.isnan(values) for values in scores.values()], axis=0)
+        rule_not_met = ~criteria.rule.holds(scores)
     too_short = chars < criteria.min_chars
     too_long = np.zeros(len(batch), dtype=bool) if criteria.max_chars is None else chars > criteria.max_chars
     reasons = [missing_text, score_missing, rule_not_met, too_short, too_long]

@@ -49,6 +49,8 @@ def parse_rule(text: str, score_names: Collection[str]) -> Rule:
     if unknown:
         raise UserError(f"rule {text!r} names {', '.join(unknown)}; the scores are: "
                         f"{', '.join(sorted(score_names)) or 'none (set `scores`)'}")
+    if not names:
+        raise UserError(f"rule {text!r} reads no score; the scores are: {', '.join(sorted(score_names))}")
     return Rule(text, names, condition)
 
 
