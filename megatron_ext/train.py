@@ -1,7 +1,7 @@
 """Continued pretraining on megatron-core.
 
-torchrun --nproc-per-node 2 -m megatron_ext.train --config examples/base/quickstart.yaml \
-    output=work/run parallel.pipeline_model_parallel_size=2
+    torchrun --nproc-per-node 2 -m megatron_ext.train --config examples/base/smollm2_135m_cpu.yaml \
+        output=work/run parallel.pipeline_model_parallel_size=2
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         config = load_settings(RunConfig, arguments.config, arguments.overrides)
-        check_run(config)
+        check_run(config, arguments.num_processes)
         if arguments.dry_run:
             print(describe_run(config))
         else:
@@ -60,6 +60,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
     parser.add_argument("--dry-run", action="store_true", help="check the run, print its arithmetic and leave")
+    parser.add_argument("--num-processes", type=int, help="check for so many processes (default: as torchrun says)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
     return parser.parse_args(argv)
 

@@ -50,6 +50,7 @@ def describe_run(config: RunConfig) -> str:
     tokens = config.train_iters * config.tokens_per_iteration
     flops = tokens * train_flops_per_token(_hf_config(config.model.hf_folder), seq_length)
     lines = [
+        f"run folder: {config.output}",
         f"iteration: {train.global_batch_size} samples x {seq_length:,} tokens = "
         f"{config.tokens_per_iteration:,} tokens",
         f"run: {config.train_iters:,} iterations = {tokens:,} tokens (budget {train.budget_tokens:,}), "
