@@ -1,0 +1,270 @@
+"""Stage 7: compare conditions on the items that their models answered.
+
+    python -m evaluation.compare --output work/comparison baseline=low \
+        evaluations='{base: [eval/base], low: [eval/low-0, eval/low-1], high: [eval/high-0, eval/high-1]}'
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from evaluation import verdicts
+from evaluation.matched import Evaluation, MatchedTask, load_evaluations, match_tasks
+from evaluation.statistics import (
+    Model,
+    TaskReplicates,
+    estimate_contrast,
+    holm,
+    permutation_p,
+    resample,
+    swap_masks,
+    task_generator,
+)
+from megatron_ext.artifacts import Artifact, produce, write_json
+from megatron_ext.errors import exit_on_user_error
+from megatron_ext.settings import Settings, parse_stage_arguments
+
+GROUPS = ("all", "native", "translated")
+
+
+class CompareSettings(Settings):
+    """What is compared with what."""
+
+    evaluations: dict[str, list[Path]]
+    """Condition -> evaluation folders, one a seed."""
+    baseline: str
+    """Condition that the others are compared with first."""
+    interactions: dict[str, list[str]] = Field(default_factory=dict)
+    """Name -> conditions [a, b, c, d]: is a - b another difference than c - d?"""
+    given: list[str] = Field(default_factory=lambda: ["base"])
+    """Conditions that are a given model, not a training run: no seed could have changed them."""
+    num_resamples: int = Field(default=10_000, ge=200)
+    """Bootstrap resamples, and permutations of the test."""
+    seed: int = Field(default=0, ge=0)
+    """Decides the resamples."""
+
+    @model_validator(mode="after")
+    def _names(self) -> CompareSettings:
+        known = ", ".join(self.evaluations)
+        problems = [f"evaluations.{name}: names no folder" for name, folders in self.evaluations.items() if not folders]
+        if self.baseline not in self.evaluations:
+            problems.append(f"baseline: {self.baseline!r} is no condition ({known})")
+        for name, conditions in self.interactions.items():
+            if len(set(conditions)) != 4:
+                problems.append(f"interactions.{name}: needs four conditions [a, b, c, d] for (a - b) - (c - d)")
+            problems += [f"interactions.{name}: {condition!r} is no condition ({known})"
+                         for condition in conditions if condition not in self.evaluations]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def compare(settings: CompareSettings, output: Path) -> Artifact:
+    """Make the artifact `output` (kind "comparison"): comparison.json.
+
+    Raises UserError when the evaluations differ in profile, data, tasks, limits or any prompt.
+    """
+    request = settings.model_dump(mode="json", exclude={"evaluations"})
+    request["conditions"] = {name: len(folders) for name, folders in settings.evaluations.items()}
+    inputs = {f"{name}/{position}": folder
+              for name, folders in settings.evaluations.items() for position, folder in enumerate(folders)}
+
+    def make(folder: Path) -> dict[str, Any]:
+        comparison = compare_evaluations(settings)
+        write_json(folder / "comparison.json", _without_nan(comparison))
+        return {"items": comparison["num_items"], "tasks": len(comparison["tasks"]), "models": len(inputs)}
+
+    return produce(output, kind="comparison", settings=request, inputs=inputs, make=make)
+
+
+def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
+    """The content of comparison.json."""
+    evaluations = load_evaluations(settings.evaluations, settings.given)
+    study = _Study(settings, evaluations, match_tasks(evaluations))
+    trained = [name for name in settings.evaluations if name not in settings.given]
+    min_seeds = min((len(settings.evaluations[name]) for name in trained), default=0)
+    results = evaluations[0].results
+    return {
+        "profile": results["profile"],
+        "data": results["data"],
+        "task_set": results["task_set"],
+        "tasks": [{"name": task.name, "metric": task.metric, "num_items": task.num_items,
+                   "translated": task.translated, "random_score": task.random_score, "max_score": task.max_score}
+                  for task in study.tasks],
+        "num_items": study.num_items,
+        "num_resamples": settings.num_resamples,
+        "baseline": settings.baseline,
+        "conditions": {name: _describe_condition(study, name) for name in settings.evaluations},
+        "differences": _differences(study),
+        "interactions": _interactions(study),
+        "caveats": verdicts.caveats(num_items=study.num_items, num_tasks=len(study.tasks), data=results["data"],
+                                    min_seeds=min_seeds, profile=results["profile"]),
+    }
+
+
+class _Study:
+    """All models on all tasks, with their resamples and what permutations need."""
+
+    def __init__(self, settings: CompareSettings, evaluations: Sequence[Evaluation],
+                 tasks: Sequence[MatchedTask]) -> None:
+        self.settings = settings
+        self.tasks = list(tasks)
+        self.models: list[Model] = [evaluation.model for evaluation in evaluations]
+        self.data: str = evaluations[0].results["data"]
+        self.num_items = sum(task.num_items for task in tasks)
+        self.replicates = {task.name: self._replicates(task) for task in tasks}
+        self._permuted: dict[tuple[str, ...], np.ndarray] = {}
+
+    def positions(self, condition: str) -> list[int]:
+        """Positions of a condition's models."""
+        return [i for i, model in enumerate(self.models) if model.condition == condition]
+
+    def group(self, name: str) -> list[MatchedTask]:
+        """Tasks of a group."""
+        return [task for task in self.tasks if name == "all" or task.translated == (name == "translated")]
+
+    def estimate(self, coefficients: Mapping[str, float], tasks: Sequence[MatchedTask]) -> dict[str, Any]:
+        """Estimate of a contrast on some tasks; single models that differ are tested by permutation."""
+        chosen = [self.replicates[task.name] for task in tasks]
+        p = self._permutation_p(list(coefficients), tasks) if sorted(coefficients.values()) == [-1, 1] else None
+        return asdict(estimate_contrast(dict(coefficients), chosen, self.models, p))
+
+    def _replicates(self, task: MatchedTask) -> TaskReplicates:
+        rng = task_generator(self.settings.seed, task.name, "bootstrap")
+        scores = resample(task.num_items, self.settings.num_resamples, rng, [items.resampled for items in task.items])
+        one_item = 100 * task.max_score / (task.max_score - task.random_score) / task.num_items
+        return TaskReplicates(task.num_items, task.npm(np.array(task.scores)), task.npm(scores), one_item)
+
+    def _permutation_p(self, pair: list[str], tasks: Sequence[MatchedTask]) -> float | None:
+        first, second = (self.positions(condition) for condition in pair)
+        if len(first) > 1 or len(second) > 1:
+            return None
+        for task in tasks:
+            if (task.name, *pair) not in self._permuted:
+                self._permuted[(task.name, *pair)] = self._permute(task, first[0], second[0])
+        observed = np.mean([task.npm(task.scores[first[0]]) - task.npm(task.scores[second[0]]) for task in tasks])
+        permuted = np.mean([self._permuted[(task.name, *pair)] for task in tasks], axis=0)
+        return permutation_p(float(observed), permuted) if np.isfinite(observed) else None
+
+    def _permute(self, task: MatchedTask, first: int, second: int) -> np.ndarray:
+        """NPM differences of two models under exchanges of their answers, `[R]`."""
+        rng = task_generator(self.settings.seed, task.name, "permutation")
+        differences = []
+        for mask in swap_masks(task.num_items, self.settings.num_resamples, rng):
+            mine, theirs = task.items[first].swapped(task.items[second], mask)
+            differences.append(task.npm(mine) - task.npm(theirs))
+        return np.concatenate(differences)
+
+
+def _describe_condition(study: _Study, condition: str) -> dict[str, Any]:
+    positions = study.positions(condition)
+    npm = np.array([[task.npm(task.scores[i]) for task in study.tasks] for i in positions])
+    return {
+        "num_seeds": len(positions),
+        "is_trained": study.models[positions[0]].is_trained,
+        "npm": {group: study.estimate({condition: 1}, study.group(group)) for group in GROUPS if study.group(group)},
+        "npm_per_seed": npm.mean(axis=1).tolist(),
+        "tasks": {task.name: _describe_task(study, condition, task) for task in study.tasks},
+    }
+
+
+def _describe_task(study: _Study, condition: str, task: MatchedTask) -> dict[str, Any]:
+    positions = study.positions(condition)
+    npm = study.estimate({condition: 1}, [task])
+    invalid = [rate for i in positions if (rate := task.invalid_rates[i]) is not None]
+    return {
+        "npm": npm,
+        "score": float(np.mean([task.scores[i] for i in positions])),
+        "score_low": None if npm["low"] is None else task.score(npm["low"]),
+        "score_high": None if npm["high"] is None else task.score(npm["high"]),
+        "invalid_rate": float(np.mean(invalid)) if invalid else None,
+    }
+
+
+def _differences(study: _Study) -> list[dict[str, Any]]:
+    """Every pair of conditions; p values are corrected within a family of comparisons (Holm)."""
+    differences = [_difference(study, *pair) for pair in _ordered_pairs(study.settings)]
+    for family in dict.fromkeys(one["family"] for one in differences):
+        members = [one for one in differences if one["family"] == family]
+        for one, p in zip(members, holm([one["npm"]["all"]["p"] for one in members]), strict=True):
+            one["p_corrected"] = p
+            one["verdict"] = _verdict(study, one)
+            one["is_claimed"] = verdicts.obstacle(one["npm"]["all"], p, num_items=study.num_items,
+                                                  data=study.data) is None
+    return differences
+
+
+def _ordered_pairs(settings: CompareSettings) -> list[tuple[str, str, str]]:
+    """(condition, reference, family): against the baseline, against given models, and the rest."""
+    trained = [name for name in settings.evaluations if name not in settings.given and name != settings.baseline]
+    pairs = [(name, settings.baseline, "baseline") for name in trained]
+    given = [name for name in settings.evaluations if name in settings.given and name != settings.baseline]
+    pairs += [(name, reference, "given") for reference in given for name in [settings.baseline, *trained]]
+    return pairs + [(name, reference, "others") for reference, name in combinations(trained, 2)]
+
+
+def _difference(study: _Study, condition: str, reference: str, family: str) -> dict[str, Any]:
+    coefficients = {condition: 1.0, reference: -1.0}
+    tasks = {task.name: study.estimate(coefficients, [task]) for task in study.tasks}
+    for estimate, p in zip(tasks.values(), holm([estimate["p"] for estimate in tasks.values()]), strict=True):
+        estimate["p_corrected"] = p
+    groups = {group: study.estimate(coefficients, study.group(group)) for group in GROUPS if study.group(group)}
+    return {"condition": condition, "reference": reference, "family": family, "npm": groups, "tasks": tasks}
+
+
+def _verdict(study: _Study, difference: dict[str, Any]) -> str:
+    trained = [name for name in (difference["condition"], difference["reference"])
+               if name not in study.settings.given]
+    one_seed = any(len(study.positions(name)) < 2 for name in trained)
+    return verdicts.difference_verdict(
+        difference["condition"], difference["reference"], difference["npm"]["all"], difference["p_corrected"],
+        num_items=study.num_items, num_tasks=len(study.tasks), data=study.data, one_seed=one_seed)
+
+
+def _interactions(study: _Study) -> list[dict[str, Any]]:
+    found = []
+    for name, conditions in study.settings.interactions.items():
+        coefficients = dict(zip(conditions, (1.0, -1.0, -1.0, 1.0), strict=True))
+        estimates = {group: study.estimate(coefficients, study.group(group)) for group in GROUPS if study.group(group)}
+        found.append({"name": name, "conditions": conditions, "npm": estimates})
+    for one, p in zip(found, holm([one["npm"]["all"]["p"] for one in found]), strict=True):
+        one["p_corrected"] = p
+        one["verdict"] = verdicts.interaction_verdict(one["name"], one["conditions"], one["npm"]["all"], p,
+                                                      num_items=study.num_items, data=study.data)
+    return found
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: an undefined number becomes null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@exit_on_user_error
+def main() -> None:
+    """Parse the command line, compare, tell the verdicts."""
+    import json
+
+    settings, output = parse_stage_arguments(CompareSettings, __doc__ or "")
+    artifact = compare(settings, output)
+    comparison = json.loads((artifact.path / "comparison.json").read_text(encoding="utf-8"))
+    for one in [*comparison["differences"], *comparison["interactions"]]:
+        print(one["verdict"])
+    for caveat in comparison["caveats"]:
+        print(f"note: {caveat}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Evaluations of several models, matched item by item: what cannot be compared fairly is refused here."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.item_scores import ItemScores, item_scores
+from evaluation.statistics import Model
+from megatron_ext.artifacts import Artifact
+from megatron_ext.errors import UserError
+
+_SAME_IN_ALL = {"profile": "the profile decides prompts, few-shot items and chance levels",
+                "data": "official, local and sample data hold different items",
+                "task_set": "a mean over other tasks is another number"}
+_SAME_IN_TASK = ("metric", "random_score", "max_score", "num_examples", "translated")
+_SHOWN_PROBLEMS = 6
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model's evaluation artifact."""
+
+    name: str
+    """Condition and number of the model in it, for messages."""
+    model: Model
+    path: Path
+    results: dict[str, Any]
+    """results.json."""
+    examples: dict[str, list[dict[str, Any]]]
+    """Task -> its rows of examples.jsonl, ordered by doc_id."""
+    limit: Any
+    """Items a task at most, as the evaluation was asked for."""
+
+
+@dataclass(frozen=True)
+class MatchedTask:
+    """One task as all models answered it."""
+
+    name: str
+    metric: str
+    random_score: float
+    max_score: float
+    translated: bool
+    scores: list[float]
+    """The preferred metric of each model."""
+    invalid_rates: list[float | None]
+    """Share of answers without a readable form, of each model."""
+    items: list[ItemScores]
+    """Of each model; the same items in the same order."""
+
+    @property
+    def num_items(self) -> int:
+        """Items of the task."""
+        return self.items[0].num_items
+
+    def npm(self, score: Any) -> Any:
+        """Normalised preferred metric of a score, or of an array of scores."""
+        return 100 * (score - self.random_score) / (self.max_score - self.random_score)
+
+    def score(self, npm: float) -> float:
+        """The inverse of `npm`."""
+        return self.random_score + npm / 100 * (self.max_score - self.random_score)
+
+
+def load_evaluations(evaluations: Mapping[str, Sequence[Path]], given: Sequence[str]) -> list[Evaluation]:
+    """Read the evaluations of each condition, one a seed; conditions in `given` were not trained.
+
+    Raises UserError, with every difference that forbids a comparison.
+    """
+    loaded = [_load(condition, position, folder, condition not in given)
+              for condition, folders in evaluations.items() for position, folder in enumerate(folders)]
+    problems = [problem for other in loaded[1:] for problem in _mismatches(loaded[0], other)]
+    if problems:
+        more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
+        raise UserError("these evaluations cannot be compared: " + "; ".join(problems[:_SHOWN_PROBLEMS]) + more
+                        + ". Evaluate all models with the same settings and data")
+    return loaded
+
+
+def match_tasks(evaluations: Sequence[Evaluation]) -> list[MatchedTask]:
+    """The tasks of evaluations that `load_evaluations` found to be comparable."""
+    return [_match(name, evaluations) for name in evaluations[0].results["tasks"]]
+
+
+def _load(condition: str, position: int, folder: Path, is_trained: bool) -> Evaluation:
+    artifact = Artifact.open(folder, kind="evaluation")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    examples: dict[str, list[dict[str, Any]]] = {task: [] for task in results["tasks"]}
+    with open(folder / "examples.jsonl", encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            examples.setdefault(row["task"], []).append(row)
+    for rows in examples.values():
+        rows.sort(key=lambda row: row["doc_id"])
+    return Evaluation(f"{condition} (model {position + 1})", Model(condition, is_trained), folder, results, examples,
+                      artifact.settings.get("limit"))
+
+
+def _mismatches(first: Evaluation, other: Evaluation) -> list[str]:
+    pair = f"{first.name} and {other.name}"
+    problems = [f"{key} of {pair}: {first.results[key]!r} and {other.results[key]!r} ({reason})"
+                for key, reason in _SAME_IN_ALL.items() if first.results[key] != other.results[key]]
+    if first.limit != other.limit:
+        problems.append(f"limit of {pair}: {first.limit!r} and {other.limit!r} items a task")
+    for task in first.results["tasks"]:
+        if task in other.results["tasks"]:
+            problems += _task_mismatches(task, first, other)
+    if not problems and list(first.results["tasks"]) != list(other.results["tasks"]):
+        problems.append(f"tasks of {pair} differ")
+    return problems
+
+
+def _task_mismatches(task: str, first: Evaluation, other: Evaluation) -> list[str]:
+    mine, theirs = first.results["tasks"][task], other.results["tasks"][task]
+    problems = [f"task {task}: {key} is {mine[key]!r} for {first.name}, {theirs[key]!r} for {other.name}"
+                for key in _SAME_IN_TASK if mine[key] != theirs[key]]
+    if problems:
+        return problems
+    for row, other_row in zip(first.examples[task], other.examples[task], strict=False):
+        if row["doc_id"] != other_row["doc_id"]:
+            return [f"task {task}: item {row['doc_id']!r} of {first.name} faces item {other_row['doc_id']!r} of "
+                    f"{other.name}"]
+        if row["prompt_sha256"] != other_row["prompt_sha256"]:
+            return [f"task {task}, item {row['doc_id']}: the prompts of {first.name} and {other.name} differ "
+                    f"({row['prompt_sha256'][:12]} and {other_row['prompt_sha256'][:12]})"]
+    if len(first.examples[task]) != len(other.examples[task]):
+        return [f"task {task}: {len(first.examples[task])} items of {first.name}, {len(other.examples[task])} of "
+                f"{other.name}"]
+    return []
+
+
+def _match(name: str, evaluations: Sequence[Evaluation]) -> MatchedTask:
+    info = evaluations[0].results["tasks"][name]
+    results = [evaluation.results["tasks"][name] for evaluation in evaluations]
+    runs = [[row["metrics"] for row in evaluation.examples[name]] for evaluation in evaluations]
+    if not runs[0]:
+        raise UserError(f"task {name}: {evaluations[0].path} holds no examples of it")
+    scores = [math.nan if result["score"] is None else float(result["score"]) for result in results]
+    return MatchedTask(
+        name, info["metric"], info["random_score"], info["max_score"], bool(info["translated"]), scores,
+        [result.get("invalid_rate") for result in results],
+        item_scores(name, info["metric"], scores, info["max_score"], runs))

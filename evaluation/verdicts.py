@@ -1,0 +1,118 @@
+"""What may be said about a difference, in words that never claim more than the numbers carry."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+ALPHA = 0.05
+MIN_ITEMS = 30
+"""Fewer items cannot carry a claim: intervals and t quantiles are rough there."""
+
+
+def obstacle(estimate: dict[str, Any], p: float | None, *, num_items: int, data: str) -> str | None:
+    """Why a difference may not be claimed; None when it may.
+
+    Args:
+        estimate: of the difference in NPM, see evaluation.statistics.Estimate.
+        p: corrected for the family of comparisons.
+        data: kind of items; "sample" items carry no claim.
+    """
+    low, high = estimate["low"], estimate["high"]
+    if low is None or p is None:
+        return "the items tell too little for an interval"
+    if low <= 0 <= high:
+        return "the interval holds 0"
+    if data == "sample":
+        return "sample items carry no claim"
+    if num_items < MIN_ITEMS:
+        return f"a claim needs at least {MIN_ITEMS} items"
+    if p > ALPHA:
+        return f"{p_text(p)} once corrected for the number of comparisons"
+    return None
+
+
+def difference_verdict(condition: str, reference: str, estimate: dict[str, Any], p: float | None, *, num_items: int,
+                       num_tasks: int, data: str, one_seed: bool) -> str:
+    """One sentence about NPM(condition) - NPM(reference); arguments as in `obstacle`.
+
+    `one_seed`: a training run was not repeated, so that only these models were compared.
+    """
+    size = f"n = {count(num_items, 'item')}" + (f" of {num_tasks} tasks" if num_tasks > 1 else "")
+    none = f"No difference can be claimed between {condition} and {reference}"
+    if not math.isfinite(estimate["value"]):
+        return f"{none}: a score is undefined, {size}."
+    why = obstacle(estimate, p, num_items=num_items, data=data)
+    if why is None:
+        better = "better" if estimate["value"] > 0 else "worse"
+        scope = (" This holds for these trained models; with one training run a condition, another seed may give "
+                 "another answer.") if one_seed else ""
+        return f"{condition} is {better} than {reference}: {_numbers(estimate)}, {size}, corrected {p_text(p)}.{scope}"
+    reason = "" if why == "the interval holds 0" else f" ({why})"
+    return f"{none}: {_numbers(estimate)}, {size}{reason}{_could_detect(estimate)}."
+
+
+def interaction_verdict(name: str, conditions: list[str], estimate: dict[str, Any], p: float | None, *,
+                        num_items: int, data: str) -> str:
+    """One sentence about the difference of differences (a - b) - (c - d)."""
+    a, b, c, d = conditions
+    what = f"({a} − {b}) − ({c} − {d})"
+    if not math.isfinite(estimate["value"]):
+        return f"{name}: no interaction can be claimed, {what} is undefined."
+    if obstacle(estimate, p, num_items=num_items, data=data) is None:
+        larger = "larger" if estimate["value"] > 0 else "smaller"
+        return (f"{name}: the effect of {a} over {b} is {larger} than that of {c} over {d}: {what} = "
+                f"{_numbers(estimate)}, {p_text(p)}.")
+    return f"{name}: no interaction can be claimed: {what} = {_numbers(estimate)}{_could_detect(estimate)}."
+
+
+def _numbers(estimate: dict[str, Any]) -> str:
+    value = f"{signed(estimate['value'])} NPM"
+    if estimate["low"] is None:
+        return f"{value}, no interval"
+    return f"{value}, 95 % interval {signed(estimate['low'])} to {signed(estimate['high'])}"
+
+
+def _could_detect(estimate: dict[str, Any]) -> str:
+    points = estimate["minimum_detectable"]
+    if points is None:
+        return ""
+    return f"; this study could have detected {points:.{0 if points >= 10 else 1}f} NPM or more"
+
+
+def caveats(*, num_items: int, num_tasks: int, data: str, min_seeds: int, profile: str) -> list[str]:
+    """What keeps the numbers from meaning more, most important first."""
+    found = []
+    if data == "sample":
+        found.append("The items are the small sample set that ships with the project, not PoETa V2's own data: the "
+                     "scores show that the machinery works and nothing about a model.")
+    if num_items < MIN_ITEMS:
+        found.append(f"Only {count(num_items, 'item')} were answered; at least {MIN_ITEMS} are needed for any claim, "
+                     "and several thousand for differences of one or two NPM.")
+    elif num_tasks < 44:
+        found.append(f"{count(num_tasks, 'task')} of PoETa V2's 44: the NPM here is not comparable with published "
+                     "ones over all tasks.")
+    if min_seeds < 2:
+        found.append("One training run a condition: the intervals cover the choice of items, not what another seed "
+                     "would give. Two or more seeds a condition are needed for a claim about data.")
+    if profile != "official":
+        found.append(f"Profile {profile!r}: not comparable with scores of the official protocol.")
+    return found
+
+
+def signed(value: float) -> str:
+    """A number with sign and one decimal, with a true minus: +0.6, −3.1."""
+    text = f"{value:+.1f}"
+    return ("0.0" if text in ("+0.0", "-0.0") else text).replace("-", "−")
+
+
+def p_text(p: float | None) -> str:
+    """A p value as it is printed."""
+    if p is None:
+        return "p unknown"
+    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
