@@ -35,7 +35,7 @@ from megatron_ext.data.candidates import (
     refuse_duplicate_ids,
     scan_chunk,
 )
-from megatron_ext.data.corpus import Chunk, Corpus
+from megatron_ext.data.corpus import CHUNK_BYTES, Chunk, Corpus
 from megatron_ext.data.documents import FIELDS, Document, DocumentWriter
 from megatron_ext.data.rules import Rule, parse_rule
 from megatron_ext.data.runs import RunTask, make_run, plan_runs, run_tokens
@@ -108,7 +108,7 @@ def _make(folder: Path, settings: SelectSettings, rule: Rule | None, tokenizer: 
     counts_path, work = folder / _COUNTS, folder / _WORK  # the counts come last: with them, only tidying is missing
     if not counts_path.exists():
         corpus = Corpus(settings.corpus, settings.text_column, settings.id_column, settings.scores)
-        chunks = corpus.chunks()
+        chunks = corpus.chunks(CHUNK_BYTES)
         found, rejected, num_input = _scan(work / "scan", settings, corpus, chunks, rule)
         ordered = in_selection_order(found)
         refuse_duplicate_ids(ordered, corpus, chunks)

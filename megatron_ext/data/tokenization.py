@@ -26,7 +26,7 @@ import xxhash
 from pydantic import Field
 
 from megatron_ext.artifacts import Artifact, produce, write_json
-from megatron_ext.data.corpus import Chunk, Corpus
+from megatron_ext.data.corpus import CHUNK_BYTES, Chunk, Corpus
 from megatron_ext.data.documents import write_parquet
 from megatron_ext.data.indexed import bin_path, idx_path, token_dtype, write_index
 from megatron_ext.data.token_bytes import token_bytes
@@ -118,7 +118,7 @@ def _make(folder: Path, settings: TokenizeSettings, tokenizer: TrainingTokenizer
 def _make_parts(folder: Path, settings: TokenizeSettings) -> list[Path]:
     """Tokenize the chunks that have no finished part yet; returns the path prefix of every part, in order."""
     folder.mkdir(exist_ok=True)
-    chunks = _corpus(settings).chunks()
+    chunks = _corpus(settings).chunks(CHUNK_BYTES)
     tasks = [_PartTask(settings, chunk, folder / f"{number:06d}") for number, chunk in enumerate(chunks)]
     missing = [task for task in tasks if not _part_metadata(task.part).exists()]
     progress = Progress("tokenize", len(tasks), "parts", rate_unit="tokens", already_done=len(tasks) - len(missing))

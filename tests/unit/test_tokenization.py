@@ -1,0 +1,167 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_ext.artifacts import Artifact
+from megatron_ext.data import tokenization
+from megatron_ext.data.documents import Document, DocumentWriter
+from megatron_ext.data.indexed import IndexedReader
+from megatron_ext.data.token_bytes import token_bytes
+from megatron_ext.data.tokenization import TokenizeSettings, is_validation, tokenize_corpus
+from megatron_ext.data.tokenizers import load_tokenizer
+from megatron_ext.errors import UserError
+from tests.unit.tokenizer_folders import TEXTS, byte_level_tokenizer, sentencepiece_tokenizer
+
+ROWS = [{"id": f"d{i}", "text": text} for i, text in enumerate([*TEXTS, "", "<|endoftext|>", "\n", ""])]
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizers")
+    return {"tokenizers": byte_level_tokenizer(folder / "bpe"), "sentencepiece": sentencepiece_tokenizer(folder / "sp")}
+
+
+def write_jsonl(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def tokenize(documents, tokenizer, output, **values):
+    return tokenize_corpus(TokenizeSettings(documents=documents, tokenizer=tokenizer, workers=values.pop("workers", 1),
+                                            **values), output)
+
+
+def megatron_files(folder, texts, tokenizer, append_eod=True):
+    """What Megatron-LM's preprocess_data.py writes: its own builder, fed by its own rule for empty documents."""
+    megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    opened = load_tokenizer(tokenizer)
+    builder = megatron.IndexedDatasetBuilder(str(folder / "x.bin"),
+                                             dtype=megatron.DType.optimal_dtype(opened.vocab_size))
+    for text in texts:
+        ids = opened.encoder.encode(pa.array([text])).ids.tolist()
+        ids += [opened.eod_token_id] if ids and append_eod else []
+        builder.add_document(ids, [len(ids)] if ids else [])
+    builder.finalize(str(folder / "x.idx"))
+    return (folder / "x.bin").read_bytes(), (folder / "x.idx").read_bytes()
+
+
+@pytest.mark.parametrize("encoder", ["tokenizers", "sentencepiece"])
+@settings(deadline=None, max_examples=20)
+@given(texts=st.lists(st.text(max_size=20), max_size=8), append_eod=st.booleans())
+def test_the_files_are_megatrons(tokenizers, tmp_path_factory, encoder, texts, append_eod):
+    folder = tmp_path_factory.mktemp("data")
+    path = write_jsonl(folder / "a.jsonl", [{"text": text} for text in texts])
+    artifact = tokenize(path, tokenizers[encoder], folder / "out", id_column=None, append_eod=append_eod)
+    # Lone surrogates: stock Megatron stops at them, we read U+FFFD.
+    texts = ["".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text) for text in texts]
+    expected = megatron_files(folder, texts, tokenizers[encoder], append_eod)
+    assert ((artifact.path / "train.bin").read_bytes(), (artifact.path / "train.idx").read_bytes()) == expected
+    assert artifact.counts["encoder"] == encoder
+
+
+def test_result_is_independent_of_workers_shards_and_chunks(tokenizers, tmp_path, monkeypatch):
+    one = tokenize(write_jsonl(tmp_path / "a.jsonl", ROWS), tokenizers["tokenizers"], tmp_path / "one",
+                   valid_fraction=0.3)
+    for number, start in enumerate(range(0, len(ROWS), 5)):
+        write_jsonl(tmp_path / "many" / f"{number:02d}.jsonl", ROWS[start:start + 5])
+    monkeypatch.setattr(tokenization, "CHUNK_BYTES", 300)
+    for workers in (1, 2):
+        many = tokenize(tmp_path / "many", tokenizers["tokenizers"], tmp_path / f"many{workers}", valid_fraction=0.3,
+                        workers=workers)
+        for name in ("train.bin", "train.idx", "valid.bin", "valid.idx", "counts.json", "token_bytes.npy"):
+            assert (many.path / name).read_bytes() == (one.path / name).read_bytes(), name
+        assert pq.read_table(many.path / "sequences.parquet") == pq.read_table(one.path / "sequences.parquet")
+
+
+def test_every_sequence_can_be_traced_and_counts_are_exact(tokenizers, tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    artifact = tokenize(path, tokenizers["tokenizers"], tmp_path / "out", valid_fraction=0.4, split_seed=3)
+    opened, texts = load_tokenizer(tokenizers["tokenizers"]), {row["id"]: row["text"] for row in ROWS}
+    counts = np.load(artifact.path / "token_bytes.npy")
+    assert np.array_equal(counts, token_bytes(tokenizers["tokenizers"] / "tokenizer.json"))
+    seen = []
+    for row in pq.read_table(artifact.path / "sequences.parquet").to_pylist():
+        ids = IndexedReader(artifact.path / row["split"]).read(row["sequence"])
+        assert opened.encoder.decode(ids.tolist()) == texts[row["id"]] + "<|endoftext|>"
+        assert (row["num_tokens"], row["num_bytes"]) == (len(ids), len(texts[row["id"]].encode()))
+        assert (row["split"] == "valid") == is_validation(row["document_id"], 3, 0.4)
+        if "<|" not in texts[row["id"]]:
+            assert counts[ids].sum() == row["num_bytes"]
+        seen.append(row["id"])
+    assert seen == [row["id"] for row in ROWS if row["text"]]
+    for split in ("train", "valid"):
+        reader, counted = IndexedReader(artifact.path / split), artifact.counts[split]
+        assert (reader.num_documents, reader.num_tokens) == (counted["documents"], counted["tokens"])
+        assert len(reader) == counted["documents"] - counted["empty_documents"]
+    assert artifact.counts["train"]["empty_documents"] + artifact.counts["valid"]["empty_documents"] == 2
+    assert artifact.counts["eod_token_id"] == 0
+
+
+def test_rewrites_are_on_the_side_of_their_original(tokenizers, tmp_path):
+    with DocumentWriter(tmp_path / "rewrites") as writer:
+        for number in range(200):
+            for style in ("easy", "qa"):
+                writer.write(Document(f"{number}/{style}", str(number), style, "texto", 1))
+    artifact = tokenize(tmp_path / "rewrites", tokenizers["tokenizers"], tmp_path / "out", valid_fraction=0.25)
+    rows = pq.read_table(artifact.path / "sequences.parquet").to_pylist()
+    sides = {(row["document_id"], row["split"]) for row in rows}
+    assert len(sides) == 200
+    assert {row["style"] for row in rows} == {"easy", "qa"}
+    assert 30 <= sum(split == "valid" for _, split in sides) <= 70
+
+
+def test_an_interrupted_run_goes_on_with_the_parts_it_lacks(tokenizers, tmp_path, monkeypatch):
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    monkeypatch.setattr(tokenization, "CHUNK_BYTES", 300)
+    whole = tokenize(path, tokenizers["tokenizers"], tmp_path / "whole", valid_fraction=0.3)
+    made, make_part = [], tokenization._make_part
+
+    def interrupted(task):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(task.part.name)
+        return make_part(task)
+
+    monkeypatch.setattr(tokenization, "_make_part", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(path, tokenizers["tokenizers"], tmp_path / "out", valid_fraction=0.3)
+    assert not (tmp_path / "out").exists()
+    remaining = []
+    monkeypatch.setattr(tokenization, "_make_part", lambda task: remaining.append(task.part.name) or make_part(task))
+    resumed = tokenize(path, tokenizers["tokenizers"], tmp_path / "out", valid_fraction=0.3)
+    assert resumed.content_hash == whole.content_hash
+    assert not set(made) & set(remaining)
+    assert sorted(path.name for path in resumed.path.iterdir()) == sorted([*resumed.manifest["files"], "manifest.json"])
+
+
+def test_no_documents(tokenizers, tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    artifact = tokenize(tmp_path / "a.jsonl", tokenizers["tokenizers"], tmp_path / "out")
+    for split in ("train", "valid"):
+        reader = IndexedReader(artifact.path / split)
+        assert (len(reader), reader.num_documents, reader.num_tokens) == (0, 0, 0)
+        assert artifact.counts[split] == {"documents": 0, "empty_documents": 0, "tokens": 0, "bytes": 0}
+    assert pq.read_table(artifact.path / "sequences.parquet").num_rows == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_document_without_text_is_named(tokenizers, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(tokenization, "CHUNK_BYTES", 40)
+    path = write_jsonl(tmp_path / "a.jsonl", [*ROWS[:2], {"id": "nada", "text": None}])
+    with pytest.raises(UserError, match="document 'nada' has no text"):
+        tokenize(path, tokenizers["tokenizers"], tmp_path / "out", workers=workers)
+
+
+def test_another_tokenizer_is_another_request(tokenizers, tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    first = tokenize(path, tokenizers["tokenizers"], tmp_path / "out")
+    assert tokenize(path, tokenizers["tokenizers"], tmp_path / "out", workers=2).manifest == first.manifest
+    with pytest.raises(UserError, match="tokenizer_sha256: made with"):
+        tokenize(path, tokenizers["sentencepiece"], tmp_path / "out")
+    assert Artifact.open(tmp_path / "out", kind="tokenized").verify() == []
