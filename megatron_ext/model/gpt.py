@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from megatron_ext.config import ModelConfig, ParallelConfig
 from megatron_ext.errors import UserError
 from megatron_ext.model.hf_config import Architecture, Rope, read_architecture
+from megatron_ext.model.hf_weights import rows_of
 from megatron_ext.model.layers import decoder_spec
 
 VOCAB_DIVISIBLE_BY = 128
@@ -82,8 +84,20 @@ def _build_chunk(architecture: Architecture, config: TransformerConfig, implemen
     # megatron-core's own scaling knows one factor and Llama 3's constants; the frequencies themselves say it all.
     chunk.rotary_pos_emb.inv_freq = inverse_frequencies(architecture.rope, architecture.kv_channels).to(
         compute_device())
+    _mark_sharded_parameters(chunk)
     _neutralise_vocab_padding(chunk)
     return chunk
+
+
+def _mark_sharded_parameters(chunk: GPTModel) -> None:
+    """Name the axis on which each parameter is split over the tensor-parallel ranks.
+
+    megatron-core does so while it draws initial weights, which we spare it. Without the mark it takes the parts on the
+    ranks for copies of one tensor and leaves all but the first out of the gradient norm.
+    """
+    for _, row, parameter in rows_of([chunk], chunk.architecture):
+        if row.sharded_axis is not None and not getattr(parameter, "tensor_model_parallel", False):
+            set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=row.sharded_axis, stride=1)
 
 
 def inverse_frequencies(rope: Rope, head_size: int) -> Tensor:
