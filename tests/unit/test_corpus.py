@@ -118,13 +118,13 @@ def test_cut_off_files_are_named(tmp_path, name):
 def test_a_parquet_file_with_damaged_pages_or_other_types_is_named(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"id": ["a"], "text": pa.array([b"\xff"]).cast(pa.string(), safe=False)}), path)
-    with pytest.raises(UserError, match="'text' .* cannot be read as UTF-8 text"):
+    with pytest.raises(UserError, match=r"'text' .* cannot be read as UTF-8 text"):
         read_all(Corpus(path))
     pq.write_table(pa.table({"id": ["a"], "text": [1.5]}), path)
     with pytest.raises(UserError, match="holds double, not text"):
         read_all(Corpus(path))
     pq.write_table(pa.table({"id": ["a"], "text": ["t"], "stem": ["high"]}), path)
-    with pytest.raises(UserError, match="'stem' .* cannot be read as numbers"):
+    with pytest.raises(UserError, match=r"'stem' .* cannot be read as numbers"):
         read_all(Corpus(path, score_columns={"stem": "stem"}))
 
 
