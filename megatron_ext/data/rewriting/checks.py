@@ -21,7 +21,7 @@ _REFUSAL = re.compile(
     r"|(?:sinto muito|desculpe|lamento),? (?:mas )?(?:eu )?não"
     r"|I(?:'m| am) (?:sorry|unable|not able)|I can(?:'t|not) (?:help|assist|rewrite|fulfill|provide))", re.IGNORECASE)
 _META_TEXT = re.compile(
-    r"</?texto>|<\|[^|>]{1,30}\|>|\[/?INST\]"
+    r"</?texto?>|<\|[^|>]{1,30}\|>|\[/?INST\]"
     r"|\b(?:como (?:um )?modelo de linguagem|como uma? (?:assistente|IA|inteligência artificial)\b|as an AI\b"
     r"|(?:o |do |no |neste |este )?texto (?:original|reescrito|fornecido|acima|abaixo|a ser reescrito)"
     r"|reescrev(?:a|i|endo) o texto|versão (?:reescrita|simplificada) do texto|responda apenas)", re.IGNORECASE)

@@ -14,7 +14,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 _NUMBER = re.compile(r"\d{1,3}(?:[.\s]\d{3})+(?!\d)(?:,\d+)?|\d+(?:[.,]\d+)*")
 _QA_PAIR = re.compile(r"^\W*Pergunta\W*?:\W*?(\w.*?)\n+\W*Resposta\W*?:\W*?(\w.*?)$", re.IGNORECASE | re.MULTILINE)
 _MIN_UNKNOWN_LETTERS = 3
-_LANGUAGES = ("PORTUGUESE", "SPANISH", "CATALAN", "ITALIAN", "FRENCH", "ENGLISH", "GERMAN", "LATIN")
+_LANGUAGES = ("PORTUGUESE", "SPANISH", "CATALAN", "ITALIAN", "FRENCH", "ENGLISH", "GERMAN")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Measures:
     repeated_fraction: float
     """Share of the rewrite's 4-grams of words that stood in it before."""
     portuguese_confidence: float
-    """Probability of Portuguese among eight languages, by lingua."""
+    """Probability of Portuguese among seven languages, by lingua."""
     unknown_word_fraction: float
     """Share of the rewrite's distinct words that neither the source nor the Portuguese word list has."""
     number_retention: float
@@ -74,7 +74,8 @@ def portuguese_confidence(text: str) -> float:
     """Probability, 0 to 1, that the text is Portuguese rather than one of its neighbours or of the large languages."""
     from lingua import Language
 
-    return _detector().compute_language_confidence(text, Language.PORTUGUESE) if _WORD.search(text) else 0.0
+    confidence = _detector().compute_language_confidence(text, Language.PORTUGUESE) if _WORD.search(text) else 0.0
+    return round(confidence, 3)  # lingua sums in random order: its last digits differ from call to call
 
 
 def unknown_word_fraction(source_words: Sequence[str], words: Sequence[str]) -> float:

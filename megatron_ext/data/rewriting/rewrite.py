@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,7 +154,6 @@ def token_counter(tokenizer: Path) -> CountTokens:
 
     from megatron_ext.data.tokenizers import load_tokenizer
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     encoder = load_tokenizer(tokenizer).encoder
     return lambda texts: encoder.encode(pa.array(texts, pa.string())).lengths.tolist()
 
