@@ -175,9 +175,17 @@ def _model_options(model: ModelConfig) -> dict[str, Any]:
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "bf16": dtype == torch.bfloat16,
-        "perform_initialization": False,  # the weights come from a Hugging Face folder
+        # The weights come from a Hugging Face folder. `perform_initialization: False` would leave out the marks of
+        # tensor-parallel weights too, and with them parts of the gradient norm.
+        "init_method": _leave,
+        "output_layer_init_method": _leave,
+        "embedding_init_method": _leave,
         "transformer_impl": model.layer_implementation,
     }
     if model.recompute_activations:
         options |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     return options
+
+
+def _leave(weight: Tensor) -> Tensor:
+    return weight
