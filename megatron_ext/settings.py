@@ -82,7 +82,7 @@ def parse_stage_arguments(cls: type[S], description: str, argv: Sequence[str] | 
     parser.add_argument("--output", type=Path, required=True, help="folder of the artifact to make")
     parser.add_argument("--config", type=Path, help="YAML file of settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     return load_settings(cls, arguments.config, arguments.overrides), arguments.output
 
 

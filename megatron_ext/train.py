@@ -62,7 +62,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="check the run, print its arithmetic and leave")
     parser.add_argument("--num-processes", type=int, help="check for so many processes (default: as torchrun says)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 if __name__ == "__mp_main__":  # a helper that megatron-core's checkpoint writer has spawned

@@ -50,7 +50,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("study", type=Path, help="study file")
     parser.add_argument("--work", type=Path, required=True, help="folder that takes everything the study makes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that win over the study file's")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 if __name__ == "__main__":
