@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -152,9 +152,14 @@ def _judge(batch: pa.RecordBatch, criteria: Criteria) -> np.ndarray:
     return np.select(reasons, np.arange(1, len(reasons) + 1), default=0)
 
 
-def _hashes(strings: pa.Array, seed: int) -> np.ndarray:
-    """XXH3-128 of each string's UTF-8 bytes, uint64 `[n, 2]`."""
-    digests = [xxhash.xxh3_128_digest(string.encode(), seed=seed) for string in strings.to_pylist()]
+def _hashes(strings: pa.StringArray, seed: int) -> np.ndarray:
+    """XXH3-128 of each string's UTF-8 bytes, uint64 `[n, 2]`; reads Arrow's buffers, without Python strings."""
+    if not len(strings):
+        return np.empty((0, 2), dtype=np.uint64)
+    _, offsets_buffer, bytes_buffer = strings.buffers()
+    offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[strings.offset:strings.offset + len(strings) + 1].tolist()
+    content = memoryview(bytes_buffer or b"")
+    digests = [xxhash.xxh3_128_digest(content[start:end], seed=seed) for start, end in pairwise(offsets)]
     return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64).reshape(-1, 2)
 
 

@@ -1,4 +1,8 @@
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +21,7 @@ from megatron_ext.data.tokenizers import load_tokenizer
 from megatron_ext.errors import UserError
 from tests.unit.tokenizer_folders import TEXTS, byte_level_tokenizer, sentencepiece_tokenizer
 
+ROOT = Path(__file__).parents[2]
 ROWS = [{"id": f"d{i}", "text": text} for i, text in enumerate([*TEXTS, "", "<|endoftext|>", "\n", ""])]
 
 
@@ -138,6 +143,27 @@ def test_an_interrupted_run_goes_on_with_the_parts_it_lacks(tokenizers, tmp_path
     assert resumed.content_hash == whole.content_hash
     assert not set(made) & set(remaining)
     assert sorted(path.name for path in resumed.path.iterdir()) == sorted([*resumed.manifest["files"], "manifest.json"])
+
+
+def test_kill_9_then_the_same_command(tokenizers, tmp_path):
+    for number in range(30):
+        write_jsonl(tmp_path / "corpus" / f"{number:02d}.jsonl", [{"id": f"{number}-{i}", "text": TEXTS[i % 4] * 8}
+                                                                 for i in range(400)])
+    whole = tokenize(tmp_path / "corpus", tokenizers["tokenizers"], tmp_path / "whole")
+    command = [sys.executable, "-m", "tools.tokenize_corpus", "--output", str(tmp_path / "out"),
+               f"documents={tmp_path / 'corpus'}", f"tokenizer={tokenizers['tokenizers']}", "workers=2"]
+    parts = tmp_path / "out.partial" / "parts"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while not list(parts.glob("*.parquet")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()  # ends when the workers, which hold the pipe too, have ended
+    assert not (tmp_path / "out").exists()
+    assert 0 < len(list(parts.glob("*.parquet"))) < 30
+    resumed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "were done before, going on" in resumed.stdout
+    assert Artifact.open(tmp_path / "out").content_hash == whole.content_hash
 
 
 def test_no_documents(tokenizers, tmp_path):
