@@ -1,0 +1,76 @@
+"""Prompts, byte for byte those of the official harness.
+
+One generator a task, `Random(42)`, shuffles the documents and then draws the few-shot examples of each document in
+turn. So the prompts of a task are built in one go and in order, whichever of them are needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evaluation.poeta.table import descriptions
+from evaluation.poeta.task import Document, Loaded, Task
+from megatron_ext.errors import UserError
+
+SEED = 42
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and the document that it asks about."""
+
+    doc_id: int
+    """Position after the shuffle."""
+    document: Document
+    prompt: str
+
+    @property
+    def prompt_sha256(self) -> str:
+        """Hash of the prompt's UTF-8 bytes, hexadecimal."""
+        return hashlib.sha256(self.prompt.encode()).hexdigest()
+
+
+def build_requests(task: Task, loaded: Loaded, limit: int | None = None) -> list[Request]:
+    """The requests of a task in evaluation order.
+
+    Args:
+        limit: take only the first `limit` of the official requests; their prompts do not depend on it.
+
+    Raises UserError when the pool is too small for the shots (a truncated raw file).
+    """
+    generator = random.Random(SEED)
+    documents = list(loaded.documents)
+    generator.shuffle(documents)
+    limits = [bound for bound in (task.spec.limit, limit) if bound is not None]
+    documents = documents[: min(limits)] if limits else documents
+    requests = []
+    for doc_id, document in enumerate(documents):
+        shots = _draw_shots(task, loaded, document, generator)
+        requests.append(Request(doc_id, document, render(task, document, shots)))
+    return requests
+
+
+def render(task: Task, document: Document, shots: Sequence[Document]) -> str:
+    """Description, numbered examples, and the document's text up to where the answer begins."""
+    key = task.spec.description
+    description = f"{descriptions()[key]}\n\n" if key else ""
+    if not shots:
+        return description + document.text
+    examples = "".join(
+        f"Exemplo {number}:\n{shot.text}{shot.target}\n###\n" for number, shot in enumerate(shots, start=1)
+    )
+    return f"{description}{examples}Exemplo {len(shots) + 1}:\n{document.text}"
+
+
+def _draw_shots(task: Task, loaded: Loaded, document: Document, generator: random.Random) -> list[Document]:
+    num_shots = task.num_shots(document)
+    if num_shots == 0:
+        return []
+    pool = task.shot_pool(loaded, document)
+    if len(pool) < num_shots:
+        raise UserError(f"{task.spec.name}: {num_shots} few-shot examples are needed and the raw data holds "
+                        f"{len(pool)} to choose from; a file may be cut short")
+    return generator.sample(pool, num_shots)

@@ -1,0 +1,92 @@
+"""What a task is made of: documents, a pool of few-shot examples, a score for each document, aggregations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from evaluation.poeta.metrics import mean, mean_stderr
+from evaluation.poeta.raw import RawData
+from evaluation.poeta.table import TaskSpec
+
+Metrics = dict[str, Any]
+Aggregation = Callable[[Sequence[Any]], float]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One item of a task."""
+
+    id: Any
+    """Id in the raw data."""
+    text: str
+    """What the model reads; ends where the answer begins."""
+    target: str
+    """The answer as it stands in a few-shot example; begins with a space."""
+    exam: str | None = None
+    """Exam it comes from, where examples must come from another one."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """What else its scoring needs."""
+
+    @property
+    def gold(self) -> str:
+        """The answer without the space before it."""
+        return self.target.strip()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The documents of a task in the order of the raw data, before the official shuffle and limit."""
+
+    documents: list[Document]
+    pool: list[Document]
+
+
+class Task(ABC):
+    """A task of PoETa V2. Subclasses are the families that share raw format, text and scoring."""
+
+    aggregations: ClassVar[Mapping[str, Aggregation]] = {"acc": mean}
+    """Metric -> aggregation over the values of the documents that have the metric."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self.spec = spec
+
+    @abstractmethod
+    def load(self, raw: RawData) -> Loaded:
+        """Documents and few-shot pool out of the raw data."""
+
+    @abstractmethod
+    def score(self, document: Document, output: str) -> Metrics:
+        """Per-example metrics of an output that was cut at its first line feed and not stripped.
+
+        `invalid` is 1.0 where no answer of the form that the task asks for was found, else 0.0.
+        Values are JSON-able; those of `aggregations` that take pairs are lists [prediction, gold].
+        """
+
+    def num_shots(self, document: Document) -> int:
+        """Few-shot examples in the prompt of a document."""
+        return self.spec.num_fewshot
+
+    def shot_pool(self, loaded: Loaded, document: Document) -> list[Document]:
+        """What the examples of a document are drawn from, in the order of the raw data."""
+        if self.spec.pool == "other_ids":
+            return [candidate for candidate in loaded.pool if candidate.id != document.id]
+        if self.spec.pool == "other_exams":
+            return [candidate for candidate in loaded.pool if candidate.exam != document.exam]
+        return loaded.pool
+
+    def aggregate(self, examples: Sequence[Metrics]) -> dict[str, float]:
+        """Final metrics over per-example metrics, with `<metric>_stderr` for plain means.
+
+        A metric that only some documents have (an exam's year) is taken over those; one that none has is left out.
+        """
+        aggregated = {}
+        for name, aggregation in self.aggregations.items():
+            values = [metrics[name] for metrics in examples if name in metrics]
+            if values:
+                aggregated[name] = aggregation(values)
+                if aggregation is mean:
+                    aggregated[f"{name}_stderr"] = mean_stderr(values)
+        return aggregated
