@@ -92,7 +92,9 @@ def build_graph(study: StudyConfig) -> list[Node]:
     comparison = Node("compare/conditions", "comparison", "evaluation.compare",
                       {"baseline": study.evaluation.baseline},
                       {f"evaluations.{name}": nodes for name, nodes in evaluations.items()})
-    return sorted(_ancestors(comparison), key=lambda node: STAGES.index(node.stage))
+    wanted = [*tokenized.values(), comparison]  # a source that no condition uses is still wanted
+    nodes = {node.identity: node for root in wanted for node in _ancestors(root)}
+    return sorted(nodes.values(), key=lambda node: STAGES.index(node.stage))
 
 
 def _source_nodes(study: StudyConfig, base: Node) -> dict[str, Node]:
