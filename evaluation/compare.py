@@ -238,6 +238,7 @@ def _interactions(study: _Study) -> list[dict[str, Any]]:
         found.append({"name": name, "conditions": conditions, "npm": estimates})
     for one, p in zip(found, holm([one["npm"]["all"]["p"] for one in found]), strict=True):
         one["p_corrected"] = p
+        one["is_claimed"] = verdicts.obstacle(one["npm"]["all"], p, num_items=study.num_items, data=study.data) is None
         one["verdict"] = verdicts.interaction_verdict(one["name"], one["conditions"], one["npm"]["all"], p,
                                                       num_items=study.num_items, data=study.data)
     return found

@@ -1,0 +1,106 @@
+"""The page: gather the numbers, draw, fill the template."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.report.custody import chain_section, cost_section, parity_section, software_section
+from evaluation.report.data import rewriting_section, selection_section, tokenized_section
+from evaluation.report.plots import loss_charts, short_count
+from evaluation.report.record import StudyRecord, label
+from evaluation.report.results import results_section
+from evaluation.report.scales import condition_colors
+from evaluation.report.training import training_section
+from evaluation.verdicts import count, p_text, signed
+from megatron_ext.artifacts import Artifact, hash_file, produce, write_json, write_text
+from megatron_ext.settings import Settings
+
+_HERE = Path(__file__).parent
+_TEMPLATE, _STYLE = "page.html.jinja", "page.css"
+
+
+class ReportSettings(Settings):
+    """Settings of the report."""
+
+    study: Path
+    """study.json, as tools.run_study writes it."""
+
+
+def write_report(settings: ReportSettings, output: Path) -> Artifact:
+    """Make the artifact `output` (kind "report"): report.html, and report.json with the numbers shown.
+
+    Raises UserError when the record cannot be read or an artifact that it names is damaged.
+    """
+    record = StudyRecord.read(settings.study)
+    look = {name: hash_file(_HERE / name) for name in (_TEMPLATE, _STYLE)}
+
+    def make(folder: Path) -> dict[str, Any]:
+        numbers = gather(record)
+        write_json(folder / "report.json", _plain(numbers))
+        page = render(numbers)
+        write_text(folder / "report.html", page)
+        return {"bytes": len(page.encode())}
+
+    return produce(output, kind="report", settings={"look": look}, inputs=record.inputs(), make=make)
+
+
+def gather(record: StudyRecord) -> dict[str, Any]:
+    """All numbers and texts of the page, by section; a section without its artifacts is None or empty."""
+    results = results_section(record)
+    training = training_section(record)
+    given = [one["name"] for one in results["conditions"] if not one["is_trained"]] if results else []
+    names = [one["name"] for one in results["conditions"]] if results else record.conditions
+    return {
+        "name": label(record.values["name"]),
+        "description": record.values.get("description", ""),
+        "notes": record.values.get("notes", []),
+        "base_model": record.values.get("settings", {}).get("base_model"),
+        "colors": condition_colors(names, given),
+        "results": results,
+        "training": training,
+        "selection": selection_section(record),
+        "rewriting": rewriting_section(record),
+        "tokenized": tokenized_section(record),
+        "parity": parity_section(record),
+        "cost": cost_section(record),
+        "chain": chain_section(record),
+        "software": software_section(record),
+        "missing": record.missing,
+    }
+
+
+def render(numbers: dict[str, Any]) -> str:
+    """The page as HTML, everything in one file."""
+    import jinja2
+
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"number": _number, "signed": _signed, "fixed": _fixed, "short": short_count,
+                            "label": label, "p": p_text, "sci": lambda value: f"{value:.1e}".replace("-", "−")}
+    training = numbers["training"]
+    charts = loss_charts(training["curves"], numbers["colors"]) if training else []
+    style = (_HERE / _STYLE).read_text(encoding="utf-8")
+    return environment.get_template(_TEMPLATE).render(**numbers, charts=charts, style=style, count=count)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _fixed(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else signed(value)
+
+
+def _plain(value: Any) -> Any:
+    """JSON-able copy."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,103 @@
+"""The study's record, study.json, and the artifacts that it names. What is not there is left out, and said so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_ext.artifacts import Artifact, is_finished
+from megatron_ext.errors import UserError
+
+
+@dataclass
+class StudyRecord:
+    """study.json and where it lies; places in it are relative to its folder."""
+
+    path: Path
+    values: dict[str, Any]
+    missing: list[str] = field(default_factory=list)
+    """What the page has to do without, in words."""
+
+    @classmethod
+    def read(cls, path: Path) -> StudyRecord:
+        """Read a record.
+
+        Raises UserError when it is not there or no JSON object with a name.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); tools.run_study writes it") from None
+        except ValueError as error:
+            raise UserError(f"{path}: is no JSON ({error}); run the study again to write it") from None
+        if not isinstance(values, dict) or "name" not in values:
+            raise UserError(f"{path}: is no record of a study: it has no name")
+        return cls(path, values)
+
+    @property
+    def folder(self) -> Path:
+        """Folder that places are relative to."""
+        return self.path.parent
+
+    @property
+    def conditions(self) -> list[str]:
+        """Names of the conditions in the order of the study."""
+        return list(self.values.get("conditions", {}))
+
+    def seeds(self, condition: str) -> dict[str, dict[str, str]]:
+        """Seed -> places of its run, export and evaluation."""
+        return self.values["conditions"][condition]["seeds"]
+
+    def runs(self, condition: str) -> list[Artifact]:
+        """Finished runs of a condition, one a seed."""
+        places = [seed.get("run") for seed in self.seeds(condition).values()]
+        return [artifact for place in places if (artifact := self.open(place))]
+
+    def named(self, section: str) -> dict[str, Artifact]:
+        """Artifacts of a section such as `selections`, by name; those that are there."""
+        found = {name: self.open(place) for name, place in self.values.get(section, {}).items()}
+        return {name: artifact for name, artifact in found.items() if artifact}
+
+    def comparison(self) -> dict[str, Any] | None:
+        """Content of comparison.json."""
+        artifact = self.open(self.values.get("comparison"))
+        if artifact is None:
+            return None
+        return json.loads((artifact.path / "comparison.json").read_text(encoding="utf-8"))
+
+    def open(self, place: str | None) -> Artifact | None:
+        """The artifact at a place; None when there is none."""
+        if place is None or not is_finished(self.folder / place):
+            return None
+        return Artifact.open(self.folder / place)
+
+    def without(self, what: str) -> None:
+        """Note that the page has to do without something."""
+        self.missing.append(what)
+
+    def inputs(self) -> dict[str, Path]:
+        """Name -> place of everything that the page is made from."""
+        places = {"study": self.path}
+        for name, place in self._places():
+            if is_finished(self.folder / place):
+                places[name] = self.folder / place
+        return places
+
+    def _places(self) -> Iterator[tuple[str, str]]:
+        if self.values.get("comparison"):
+            yield "comparison", self.values["comparison"]
+        for section in ("base", "selections", "rewrites", "tokenized"):
+            for name, place in self.values.get(section, {}).items():
+                yield f"{section}/{name}", place
+        for condition in self.conditions:
+            for seed, places in self.seeds(condition).items():
+                for part, place in places.items():
+                    yield f"{condition}/seed{seed}/{part}", place
+
+
+def label(name: str) -> str:
+    """A name as people read it."""
+    return name.replace("_", " ")

@@ -1,0 +1,53 @@
+"""Axes of the charts that are plain HTML: positions in percent, round ticks; and the colours of the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_CONDITION_COLORS = ("#2f6f8f", "#b5622b", "#4f7d4a", "#7d5690", "#a3475a", "#8a7420", "#3f5aa6", "#5f6b6d")
+_SOURCE_COLORS = ("#6f9bb3", "#d9a877", "#93b48d", "#b79cc4", "#cf9aa5", "#c7b768", "#93a4d3", "#aab3b4")
+GIVEN_COLOR = "#8b949b"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear axis that is drawn in percent of its width."""
+
+    low: float
+    high: float
+    ticks: list[float]
+
+    def at(self, value: float) -> float:
+        """Position of a value, percent, kept on the axis."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(100 * min(max(share, 0.0), 1.0), 2)
+
+
+def nice_scale(values: Sequence[float | None], include: Sequence[float] = ()) -> Scale:
+    """An axis with round ends around all values."""
+    known = [value for value in [*values, *include] if value is not None and math.isfinite(value)] or [0.0, 1.0]
+    low, high = min(known), max(known)
+    step = _nice_step(max(high - low, 1e-9) / 5)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    last = max(last, first + 1)
+    ticks = [round(number * step, 10) for number in range(first, last + 1)]
+    return Scale(ticks[0], ticks[-1], ticks)
+
+
+def condition_colors(names: Sequence[str], given: Sequence[str]) -> dict[str, str]:
+    """A colour for each condition; given models are grey."""
+    trained = [name for name in names if name not in given]
+    colors = {name: _CONDITION_COLORS[i % len(_CONDITION_COLORS)] for i, name in enumerate(trained)}
+    return colors | dict.fromkeys(given, GIVEN_COLOR)
+
+
+def source_colors(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each source of data."""
+    return {name: _SOURCE_COLORS[i % len(_SOURCE_COLORS)] for i, name in enumerate(names)}
+
+
+def _nice_step(rough: float) -> float:
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
