@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -259,8 +260,7 @@ def _hash_folder(folder: Path, cached: bool = True) -> dict[str, dict[str, Any]]
 
     An artifact inside the folder (a checkpoint of a run) counts as its manifest, which holds its own hashes.
     """
-    hash_one = _hash_file_cached if cached else hash_file
-    files = {}
+    paths = []
     for parent, folders, names in os.walk(folder):
         place = Path(parent)
         if place != folder and MANIFEST in names:
@@ -268,10 +268,14 @@ def _hash_folder(folder: Path, cached: bool = True) -> dict[str, dict[str, Any]]
             names = [MANIFEST]
         elif place == folder:
             names = [name for name in names if name not in (MANIFEST, _LOCK, _REQUEST)]
-        for name in names:
-            file = place / name
-            files[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "sha256": hash_one(file)}
-    return dict(sorted(files.items()))
+        paths += [place / name for name in names]
+    paths.sort()
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing lets other threads run
+        hashes = list(map(_hash_file_cached, paths) if cached else pool.map(hash_file, paths))
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, hashes, strict=True)
+    }
 
 
 def _hash_file_cached(path: Path) -> str:

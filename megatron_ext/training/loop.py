@@ -23,6 +23,7 @@ from megatron_ext.config import RunConfig
 from megatron_ext.data.blend import BlendPlan, plan_blend
 from megatron_ext.data.dataset import BlendedDataset, PackedSource
 from megatron_ext.errors import UserError
+from megatron_ext.progress import format_seconds
 from megatron_ext.training.checkpoint import checkpoint_folder, load_latest_checkpoint, run_identity, save_checkpoint
 from megatron_ext.training.parallel import is_main_rank, main_rank_decides
 from megatron_ext.training.preflight import describe_run, source_sizes
@@ -85,9 +86,11 @@ def _iterate(state: TrainState, dataset: BlendedDataset, identity: dict[str, Any
         if last or _is_due(state, config.validation.interval_tokens):
             _validate(state, recorder)
         if last or stopping or _is_due(state, config.checkpoint.interval_tokens):
+            started = time.monotonic()
             save_checkpoint(state, identity)
             if recorder:
                 write_json(config.output / EXPOSURE, _ledger(config, dataset, state.iteration))
+                recorder.checkpoint(state.iteration, time.monotonic() - started)
         if stopping:
             if recorder:
                 print(f"train: asked to stop; saved after iteration {state.iteration}", flush=True)
@@ -151,6 +154,10 @@ class _Recorder:
             values["mfu_percent"] = round(100 * tflops / self._config.logging.peak_tflops, 2)
         self._metrics.write("train", iteration, values)
         self._console.iteration(iteration, values)
+
+    def checkpoint(self, iteration: int, seconds: float) -> None:
+        self._metrics.write("checkpoint", iteration, {"seconds": round(seconds, 2)})
+        print(f"checkpoint after {iteration} iterations: saved in {format_seconds(seconds)}", flush=True)
 
     def validation(self, iteration: int, losses: dict[str, dict[str, float]]) -> None:
         self._metrics.write("validation", iteration, {"sources": losses})
