@@ -125,6 +125,9 @@ def _torch_without_cuda() -> ModuleType:
     # Methods belong to the class, so these two are replaced for everybody; without CUDA they could only fail.
     torch.Tensor.cuda = lambda self, *args, **kwargs: self
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self
+    # Advice about GPUs, and torch's deprecation of what megatron-core still calls: nothing that a user could mend.
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     factories = {name: _on_cpu(getattr(torch, name)) for name in _FACTORIES}
     return _Overlay(torch, cuda=_cuda_stand_ins(torch), **factories)
 

@@ -181,6 +181,7 @@ def _model_options(model: ModelConfig) -> dict[str, Any]:
         "output_layer_init_method": _leave,
         "embedding_init_method": _leave,
         "transformer_impl": model.layer_implementation,
+        "cuda_graph_scope": [],  # the default is deprecated and warns
     }
     if model.recompute_activations:
         options |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}

@@ -1,0 +1,160 @@
+"""From a Megatron checkpoint to a Hugging Face folder: in one process, on a CPU, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from megatron_ext.artifacts import Artifact, produce, write_json
+from megatron_ext.errors import UserError
+from megatron_ext.model.checkpoint_reader import CheckpointReader
+from megatron_ext.model.hf_config import Architecture, read_architecture
+from megatron_ext.model.hf_files import Piece, copy_hf_metadata, write_hf_weights
+from megatron_ext.model.mappings import Row, Table, Vocab, weight_table
+from megatron_ext.settings import Settings
+
+HF_METADATA = "hf"
+"""Folder in a checkpoint with the config and tokenizer files of the model that training began from."""
+
+
+class ExportSettings(Settings):
+    """What is exported."""
+
+    checkpoint: Path
+    """Megatron checkpoint, an artifact: `<run>/checkpoints/iter_…`, or one made by tools.import_hf."""
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    """Type of the exported weights; `keep`: that of the checkpoint."""
+    max_file_gigabytes: float = Field(default=5.0, gt=0)
+    """Weights are split into files of at most this size, in 10^9 bytes."""
+    parity: bool = True
+    """Prove that the exported folder gives the logits of the checkpoint before it is published."""
+    parity_positions: int = Field(default=512, gt=1)
+    """Token positions over which the logits are compared."""
+
+
+def export_hf(settings: ExportSettings, output: Path) -> Artifact:
+    """Make the Hugging Face folder `output`; it goes on after an interruption.
+
+    Raises UserError when the checkpoint is none or does not fit its config, ParityError when the logits differ.
+    """
+    Artifact.open(settings.checkpoint, kind="checkpoint")
+
+    def make(folder: Path) -> dict[str, Any]:
+        counts = write_hf_folder(settings.checkpoint, folder, settings.dtype, int(settings.max_file_gigabytes * 1e9))
+        if settings.parity:
+            from megatron_ext.model.megatron_parity import check_export
+
+            verdict = check_export(settings.checkpoint, folder, settings.parity_positions)
+            print(verdict.line("parity after export"), flush=True)
+            counts["parity"] = verdict.require().as_dict()
+        return counts
+
+    return produce(output, kind="hf_model", settings=settings.model_dump(mode="json", exclude={"checkpoint"}),
+                   inputs={"checkpoint": settings.checkpoint}, make=make)
+
+
+def write_hf_folder(checkpoint: Path, folder: Path, dtype: str = "keep",
+                    max_file_bytes: int = 5 * 10**9) -> dict[str, Any]:
+    """Write weights, config and tokenizer of a checkpoint as a Hugging Face folder; returns what it holds.
+
+    Memory: one Megatron tensor of one layer, and its part that is being read.
+    """
+    source = checkpoint / HF_METADATA
+    architecture = read_architecture(source)
+    pieces = _pieces(CheckpointReader(checkpoint), architecture, dtype)
+    copy_hf_metadata(source, folder)
+    stored = str(pieces[0].dtype).removeprefix("torch.")
+    if stored != architecture.dtype:
+        _write_dtype(folder / "config.json", stored)
+    write_hf_weights(folder, pieces, max_file_bytes)
+    return {"family": architecture.family, "vocab_size": architecture.vocab_size, "dtype": stored,
+            "num_tensors": sum(len(piece.names) for piece in pieces),
+            "num_parameters": sum(torch.Size(shape).numel() for piece in pieces for shape in piece.shapes)}
+
+
+def _pieces(reader: CheckpointReader, architecture: Architecture, dtype: str) -> list[Piece]:
+    """Every tensor of the folder, in the order of the model."""
+    table = weight_table(architecture)
+    _check(reader, table, architecture)
+    return [_piece(reader, name, table[name], layer, architecture, dtype)
+            for name, layer in _in_model_order(table, architecture.num_layers)]
+
+
+def _piece(reader: CheckpointReader, name: str, row: Row, layer: int | None, architecture: Architecture,
+           dtype: str) -> Piece:
+    shape = reader.shape(name)
+    return Piece(
+        names=[hf_name.replace("*", str(layer)) for hf_name in row.hf_names],
+        shapes=[(num_rows, *shape[1:]) for num_rows in row.hf_num_rows(shape[0], architecture)],
+        dtype=reader.dtype(name) if dtype == "keep" else getattr(torch, dtype),
+        make=partial(_read_as_hf, reader, name, row, layer, architecture),
+    )
+
+
+def _read_as_hf(reader: CheckpointReader, name: str, row: Row, layer: int | None,
+                architecture: Architecture) -> Sequence[Tensor]:
+    return row.to_hf(reader.read(name, layer), architecture)
+
+
+def _in_model_order(table: Table, num_layers: int) -> Iterator[tuple[str, int | None]]:
+    """(name, layer): the embedding, then layer by layer, then the rest."""
+    first = next(iter(table))
+    yield first, None
+    for layer in range(num_layers):
+        yield from ((name, layer) for name in table if "*" in name)
+    yield from ((name, None) for name in table if "*" not in name and name != first)
+
+
+def _check(reader: CheckpointReader, table: Table, architecture: Architecture) -> None:
+    """Raise UserError when the checkpoint's tensors are not those of its config."""
+    missing, unknown = sorted(table.keys() - reader.names()), sorted(reader.names() - table.keys())
+    if missing:
+        raise UserError(f"{reader.folder}: {missing[0]} is missing, from which {table[missing[0]]} would be made")
+    if unknown:
+        raise UserError(f"{reader.folder}: {unknown[0]} {reader.shape(unknown[0])} is in no row of the "
+                        f"{architecture.family} table in megatron_ext/model/mappings.py")
+    for name, expected in _expected_shapes(architecture).items():
+        if name not in table:
+            continue
+        found, layers = reader.shape(name), reader.num_layers(name)
+        if isinstance(table[name], Vocab):  # filled up to what the layout needed
+            expected = (max(found[0], expected[0]), *expected[1:])
+        if found != expected or layers not in (None, architecture.num_layers):
+            raise UserError(f"{reader.folder}: {name} = {table[name]} has shape {found} in {layers or 1} layers; "
+                            f"{HF_METADATA}/config.json asks for {expected} in {architecture.num_layers}")
+
+
+def _expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Shape of each Megatron tensor, whole, without what fills the vocabulary up."""
+    hidden, ffn, head = architecture.hidden_size, architecture.ffn_hidden_size, architecture.kv_channels
+    queries = architecture.num_attention_heads * head
+    qkv = queries + 2 * architecture.num_query_groups * head
+    attention, mlp = "decoder.layers.*.self_attention", "decoder.layers.*.mlp"
+    return {
+        "embedding.word_embeddings.weight": (architecture.vocab_size, hidden),
+        f"{attention}.linear_qkv.layer_norm_weight": (hidden,),
+        f"{attention}.linear_qkv.weight": (qkv, hidden),
+        f"{attention}.linear_qkv.bias": (qkv,),
+        f"{attention}.q_layernorm.weight": (head,),
+        f"{attention}.k_layernorm.weight": (head,),
+        f"{attention}.linear_proj.weight": (hidden, queries),
+        f"{mlp}.linear_fc1.layer_norm_weight": (hidden,),
+        f"{mlp}.linear_fc1.weight": (2 * ffn, hidden),
+        f"{mlp}.linear_fc2.weight": (hidden, ffn),
+        "decoder.final_layernorm.weight": (hidden,),
+        "output_layer.weight": (architecture.vocab_size, hidden),
+    }
+
+
+def _write_dtype(config_file: Path, dtype: str) -> None:
+    """Say in config.json how the weights are stored; all else stays."""
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    write_json(config_file, config)

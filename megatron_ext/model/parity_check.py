@@ -1,0 +1,81 @@
+"""The parity stage: a verdict as an artifact, so that what follows can rely on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch.distributed as dist
+from pydantic import Field, model_validator
+
+from megatron_ext.artifacts import Artifact, write_json
+from megatron_ext.config import ModelConfig, ParallelConfig
+from megatron_ext.model.checkpoints import load_model
+from megatron_ext.model.distributed import produce_together
+from megatron_ext.model.gpt import build_model
+from megatron_ext.model.hf_weights import load_hf_weights
+from megatron_ext.model.megatron_parity import check_chunks
+from megatron_ext.model.parity import Parity, check_hf_folders
+from megatron_ext.settings import Settings
+
+VERDICT = "parity.json"
+
+
+class ParitySettings(Settings):
+    """What is compared: the logits of `model` in transformers with its own in megatron-core, or with another model's."""
+
+    model: Path
+    """Hugging Face folder: the reference, computed by transformers."""
+    checkpoint: Path | None = None
+    """Megatron checkpoint to compare with; without it the weights of `model` are imported."""
+    other: Path | None = None
+    """Another Hugging Face folder to compare with, instead of megatron-core."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Layout of the Megatron model: that of the training run."""
+    layer_implementation: Literal["local", "transformer_engine"] = "local"
+    """Implementation of the Megatron model's layers."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that both sides compute in; the limits are tight in float32 and loose in bfloat16."""
+    positions: int = Field(default=512, gt=1)
+    """Token positions over which the logits are compared."""
+
+    @model_validator(mode="after")
+    def _one_comparison(self) -> ParitySettings:
+        if self.checkpoint is not None and self.other is not None:
+            raise ValueError("give checkpoint or other, not both")
+        return self
+
+
+def check_parity(settings: ParitySettings, output: Path) -> Artifact | None:
+    """Make the verdict `output`; all ranks of the layout call it. Rank 0 returns the artifact.
+
+    Raises ParityError, and makes nothing, when the logits differ by more than rounding explains.
+    """
+    places = {"model": settings.model, "checkpoint": settings.checkpoint, "other": settings.other}
+
+    def make(folder: Path) -> dict[str, Any]:
+        verdict = _compare(settings)
+        if dist.get_rank() == 0:
+            imported = settings.checkpoint is None and settings.other is None
+            print(verdict.line("parity after import" if imported else "parity"), flush=True)
+        verdict.require()
+        if dist.get_rank() == 0:
+            write_json(folder / VERDICT, verdict.as_dict())
+        return verdict.as_dict()
+
+    return produce_together(
+        output, kind="parity", settings=settings.model_dump(mode="json", exclude=set(places)),
+        inputs={name: place for name, place in places.items() if place is not None}, make=make)
+
+
+def _compare(settings: ParitySettings) -> Parity:
+    if settings.other is not None:
+        return check_hf_folders(settings.model, settings.other, settings.positions, settings.dtype)
+    model = ModelConfig(hf_folder=settings.model, dtype=settings.dtype,
+                        layer_implementation=settings.layer_implementation)
+    chunks = build_model(model, settings.parallel)
+    if settings.checkpoint is None:
+        load_hf_weights(chunks, settings.model)
+    else:
+        load_model(chunks, settings.checkpoint)
+    return check_chunks(chunks, settings.model, settings.dtype, settings.positions)

@@ -1,0 +1,30 @@
+"""Stage 5b: a Megatron checkpoint of any layout to a Hugging Face folder, in one process on a CPU, parity proven.
+
+    python -m tools.export_hf --output work/exported checkpoint=work/run/checkpoints/iter_0000100
+"""
+
+from __future__ import annotations
+
+import sys
+
+from megatron_ext.errors import exit_on_user_error
+from megatron_ext.model.hf_export import ExportSettings, export_hf
+from megatron_ext.model.parity import ParityError
+from megatron_ext.settings import parse_stage_arguments
+
+
+@exit_on_user_error
+def main() -> int:
+    """Export; exit code 1 when the logits differ."""
+    settings, output = parse_stage_arguments(ExportSettings, __doc__ or "")
+    try:
+        artifact = export_hf(settings, output)
+    except ParityError:
+        return 1
+    counts = artifact.counts
+    print(f"{settings.checkpoint} -> {output}: {counts['num_parameters']:,} parameters, {counts['dtype']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
