@@ -1,0 +1,82 @@
+"""A Hugging Face model as the official harness uses it, on the HFLM of lm-evaluation-harness."""
+
+# b: batch; s: longest prompt of the batch, in tokens
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from evaluation.poeta.harness import OFFICIAL_MAX_GEN_TOKS, STOP
+
+DEFAULT_CONTEXT_TOKENS = 4096
+_NO_LIMIT_TOKENS = 1 << 30
+
+
+class PoetaHFLM(HFLM):
+    """HFLM without special tokens, with the official rule of truncation, and rows of a batch that stop one by one.
+
+    The truncation rule does not depend on how many tokens are really generated: with a context of C tokens, the
+    prompt is sliced from index 2048 - C. So C > 2048 keeps the last C - 2048 tokens, C = 2048 everything, and C < 2048
+    drops the *first* 2048 - C tokens of any prompt (an accident of the official harness that scores depend on).
+    """
+
+    def __init__(self, pretrained: str, **kwargs: Any) -> None:
+        super().__init__(pretrained, max_length=_NO_LIMIT_TOKENS, add_bos_token=False, **kwargs)
+        context_tokens = getattr(self.model.config, "max_position_embeddings", DEFAULT_CONTEXT_TOKENS)
+        self._slice_start = OFFICIAL_MAX_GEN_TOKS - context_tokens
+        self._token_ends_answer = self._find_stop_tokens()
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Token ids of what the model is given."""
+        return self.tokenizer.encode(prompt, add_special_tokens=False)[self._slice_start:]
+
+    def count_truncated(self, prompts: Sequence[str]) -> int:
+        """How many prompts lose tokens."""
+        encoded = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+        return sum(len(tokens[self._slice_start:]) < len(tokens) for tokens in encoded)
+
+    def tok_batch_encode(self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None,
+                         truncation: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask [b, s], padded on the left. The harness' own truncation does not apply."""
+        rows = [self.encode_prompt(string) for string in strings]
+        longest = max(map(len, rows))
+        padding = [longest - len(row) for row in rows]
+        ids = [[self.tokenizer.pad_token_id] * length + row for length, row in zip(padding, rows, strict=True)]
+        mask = [[0] * length + [1] * (longest - length) for length in padding]
+        return torch.tensor(ids), torch.tensor(mask)
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str],
+                        **generation_kwargs: Any) -> torch.Tensor:
+        """Greedy generation [b, s + new]; a row is finished by a token with a line feed or by the model's EOS."""
+        return self.model.generate(
+            input_ids=context,
+            attention_mask=generation_kwargs["attention_mask"],
+            max_new_tokens=max_length - context.shape[1],
+            do_sample=False,
+            temperature=None, top_p=None, top_k=None,  # an instruct model's sampling defaults would only warn
+            stopping_criteria=StoppingCriteriaList([_LastTokenIn(self._token_ends_answer)]),
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+
+    def _find_stop_tokens(self) -> torch.Tensor:
+        """Boolean over the vocabulary: tokens with a line feed. (It is one byte, so no token holds a part of it.)"""
+        num_tokens = max(len(self.tokenizer), self.model.config.get_text_config().vocab_size)
+        texts = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
+        has_stop = [STOP in text for text in texts]
+        return torch.tensor(has_stop + [False] * (num_tokens - len(has_stop)), device=self.device)
+
+
+class _LastTokenIn(StoppingCriteria):
+    """Ends each row by itself; the harness' own criterion waits until all rows have met the same stop string."""
+
+    def __init__(self, is_stop_token: torch.Tensor) -> None:
+        self.is_stop_token = is_stop_token
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Whether each row [b] is finished."""
+        return self.is_stop_token[input_ids[:, -1]]

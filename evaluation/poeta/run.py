@@ -1,0 +1,231 @@
+"""Evaluating a model on PoETa V2: one load of the model, all tasks, results and examples as an artifact."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from evaluation import npm
+from evaluation.poeta import sources
+from evaluation.poeta.families import load_task
+from evaluation.poeta.prompts import Request, build_requests
+from evaluation.poeta.table import expand_names, task_spec
+from evaluation.poeta.task import Task
+from megatron_ext.artifacts import Artifact, produce, write_json, write_text
+from megatron_ext.errors import UserError
+from megatron_ext.settings import Settings
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+
+OFFICIAL_MAX_GEN_TOKS = 2048
+JOURNAL = "answers.jsonl"
+RESULTS, EXAMPLES = "results.json", "examples.jsonl"
+
+
+class PoetaSettings(Settings):
+    """Evaluation on PoETa V2."""
+
+    model: str
+    """Folder of a Hugging Face model; for backends that serve models, the model's name there."""
+    tasks: tuple[str, ...] = ("all",)
+    """Official names of tasks; `all`: the 44."""
+    profile: Literal["official"] = "official"
+    """official: prompts, scores and quirks of the official harness."""
+    limit: int | None = Field(default=None, ge=1)
+    """Examples a task at most, the first of the official order; none: the official limits."""
+    data: Path | None = None
+    """Folder of raw data that is looked at first; none: the environment variable POETA_DATA."""
+    allow_download: bool = True
+    """Whether raw data may be fetched from its public sources."""
+    allow_sample_data: bool = False
+    """Whether invented messages may stand in for tweetsentbr where it cannot be had; the results say so."""
+    backend: str = "hf"
+    """`hf`, or a model type of lm-evaluation-harness: vllm, local-completions, …"""
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the backend."""
+    batch_size: int = Field(default=8, ge=1)
+    """Prompts that are answered together."""
+    max_gen_toks: int = Field(default=OFFICIAL_MAX_GEN_TOKS, ge=1)
+    """Longest answer, tokens. Answers end at a line feed, so a small number rarely changes a score."""
+    dtype: str = "auto"
+    """Precision of the weights with `hf`: auto (as saved), float32, bfloat16, float16."""
+    device: str | None = None
+    """Device with `hf`; none: the GPU if there is one."""
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """A task with the requests that are evaluated."""
+
+    task: Task
+    requests: list[Request]
+    num_official: int
+    """Examples of the official protocol."""
+    data: sources.Origin
+
+    @property
+    def name(self) -> str:
+        """Official name."""
+        return self.task.spec.name
+
+
+def evaluate_model(settings: PoetaSettings, output: Path) -> Artifact:
+    """Evaluate and write an artifact of kind "evaluation": `results.json`, `examples.jsonl`.
+
+    Raises UserError when the model or raw data is missing.
+    """
+    names = expand_names(settings.tasks)
+    if not names:
+        raise UserError("tasks is empty: name tasks, or `all`")
+    found = sources.find_raw_data([task_spec(name) for name in names], settings.data,
+                                  allow_download=settings.allow_download, allow_sample=settings.allow_sample_data)
+    model = Path(settings.model)
+    if settings.backend == "hf" and not (model / "config.json").exists():
+        raise UserError(f"model {settings.model} is not a folder of a Hugging Face model (no config.json there)")
+    inputs = {"model": model} if model.is_dir() else {}
+    request = settings.model_dump(mode="json", exclude={"model", "data", "allow_download", "allow_sample_data"})
+    request |= {"tasks": names, "raw_data": {name: piece.sha256 for name, piece in found.items()}}
+    if not inputs:
+        request["model"] = settings.model
+    return produce(output, kind="evaluation", settings=request, inputs=inputs,
+                   make=lambda folder: _make(settings, names, found, folder))
+
+
+def _make(settings: PoetaSettings, names: list[str], found: Mapping[str, sources.Found],
+          folder: Path) -> dict[str, Any]:
+    if not (folder / RESULTS).exists():
+        runs = [_prepare(name, settings, found) for name in names]
+        examples, num_truncated = _answer(settings, runs, folder / JOURNAL)
+        _write_examples(folder / EXAMPLES, examples)
+        model = json.loads((folder / ".request.json").read_text())["inputs"].get("model", {"name": settings.model})
+        write_json(folder / RESULTS, _summarise(settings, runs, examples, num_truncated, model))
+    (folder / JOURNAL).unlink(missing_ok=True)
+    results = json.loads((folder / RESULTS).read_text())
+    return {"npm": results["npm"]["all"], "tasks": len(names), "data": results["data"],
+            "examples": sum(task["num_examples"] for task in results["tasks"].values()),
+            "deviations": results["deviations"]}
+
+
+def _prepare(name: str, settings: PoetaSettings, found: Mapping[str, sources.Found]) -> TaskRun:
+    task = load_task(name)
+    loaded = task.load(sources.open_raw_data(task.spec, found))
+    requests = build_requests(task, loaded, settings.limit)
+    num_official = min(len(loaded.documents), task.spec.limit or len(loaded.documents))
+    origin = sources.origin_of(found[raw_name] for raw_name in task.spec.raw_names())
+    return TaskRun(task, requests, num_official, origin)
+
+
+def _answer(settings: PoetaSettings, runs: list[TaskRun],
+            journal: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int | None]]:
+    """Task -> rows of `examples.jsonl`, and task -> number of truncated prompts (None: the backend does not tell)."""
+    from lm_eval import evaluator
+
+    from evaluation.poeta.harness import HarnessTask
+    from evaluation.poeta.journal import JournalingLM
+
+    tasks = {
+        run.name: HarnessTask({"task": run.name, "metadata": {"max_gen_toks": settings.max_gen_toks}}, run.requests)
+        for run in runs
+    }
+    lm = _load_model(settings)
+    counter = getattr(lm, "count_truncated", None)
+    num_truncated = {
+        run.name: counter([request.prompt for request in run.requests]) if counter else None for run in runs
+    }
+    evaluated = evaluator.evaluate(
+        lm=JournalingLM(lm, journal, settings.batch_size), task_dict={"tasks": tasks, "groups": {}}, bootstrap_iters=0,
+    )
+    return {run.name: _example_rows(run, evaluated["samples"][run.name]) for run in runs}, num_truncated
+
+
+def _load_model(settings: PoetaSettings) -> LM:
+    if settings.backend == "hf":
+        import torch
+
+        from evaluation.poeta.hf_model import PoetaHFLM
+
+        device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return PoetaHFLM(settings.model, dtype=settings.dtype, device=device, batch_size=settings.batch_size,
+                         **settings.model_args)
+    from lm_eval.api.registry import get_model
+
+    try:
+        model_class = get_model(settings.backend)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"backend {settings.backend!r} is unknown: {error}") from None
+    place = {"pretrained" if Path(settings.model).is_dir() else "model": settings.model}
+    return model_class.create_from_arg_obj(place | settings.model_args, {"batch_size": settings.batch_size})
+
+
+def _example_rows(run: TaskRun, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for sample in samples:
+        request = run.requests[sample["doc_id"]]
+        rows.append({
+            "task": run.name,
+            "doc_id": request.doc_id,
+            "source_id": request.document.id,
+            "prompt_sha256": request.prompt_sha256,
+            "output": sample["filtered_resps"][0],
+            "target": request.document.target,
+            "metrics": {name: sample[name] for name in sample["metrics"]},
+        })
+    return rows
+
+
+def _write_examples(path: Path, examples: Mapping[str, list[dict[str, Any]]]) -> None:
+    rows = [row for task_rows in examples.values() for row in task_rows]
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows))
+
+
+def _summarise(settings: PoetaSettings, runs: list[TaskRun], examples: Mapping[str, list[dict[str, Any]]],
+               num_truncated: Mapping[str, int | None], model: Mapping[str, Any]) -> dict[str, Any]:
+    """`results.json`. NaN is written as Python's json does."""
+    tasks = {run.name: _summarise_task(run, examples[run.name], num_truncated[run.name]) for run in runs}
+    return {
+        "profile": settings.profile,
+        "data": max((run.data for run in runs), key=("official", "local", "sample").index),
+        "deviations": _deviations(settings, runs),
+        "model": dict(model),
+        "backend": settings.backend,
+        "tasks": tasks,
+        "npm": npm.mean_npm({name: task["npm"] for name, task in tasks.items()}),
+        "task_set": [run.name for run in runs],
+    }
+
+
+def _summarise_task(run: TaskRun, rows: list[dict[str, Any]], num_truncated: int | None) -> dict[str, Any]:
+    spec, per_example = run.task.spec, [row["metrics"] for row in rows]
+    metrics = run.task.aggregate(per_example)
+    score = metrics.get(spec.metric, math.nan)
+    return {
+        "metric": spec.metric,
+        "score": score,
+        "random_score": spec.random_score,
+        "max_score": spec.max_score,
+        "npm": spec.normalise(score),
+        "translated": spec.translated,
+        "num_examples": len(rows),
+        "num_official_examples": run.num_official,
+        "num_truncated_prompts": num_truncated,
+        "invalid_rate": sum(values["invalid"] for values in per_example) / len(per_example),
+        "data": run.data,
+        "metrics": metrics,
+    }
+
+
+def _deviations(settings: PoetaSettings, runs: list[TaskRun]) -> list[str]:
+    """In what the run differs from the official protocol, in words."""
+    deviations = []
+    if any(len(run.requests) < run.num_official for run in runs):
+        deviations.append(f"at most {settings.limit} examples a task, fewer than the official limits")
+    if settings.max_gen_toks != OFFICIAL_MAX_GEN_TOKS:
+        deviations.append(f"answers of at most {settings.max_gen_toks} tokens instead of {OFFICIAL_MAX_GEN_TOKS}")
+    return deviations
