@@ -49,6 +49,7 @@ class _MegatronFinder(importlib.abc.MetaPathFinder):
                   target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
         if not name.startswith("megatron.") or _cuda_is_available():
             return None
+        _silence_advice()
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
             spec.loader = _AdaptingLoader(spec.loader.name, spec.loader.path)
@@ -59,14 +60,19 @@ class _AdaptingLoader(importlib.machinery.SourceFileLoader):
     """Loads a module from its source, then gives it the adapted torch and its own fix."""
 
     def exec_module(self, module: ModuleType) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that Transformer Engine and apex are missing is no news on a CPU
-            super().exec_module(module)
+        super().exec_module(module)
         if "torch" in vars(module):
             vars(module)["torch"] = _torch_without_cuda()
         fix = _FIXES.get(module.__name__)
         if fix is not None:
             fix(module)
+
+
+@functools.cache
+def _silence_advice() -> None:
+    """Advice about GPUs and missing GPU packages, and torch's deprecation of what megatron-core still calls."""
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
 
 
 def _cuda_is_available() -> bool:
@@ -125,9 +131,6 @@ def _torch_without_cuda() -> ModuleType:
     # Methods belong to the class, so these two are replaced for everybody; without CUDA they could only fail.
     torch.Tensor.cuda = lambda self, *args, **kwargs: self
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self
-    # Advice about GPUs, and torch's deprecation of what megatron-core still calls: nothing that a user could mend.
-    warnings.filterwarnings("ignore", module=r"megatron\.core")
-    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     factories = {name: _on_cpu(getattr(torch, name)) for name in _FACTORIES}
     return _Overlay(torch, cuda=_cuda_stand_ins(torch), **factories)
 

@@ -22,7 +22,7 @@ VERDICT = "parity.json"
 
 
 class ParitySettings(Settings):
-    """What is compared: the logits of `model` in transformers with its own in megatron-core, or with another model's."""
+    """What is compared: the logits of `model` in transformers with its own in megatron-core, or with another's."""
 
     model: Path
     """Hugging Face folder: the reference, computed by transformers."""
