@@ -96,6 +96,7 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
     return {
         "profile": results["profile"],
         "data": results["data"],
+        "deviations": results["deviations"],
         "task_set": results["task_set"],
         "tasks": [{"name": task.name, "metric": task.metric, "num_items": task.num_items,
                    "translated": task.translated, "random_score": task.random_score, "max_score": task.max_score}
@@ -107,7 +108,7 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
         "differences": _differences(study),
         "interactions": _interactions(study),
         "caveats": verdicts.caveats(num_items=study.num_items, num_tasks=len(study.tasks), data=results["data"],
-                                    min_seeds=min_seeds, profile=results["profile"]),
+                                    min_seeds=min_seeds, profile=results["profile"], deviations=results["deviations"]),
     }
 
 
@@ -171,7 +172,8 @@ def _describe_condition(study: _Study, condition: str) -> dict[str, Any]:
     return {
         "num_seeds": len(positions),
         "is_trained": study.models[positions[0]].is_trained,
-        "npm": {group: study.estimate({condition: 1}, study.group(group)) for group in GROUPS if study.group(group)},
+        "npm": {group: _score_estimate(study, condition, study.group(group))
+                for group in GROUPS if study.group(group)},
         "npm_per_seed": npm.mean(axis=1).tolist(),
         "tasks": {task.name: _describe_task(study, condition, task) for task in study.tasks},
     }
@@ -179,7 +181,7 @@ def _describe_condition(study: _Study, condition: str) -> dict[str, Any]:
 
 def _describe_task(study: _Study, condition: str, task: MatchedTask) -> dict[str, Any]:
     positions = study.positions(condition)
-    npm = study.estimate({condition: 1}, [task])
+    npm = _score_estimate(study, condition, [task])
     invalid = [rate for i in positions if (rate := task.invalid_rates[i]) is not None]
     return {
         "npm": npm,
@@ -188,6 +190,15 @@ def _describe_task(study: _Study, condition: str, task: MatchedTask) -> dict[str
         "score_high": None if npm["high"] is None else task.score(npm["high"]),
         "invalid_rate": float(np.mean(invalid)) if invalid else None,
     }
+
+
+def _score_estimate(study: _Study, condition: str, tasks: Sequence[MatchedTask]) -> dict[str, Any]:
+    """NPM of a condition; its interval keeps to what scores can be."""
+    estimate = study.estimate({condition: 1}, tasks)
+    if estimate["low"] is not None:
+        estimate["low"] = max(estimate["low"], float(np.mean([task.npm(task.min_score) for task in tasks])))
+        estimate["high"] = min(estimate["high"], 100.0)
+    return estimate
 
 
 def _differences(study: _Study) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from evaluation.npm import preferred_score
 from megatron_ext.errors import UserError
 
 _TOLERANCE = 1e-4  # of the metric's range; stored scores may be rounded to two decimals of a hundred
@@ -102,8 +103,6 @@ def item_scores(task: str, metric: str, scores: Sequence[float], max_score: floa
     Raises UserError when the per-example metrics do not give a stored score.
     """
     def score_list(items: Sequence[Metrics]) -> float:
-        from evaluation.npm import preferred_score
-
         return float(preferred_score(task, list(items)))
 
     values = [[item.get(metric) for item in items] for items in runs]

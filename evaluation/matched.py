@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.item_scores import ItemScores, item_scores
+from evaluation.npm import SAME_IN_COMPARISON, load_results
 from evaluation.statistics import Model
 from megatron_ext.artifacts import Artifact
 from megatron_ext.errors import UserError
 
-_SAME_IN_ALL = {"profile": "the profile decides prompts, few-shot items and chance levels",
-                "data": "official, local and sample data hold different items",
-                "task_set": "a mean over other tasks is another number"}
+_REASONS = {"profile": "the profile decides prompts, few-shot items and chance levels",
+            "data": "official, local and sample data hold different items",
+            "task_set": "a mean over other tasks is another number",
+            "deviations": "other limits, other answers"}
 _SAME_IN_TASK = ("metric", "random_score", "max_score", "num_examples", "translated")
 _SHOWN_PROBLEMS = 6
 
@@ -58,6 +60,11 @@ class MatchedTask:
         """Items of the task."""
         return self.items[0].num_items
 
+    @property
+    def min_score(self) -> float:
+        """The metric's lowest value."""
+        return -1.0 if self.metric == "pearson" else 0.0
+
     def npm(self, score: Any) -> Any:
         """Normalised preferred metric of a score, or of an array of scores."""
         return 100 * (score - self.random_score) / (self.max_score - self.random_score)
@@ -84,12 +91,12 @@ def load_evaluations(evaluations: Mapping[str, Sequence[Path]], given: Sequence[
 
 def match_tasks(evaluations: Sequence[Evaluation]) -> list[MatchedTask]:
     """The tasks of evaluations that `load_evaluations` found to be comparable."""
-    return [_match(name, evaluations) for name in evaluations[0].results["tasks"]]
+    return [_match(name, evaluations) for name in evaluations[0].results["task_set"]]
 
 
 def _load(condition: str, position: int, folder: Path, is_trained: bool) -> Evaluation:
     artifact = Artifact.open(folder, kind="evaluation")
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = load_results(folder)
     examples: dict[str, list[dict[str, Any]]] = {task: [] for task in results["tasks"]}
     with open(folder / "examples.jsonl", encoding="utf-8") as file:
         for line in file:
@@ -103,15 +110,13 @@ def _load(condition: str, position: int, folder: Path, is_trained: bool) -> Eval
 
 def _mismatches(first: Evaluation, other: Evaluation) -> list[str]:
     pair = f"{first.name} and {other.name}"
-    problems = [f"{key} of {pair}: {first.results[key]!r} and {other.results[key]!r} ({reason})"
-                for key, reason in _SAME_IN_ALL.items() if first.results[key] != other.results[key]]
+    problems = [f"{key} of {pair}: {first.results[key]!r} and {other.results[key]!r} ({_REASONS[key]})"
+                for key in SAME_IN_COMPARISON if first.results[key] != other.results[key]]
     if first.limit != other.limit:
         problems.append(f"limit of {pair}: {first.limit!r} and {other.limit!r} items a task")
     for task in first.results["tasks"]:
         if task in other.results["tasks"]:
             problems += _task_mismatches(task, first, other)
-    if not problems and list(first.results["tasks"]) != list(other.results["tasks"]):
-        problems.append(f"tasks of {pair} differ")
     return problems
 
 

@@ -80,7 +80,8 @@ def _could_detect(estimate: dict[str, Any]) -> str:
     return f"; this study could have detected {points:.{0 if points >= 10 else 1}f} NPM or more"
 
 
-def caveats(*, num_items: int, num_tasks: int, data: str, min_seeds: int, profile: str) -> list[str]:
+def caveats(*, num_items: int, num_tasks: int, data: str, min_seeds: int, profile: str,
+            deviations: list[str]) -> list[str]:
     """What keeps the numbers from meaning more, most important first."""
     found = []
     if data == "sample":
@@ -97,6 +98,7 @@ def caveats(*, num_items: int, num_tasks: int, data: str, min_seeds: int, profil
                      "would give. Two or more seeds a condition are needed for a claim about data.")
     if profile != "official":
         found.append(f"Profile {profile!r}: not comparable with scores of the official protocol.")
+    found += [f"Not the official protocol: {deviation}." for deviation in deviations]
     return found
 
 

@@ -25,6 +25,7 @@ TASKS = {
 SKILLS = {"base": 0.46, "low": 0.50, "low_with_rewrites": 0.505, "high": 0.55, "high_with_rewrites": 0.62}
 SOURCES = {"low": {"low": 1.0}, "low_with_rewrites": {"low": 0.6, "low_rewrites": 0.4},
            "high": {"high": 1.0}, "high_with_rewrites": {"high": 0.6, "high_rewrites": 0.4}}
+PROMPT = "{task}/{index}"
 STYLES = ["easy", "medium", "hard", "qa"]
 BUDGET = 38_400
 ITERATIONS = 24
@@ -35,7 +36,7 @@ SOURCE_TEXT = ("A fotossíntese é o processo pelo qual as plantas, as algas e a
 
 
 def write_evaluation(folder, model, skill, *, num_items=80, seed=0, tasks=TASKS, profile="official", data="official",
-                     limit=None, item_seed=7):
+                     limit=None, item_seed=7, deviations=()):
     """An evaluation artifact; items have a difficulty of their own that all models share."""
     limit = num_items if limit is None else limit
 
@@ -54,8 +55,8 @@ def write_evaluation(folder, model, skill, *, num_items=80, seed=0, tasks=TASKS,
                              "invalid_rate": float(np.mean(~right)) / 5, "metrics": {info["metric"]: score}}
         (place / "examples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         write_json(place / "results.json", {
-            "profile": profile, "data": data, "model": {"content_hash": "0"}, "tasks": results,
-            "task_set": sorted(tasks), "npm": _group_means(results)})
+            "profile": profile, "data": data, "deviations": list(deviations),
+            "model": {"content_hash": "0"}, "tasks": results, "task_set": sorted(tasks), "npm": _group_means(results)})
         return {"examples": len(rows)}
 
     return produce(folder, kind="evaluation", settings={"limit": limit, "profile": profile, "tasks": sorted(tasks)},
@@ -71,7 +72,7 @@ def _example(task, info, index, hit, rng):
     else:
         target, output = "A", "A" if hit else "B"
         metrics = {"acc": float(hit)}
-    prompt = hashlib.sha256(f"{task}/{index}".encode()).hexdigest()
+    prompt = hashlib.sha256(PROMPT.format(task=task, index=index).encode()).hexdigest()
     return {"task": task, "doc_id": index, "prompt_sha256": prompt, "output": output, "target": target,
             "metrics": metrics}
 

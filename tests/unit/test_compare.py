@@ -1,0 +1,141 @@
+import json
+import re
+
+import pytest
+
+from evaluation.compare import CompareSettings, compare
+from evaluation.verdicts import difference_verdict
+from megatron_ext.artifacts import produce
+from megatron_ext.errors import UserError
+from megatron_ext.settings import validate
+from tests.unit.simulated_study import TASKS, write_evaluation
+
+ESTIMATE = {"value": 2.0, "low": 0.5, "high": 3.5, "minimum_detectable": 2.1}
+
+
+@pytest.fixture
+def evaluate(tmp_path):
+    """evaluate(name, skill, …) -> folder of an evaluation of a model of its own."""
+    def evaluate(name, skill=0.5, **options):
+        model = produce(tmp_path / "models" / name, kind="hf_model", settings={"name": name}, inputs={},
+                        make=lambda folder: {"bytes": (folder / "weights").write_text(name)})
+        write_evaluation(tmp_path / name, model.path, skill, **options)
+        return tmp_path / name
+
+    return evaluate
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(evaluations, baseline, **settings):
+        compare(CompareSettings(evaluations=evaluations, baseline=baseline, num_resamples=500, **settings),
+                tmp_path / "comparison")
+        return json.loads((tmp_path / "comparison" / "comparison.json").read_text())
+
+    return run
+
+
+def test_a_planted_effect_is_claimed_and_none_where_there_is_none(evaluate, run):
+    found = run({"low": [evaluate("l", 0.4, num_items=300, seed=1)],
+                 "same": [evaluate("s", 0.4, num_items=300, seed=2)],
+                 "high": [evaluate("h", 0.6, num_items=300, seed=3)]}, "low")
+    by_pair = {(one["condition"], one["reference"]): one for one in found["differences"]}
+    assert by_pair["high", "low"]["is_claimed"]
+    assert by_pair["high", "low"]["npm"]["all"]["low"] > 10
+    assert by_pair["high", "low"]["verdict"].startswith("high is better than low: +")
+    assert "one training run a condition" in by_pair["high", "low"]["verdict"]
+    assert not by_pair["same", "low"]["is_claimed"]
+    assert by_pair["same", "low"]["verdict"].startswith("No difference can be claimed between same and low")
+    assert "could have detected" in by_pair["same", "low"]["verdict"]
+
+
+def test_scores_are_those_of_the_evaluation_with_an_interval_around_each(evaluate, run, tmp_path):
+    found = run({"a": [evaluate("a", 0.5)], "b": [evaluate("b", 0.7, seed=2)]}, "a")
+    stored = json.loads((tmp_path / "a" / "results.json").read_text())
+    condition = found["conditions"]["a"]
+    assert condition["npm"]["all"]["value"] == pytest.approx(stored["npm"]["all"])
+    assert condition["npm"]["native"]["value"] == pytest.approx(stored["npm"]["native"])
+    for task, cell in condition["tasks"].items():
+        assert cell["score"] == pytest.approx(stored["tasks"][task]["score"])
+        assert cell["score_low"] < cell["score"] < cell["score_high"]
+        assert cell["invalid_rate"] == pytest.approx(stored["tasks"][task]["invalid_rate"])
+
+
+def test_the_pairing_narrows_the_interval_of_a_difference(evaluate, run):
+    """Two models that answer alike but for a few items differ with less error than each score has."""
+    found = run({"a": [evaluate("a", 0.50, num_items=200, seed=1)],
+                 "b": [evaluate("b", 0.55, num_items=200, seed=1)]}, "a")
+    difference = found["differences"][0]["npm"]["all"]
+    assert difference["standard_error"] < 0.6 * found["conditions"]["a"]["npm"]["all"]["standard_error"]
+
+
+def test_few_or_sample_items_carry_no_claim(evaluate, run):
+    only = {"boolq_pt_greedy": TASKS["boolq_pt_greedy"]}
+    found = run({"base": [evaluate("base", 0.02, num_items=8, tasks=only)],
+                 "good": [evaluate("good", 0.98, num_items=8, tasks=only)]}, "good")
+    [difference] = found["differences"]
+    assert not difference["is_claimed"]
+    assert "n = 8 items" in difference["verdict"]
+    assert any("Only 8 items" in caveat for caveat in found["caveats"])
+    assert any("One training run" in caveat for caveat in found["caveats"])
+
+
+def test_seeds_are_means_and_the_interaction_is_a_difference_of_differences(evaluate, run):
+    skills = {"a": 0.7, "b": 0.5, "c": 0.52, "d": 0.5}
+    evaluations = {name: [evaluate(f"{name}{seed}", skill, num_items=150, seed=10 * i + seed) for seed in range(3)]
+                   for i, (name, skill) in enumerate(skills.items())}
+    found = run(evaluations, "b", interactions={"rewriting": ["a", "b", "c", "d"]})
+    npm = {name: one["npm"]["all"]["value"] for name, one in found["conditions"].items()}
+    assert npm["a"] == pytest.approx(sum(found["conditions"]["a"]["npm_per_seed"]) / 3)
+    [interaction] = found["interactions"]
+    assert interaction["npm"]["all"]["value"] == pytest.approx(npm["a"] - npm["b"] - npm["c"] + npm["d"])
+    assert interaction["is_claimed"]
+    assert not any("One training run" in caveat for caveat in found["caveats"])
+
+
+def test_the_same_request_gives_the_same_bytes(evaluate, tmp_path):
+    settings = CompareSettings(evaluations={"a": [evaluate("a")], "b": [evaluate("b", seed=5)]}, baseline="a",
+                               num_resamples=300)
+    first, second = (compare(settings, tmp_path / name).content_hash for name in ("one", "two"))
+    assert first == second
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"profile": "clean"}, "profile of a .* 'official' and 'clean'"),
+    ({"data": "sample"}, "data of a .* 'official' and 'sample'"),
+    ({"deviations": ["at most 4 examples a task"]}, "deviations of a "),
+    ({"tasks": {"boolq_pt_greedy": TASKS["boolq_pt_greedy"]}}, "task_set of a "),
+    ({"limit": 500}, "limit of a .*: 80 and 500"),
+    ({"num_items": 40, "limit": 80}, "num_examples is 80 for a .* 40 for b"),
+])
+def test_what_is_not_alike_is_refused(evaluate, run, options, message):
+    with pytest.raises(UserError, match=message):
+        run({"a": [evaluate("a")], "b": [evaluate("b", **options)]}, "a")
+
+
+def test_other_prompts_are_refused(evaluate, run, monkeypatch):
+    first = evaluate("a")
+    monkeypatch.setattr("tests.unit.simulated_study.PROMPT", "another {task} {index}")
+    with pytest.raises(UserError, match=r"item 0: the prompts of a \(model 1\) and b \(model 1\) differ"):
+        run({"a": [first], "b": [evaluate("b")]}, "a")
+
+
+def test_settings_name_every_mistake():
+    with pytest.raises(UserError, match=r"baseline: 'z' is no condition \(a\); interactions.x: needs four"):
+        validate(CompareSettings, {"evaluations": {"a": ["x"]}, "baseline": "z", "interactions": {"x": ["a"]}}, "test")
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({}, "b is better than a: \\+2.0 NPM, 95 % interval \\+0.5 to \\+3.5, n = 900 items, corrected p = 0.010"),
+    ({"p": 0.2}, "No difference .* \\(p = 0.200 once corrected for the number of comparisons\\)"),
+    ({"num_items": 20}, "No difference .* \\(a claim needs at least 30 items\\)"),
+    ({"data": "sample"}, "No difference .* \\(sample items carry no claim\\)"),
+    ({"estimate": ESTIMATE | {"low": -0.1}}, "No difference .* could have detected 2.1 NPM or more"),
+    ({"estimate": ESTIMATE | {"low": None, "high": None}}, "No difference .* no interval"),
+    ({"estimate": ESTIMATE | {"value": float("nan")}}, "No difference .* a score is undefined"),
+])
+def test_verdicts_claim_no_more_than_the_numbers(change, said):
+    arguments = {"estimate": ESTIMATE, "p": 0.01, "num_items": 900, "num_tasks": 1, "data": "official",
+                 "one_seed": False} | change
+    verdict = difference_verdict("b", "a", **arguments)
+    assert re.match(said, verdict), verdict
