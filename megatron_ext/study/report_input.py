@@ -32,13 +32,25 @@ def write_study_record(study: StudyConfig, nodes: list[Node], work: Path) -> Pat
             for condition in study.conditions
         },
         "comparison": place["compare/conditions"],
-        "notes": [study.rewriter.note] if study.rewriter and study.rewriter.note else [],
+        "notes": _notes(study, work, {name: place[f"tokenize/{name}"] for name in study.sources}),
         "parity": [verdict for node in nodes for verdict in _parity_verdicts(node, work)],
         "stages": [{"name": node.name, "seconds": seconds.get(node.name, 0.0)} for node in nodes],
     }
     path = work / "study.json"
     write_json(path, record)
     return path
+
+
+def _notes(study: StudyConfig, work: Path, tokenized: dict[str, str]) -> list[str]:
+    """What a reader must know before any number."""
+    notes = [study.rewriter.note] if study.rewriter and study.rewriter.note else []
+    for condition, settings in study.conditions.items():
+        empty = [name for name in settings.sources
+                 if not Artifact.open(work / tokenized[name]).counts["train"]["tokens"]]
+        if empty:
+            notes.append(f"Condition {condition!r} was to hold {', '.join(empty)}, but no text of it survived: it saw "
+                         "only its other sources.")
+    return notes
 
 
 def _parity_verdicts(node: Node, work: Path) -> list[dict[str, Any]]:
