@@ -1,0 +1,217 @@
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+
+from evaluation.report.data import rewriting_section
+from evaluation.report.page import ReportSettings, gather, render, write_report
+from evaluation.report.plots import short_count
+from evaluation.report.record import StudyRecord
+from evaluation.report.results import PAPER_TABLE_1
+from evaluation.report.scales import nice_scale
+from evaluation.report.training import training_section
+from megatron_ext.artifacts import Artifact
+from megatron_ext.errors import UserError
+from megatron_ext.lineage import Places, open_manifest, verify
+from tests.unit.simulated_study import write_study
+
+NOTE = "The rewriter is a stand-in <b>."
+VOID = {"meta", "br", "link", "img", "path", "use", "rect", "circle", "line"}
+
+
+class Page(HTMLParser):
+    """Collects tags, ids and text, and asserts that elements are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.links, self.texts = [], [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        values = dict(attributes)
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [values[key] for key in ("href", "src", "xlink:href") if key in values]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    write_study(folder, num_items=60, notes=[NOTE])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(study):
+    return write_report(ReportSettings(study=study / "study.json"), study / "report")
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    return Page((report.path / "report.html").read_text())
+
+
+@pytest.fixture
+def record(study):
+    """A record of the study whose values a test may change."""
+    return StudyRecord.read(study / "study.json")
+
+
+def test_the_page_is_one_file_that_needs_nothing_from_elsewhere(report, page):
+    html = (report.path / "report.html").read_text()
+    assert "script" not in page.tags
+    assert all(link.startswith("#") for link in page.links)
+    assert not re.search(r"@import|url\((?!#)", html)
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[1:] for link in page.links} <= set(page.ids)
+
+
+def test_verdict_and_numbers_are_those_of_the_comparison(study, page):
+    comparison = json.loads((study / "compare" / "comparison.json").read_text())
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    for one in [one for one in comparison["differences"] if one["family"] == "baseline"]:
+        sentence = one["verdict"].replace("high_with_rewrites", "high with rewrites")
+        sentence = sentence.replace("low_with_rewrites", "low with rewrites")
+        assert sentence[1:] in text
+    for one in comparison["conditions"].values():
+        assert f"{one['npm']['all']['value']:.1f}" in text
+
+
+def test_every_part_of_the_study_is_there(page):
+    for heading in ("PoETa V2 score", "Differences", "What differed, and what did not", "Losses", "Selection",
+                    "Rewriting", "Parity: the same model in both formats", "Time", "Chain of custody", "Software"):
+        assert heading in page.texts
+    assert NOTE in page.texts
+    assert "Everything else was equal" in page.texts
+    assert page.tags.count("figure") == 3
+    assert "Left out" not in page.text
+
+
+def test_report_json_holds_the_numbers_of_the_page(report):
+    numbers = json.loads((report.path / "report.json").read_text())
+    assert [one["condition"] for one in numbers["training"]["blends"]] == ["high", "high with rewrites", "low",
+                                                                            "low with rewrites"]
+    rows = {row["condition"]: row["sources"]["high"]["nats_per_token"] for row in numbers["training"]["losses"]["rows"]}
+    assert all(loss["after"] < loss["before"] for loss in rows.values())
+    assert numbers["cost"]["stages"][-1]["num_nodes"] == 1
+
+
+def test_equal_inputs_give_equal_bytes(study, report, tmp_path):
+    again = write_report(ReportSettings(study=study / "study.json"), tmp_path / "again")
+    assert again.content_hash == report.content_hash
+
+
+def test_the_report_is_the_end_of_an_unbroken_chain(study, report):
+    raw = [study / "corpus", study / "corpus" / "part-0.jsonl"]
+    result = verify(open_manifest(report.path), Places([study], raw))
+    assert result.problems == result.unchecked == []
+    kinds = {step.artifact.kind for step in result.steps}
+    assert {"report", "comparison", "evaluation", "hf_model", "checkpoint", "run", "tokenized", "rewrites",
+            "selection"} == kinds
+
+
+def test_what_is_missing_is_left_out_and_said(tmp_path, study):
+    values = json.loads((study / "study.json").read_text())
+    (tmp_path / "study.json").write_text(json.dumps({"name": values["name"], "comparison": "nowhere"}))
+    numbers = gather(StudyRecord.read(tmp_path / "study.json"))
+    page = Page(render(numbers))
+    assert "no verdict" in page.text
+    for word in ("Differences", "Losses", "Selection", "Chain of custody"):
+        assert word not in page.texts
+    assert len(numbers["missing"]) == 6
+
+
+def test_a_run_that_differs_in_more_than_data_is_shown(study, tmp_path):
+    shutil.copytree(study, tmp_path / "study")
+    config = tmp_path / "study" / "run" / "low" / "seed1" / "config.yaml"
+    values = yaml.safe_load(config.read_text())
+    values["optimizer"]["lr"] = 3e-4
+    config.write_text(yaml.safe_dump(values))
+    manifest = config.parent / "manifest.json"
+    stored = json.loads(manifest.read_text())
+    stored["files"]["config.yaml"]["bytes"] = config.stat().st_size
+    manifest.write_text(json.dumps(stored))
+    contract = training_section(StudyRecord.read(tmp_path / "study" / "study.json"))["contract"]
+    [difference] = contract["differing"]
+    assert difference["key"] == "optimizer.lr"
+    assert difference["values"].endswith("0.0003 in low #2")
+    assert not difference["is_allowed"]
+
+
+def test_the_papers_table_is_shown_beside_all_44_tasks_alone(record):
+    numbers = gather(record)
+    assert numbers["results"]["paper"] is None
+    numbers["results"]["paper"] = PAPER_TABLE_1
+    assert "2603.24826" in render(numbers)
+
+
+def test_examples_of_rewrites_show_kept_and_rejected_ones_of_different_styles(record):
+    pairs = rewriting_section(record)["pairs"]
+    assert [pair["is_accepted"] for pair in pairs] == [True, False, True, False]
+    assert len({pair["style"] for pair in pairs}) == 4
+    assert all(pair["reasons"] == ([] if pair["is_accepted"] else ["wrong language"]) for pair in pairs)
+
+
+def test_text_from_the_study_cannot_become_markup(record):
+    record.values["description"] = "<script>alert(1)</script>"
+    page = Page(render(gather(record)))
+    assert "script" not in page.tags
+    assert "<script>alert(1)</script>" in page.text
+
+
+def test_a_damaged_artifact_is_no_part_of_a_report(study, tmp_path):
+    shutil.copytree(study, tmp_path / "study")
+    (tmp_path / "study" / "compare" / "comparison.json").write_text("{}")
+    with pytest.raises(UserError, match=r"comparison.json has 2 bytes"):
+        write_report(ReportSettings(study=tmp_path / "study" / "study.json"), tmp_path / "page")
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "cannot be read"), ("{", "is no JSON"), ("[]", "no record")])
+def test_a_record_that_is_none_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "study.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        StudyRecord.read(tmp_path / "study.json")
+
+
+def test_inputs_of_the_report_are_all_artifacts_of_the_study(report):
+    inputs = Artifact.open(report.path, kind="report").manifest["request"]["inputs"]
+    assert len(inputs) == 1 + 1 + 2 + 2 + 2 + 4 + 4 * 3 * 3
+
+
+@pytest.mark.parametrize(("values", "ends"), [([3.1, 41.2], (0, 50)), ([-3.1, 4.2], (-4, 6)), ([0.0], (0.0, 1.0)),
+                                             ([], (0.0, 1.0)), ([None, 98.0, float("nan")], (0, 100))])
+def test_scales_have_round_ends_around_all_values(values, ends):
+    scale = nice_scale(values, [0.0])
+    known = [value for value in values if value == value and value is not None]
+    assert all(scale.low <= value <= scale.high for value in known)
+    assert scale.low == scale.ticks[0] and scale.high == scale.ticks[-1]
+    assert len(scale.ticks) <= 8
+    if known and known != [0.0]:
+        assert (scale.low, scale.high) == ends
+
+
+def test_counts_are_told_short():
+    assert [short_count(value) for value in (0, 950, 38_400, 10e6, 40e9)] == ["0", "950", "38.4k", "10M", "40B"]
