@@ -29,8 +29,8 @@ PROMPT = "{task}/{index}"
 STYLES = ["easy", "medium", "hard", "qa"]
 BUDGET = 38_400
 ITERATIONS = 24
-PARITY = {"max_abs_diff": 3.1e-5, "kl": 2.2e-10, "top1_agreement": 1.0, "positions": 2048, "dtype": "float32",
-          "layout": "tp=1 pp=2 dp=1", "passed": True}
+PARITY = {"max_abs_difference": 3.1e-5, "kl_nats": 2.2e-10, "top1_agreement": 1.0, "num_positions": 2048,
+          "dtype": "float32", "setting": "tp=1 pp=2 dp=1", "passed": True}
 SOURCE_TEXT = ("A fotossíntese é o processo pelo qual as plantas, as algas e algumas bactérias convertem a energia da "
                "luz em energia química, guardada em açúcares.")
 
@@ -120,7 +120,7 @@ class _Writer:
                            "was good to begin with?",
             "settings": {"base_model": "smollm2-135m", "seeds": list(seeds), "allow_differences": []},
             "parity": [{"name": "import/parity", **PARITY},
-                       {"name": "export/high/seed0", **PARITY, "max_abs_diff": 2.9e-5}],
+                       {"name": "export/high/seed0", **PARITY, "max_abs_difference": 2.9e-5}],
         }
 
     def write(self):
