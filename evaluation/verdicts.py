@@ -77,6 +77,8 @@ def _could_detect(estimate: dict[str, Any]) -> str:
     points = estimate["minimum_detectable"]
     if points is None:
         return ""
+    if points >= 100:
+        return "; this study is too small to detect any difference"
     return f"; this study could have detected {points:.{0 if points >= 10 else 1}f} NPM or more"
 
 

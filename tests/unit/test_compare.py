@@ -131,6 +131,7 @@ def test_settings_name_every_mistake():
     ({"num_items": 20}, "No difference .* \\(a claim needs at least 30 items\\)"),
     ({"data": "sample"}, "No difference .* \\(sample items carry no claim\\)"),
     ({"estimate": ESTIMATE | {"low": -0.1}}, "No difference .* could have detected 2.1 NPM or more"),
+    ({"estimate": ESTIMATE | {"low": -140, "minimum_detectable": 264.0}}, "No difference .* too small to detect any"),
     ({"estimate": ESTIMATE | {"low": None, "high": None}}, "No difference .* no interval"),
     ({"estimate": ESTIMATE | {"value": float("nan")}}, "No difference .* a score is undefined"),
 ])
