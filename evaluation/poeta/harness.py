@@ -22,9 +22,9 @@ from lm_eval.filters import build_filter_ensemble
 from evaluation.poeta import metrics, sources
 from evaluation.poeta.families import load_task
 from evaluation.poeta.prompts import Request, build_requests
+from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS
 
 PREFIX = "poeta_"
-OFFICIAL_MAX_GEN_TOKS = 2048
 STOP = "\n"
 _LOWER_IS_BETTER = {"mse", "unknown_pred", "invalid"}
 

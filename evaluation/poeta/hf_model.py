@@ -11,7 +11,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from evaluation.poeta.harness import OFFICIAL_MAX_GEN_TOKS, STOP
+from evaluation.poeta.harness import STOP
+from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS
+from megatron_ext.errors import UserError
 
 DEFAULT_CONTEXT_TOKENS = 4096
 _NO_LIMIT_TOKENS = 1 << 30
@@ -22,7 +24,7 @@ class PoetaHFLM(HFLM):
 
     The truncation rule does not depend on how many tokens are really generated: with a context of C tokens, the
     prompt is sliced from index 2048 - C. So C > 2048 keeps the last C - 2048 tokens, C = 2048 everything, and C < 2048
-    drops the *first* 2048 - C tokens of any prompt (an accident of the official harness that scores depend on).
+    drops the *first* 2048 - C tokens of any prompt (an accident of the official harness).
     """
 
     def __init__(self, pretrained: str, **kwargs: Any) -> None:
@@ -32,8 +34,12 @@ class PoetaHFLM(HFLM):
         self._token_ends_answer = self._find_stop_tokens()
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Token ids of what the model is given."""
-        return self.tokenizer.encode(prompt, add_special_tokens=False)[self._slice_start:]
+        """Token ids of what the model is given. Raises UserError when the truncation rule leaves nothing."""
+        tokens = self.tokenizer.encode(prompt, add_special_tokens=False)
+        if not tokens[self._slice_start:]:
+            raise UserError(f"the model's context of {OFFICIAL_MAX_GEN_TOKS - self._slice_start} tokens is too short: "
+                            f"the official truncation rule leaves nothing of a prompt of {len(tokens)} tokens")
+        return tokens[self._slice_start:]
 
     def count_truncated(self, prompts: Sequence[str]) -> int:
         """How many prompts lose tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,15 @@ from evaluation import npm
 from evaluation.poeta import sources
 from evaluation.poeta.families import load_task
 from evaluation.poeta.prompts import Request, build_requests
-from evaluation.poeta.table import expand_names, task_spec
+from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS, expand_names, task_spec
 from evaluation.poeta.task import Task
-from megatron_ext.artifacts import Artifact, produce, write_json, write_text
+from megatron_ext.artifacts import Artifact, produce, reference, write_json, write_text
 from megatron_ext.errors import UserError
 from megatron_ext.settings import Settings
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
-OFFICIAL_MAX_GEN_TOKS = 2048
 JOURNAL = "answers.jsonl"
 RESULTS, EXAMPLES = "results.json", "examples.jsonl"
 
@@ -104,8 +104,7 @@ def _make(settings: PoetaSettings, names: list[str], found: Mapping[str, sources
         runs = [_prepare(name, settings, found) for name in names]
         examples, num_truncated = _answer(settings, runs, folder / JOURNAL)
         _write_examples(folder / EXAMPLES, examples)
-        model = json.loads((folder / ".request.json").read_text())["inputs"].get("model", {"name": settings.model})
-        write_json(folder / RESULTS, _summarise(settings, runs, examples, num_truncated, model))
+        write_json(folder / RESULTS, _summarise(settings, runs, examples, num_truncated))
     (folder / JOURNAL).unlink(missing_ok=True)
     results = json.loads((folder / RESULTS).read_text())
     return {"npm": results["npm"]["all"], "tasks": len(names), "data": results["data"],
@@ -118,13 +117,14 @@ def _prepare(name: str, settings: PoetaSettings, found: Mapping[str, sources.Fou
     loaded = task.load(sources.open_raw_data(task.spec, found))
     requests = build_requests(task, loaded, settings.limit)
     num_official = min(len(loaded.documents), task.spec.limit or len(loaded.documents))
-    origin = sources.origin_of(found[raw_name] for raw_name in task.spec.raw_names())
+    origin = sources.least_official(found[raw_name].origin for raw_name in task.spec.raw_names())
     return TaskRun(task, requests, num_official, origin)
 
 
 def _answer(settings: PoetaSettings, runs: list[TaskRun],
             journal: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int | None]]:
     """Task -> rows of `examples.jsonl`, and task -> number of truncated prompts (None: the backend does not tell)."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; ours are plain lines
     from lm_eval import evaluator
 
     from evaluation.poeta.harness import HarnessTask
@@ -186,14 +186,14 @@ def _write_examples(path: Path, examples: Mapping[str, list[dict[str, Any]]]) ->
 
 
 def _summarise(settings: PoetaSettings, runs: list[TaskRun], examples: Mapping[str, list[dict[str, Any]]],
-               num_truncated: Mapping[str, int | None], model: Mapping[str, Any]) -> dict[str, Any]:
+               num_truncated: Mapping[str, int | None]) -> dict[str, Any]:
     """`results.json`. NaN is written as Python's json does."""
     tasks = {run.name: _summarise_task(run, examples[run.name], num_truncated[run.name]) for run in runs}
     return {
         "profile": settings.profile,
-        "data": max((run.data for run in runs), key=("official", "local", "sample").index),
+        "data": sources.least_official(run.data for run in runs),
         "deviations": _deviations(settings, runs),
-        "model": dict(model),
+        "model": reference(settings.model) if Path(settings.model).is_dir() else {"name": settings.model},
         "backend": settings.backend,
         "tasks": tasks,
         "npm": npm.mean_npm({name: task["npm"] for name, task in tasks.items()}),

@@ -81,9 +81,9 @@ def open_raw_data(spec: TaskSpec, found: Mapping[str, Found]) -> RawData:
     return RawData(spec, {name: found[name].path for name in spec.raw_names()})
 
 
-def origin_of(found: Iterable[Found]) -> Origin:
-    """The least official origin among pieces of raw data."""
-    return max((piece.origin for piece in found), key=("official", "local", "sample").index)
+def least_official(origins: Iterable[Origin]) -> Origin:
+    """What a set of raw data may call itself: sample beats local beats official."""
+    return max(origins, key=("official", "local", "sample").index)
 
 
 def _find(name: str, folder: Path | None, allow_download: bool, specs: Sequence[TaskSpec]) -> Found:

@@ -16,6 +16,7 @@ from megatron_ext.errors import UserError
 from megatron_ext.settings import Settings, validate
 
 DATA = Path(__file__).parent / "data"
+OFFICIAL_MAX_GEN_TOKS = 2048
 
 
 class TaskSpec(Settings):

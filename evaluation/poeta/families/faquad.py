@@ -11,6 +11,7 @@ from evaluation.poeta.metrics import mean
 from evaluation.poeta.raw import RawData
 from evaluation.poeta.table import DATA
 from evaluation.poeta.task import Aggregation, Document, Loaded, Metrics, Task
+from megatron_ext.errors import UserError
 
 LONG_DOCUMENTS = frozenset({"bd6b3b2b1c7b4c49a3affa5ac5b54f31", "568a6fa71815493e865cc15dc4ea5a26"})
 
@@ -44,7 +45,10 @@ class Faquad(Task):
         """Train file at the official positions, and the development file."""
         train, development = (_flatten(raw.json(name)) for name in self.spec.files)
         positions = json.loads((DATA / "faquad_train_indices.json").read_text())
-        return Loaded(development, [train[position] for position in positions if position < len(train)])
+        if len(train) <= max(positions):
+            raise UserError(f"{raw.path(self.spec.files[0])} holds {len(train)} questions and more than "
+                            f"{max(positions)} are needed; it is cut short")
+        return Loaded(development, [train[position] for position in positions])
 
     def num_shots(self, document: Document) -> int:
         """Two long documents get one example less."""

@@ -1,0 +1,279 @@
+"""The evaluation stage: artifact, exact resume, the Hugging Face model, the harness' own command line tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+lm_eval = pytest.importorskip("lm_eval")
+import torch  # noqa: E402
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.model import LM  # noqa: E402
+
+from evaluation import npm  # noqa: E402
+from evaluation.poeta import run, sources, task_names  # noqa: E402
+from evaluation.poeta.hf_model import PoetaHFLM  # noqa: E402
+from evaluation.poeta.journal import cut_into_batches, read_journal  # noqa: E402
+from evaluation.run_poeta import main  # noqa: E402
+from megatron_ext.errors import UserError  # noqa: E402
+from megatron_ext.settings import load_settings  # noqa: E402
+
+TASK = "tweetsentbr_greedy"
+LABELS = (" negativa", " neutra", " positiva", " não sei")
+
+
+class Oracle(LM):
+    """Answers by the hash of the prompt and of its batch: another batch, another answer."""
+
+    die_after: int | None = None
+    minds_batch = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        if len(self.batches) == self.die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.batches.append(len(requests))
+        batch = "".join(request.args[0] for request in requests if self.minds_batch)
+        return [LABELS[hashlib.sha256((request.args[0] + batch).encode()).digest()[0] % 4] for request in requests]
+
+    def loglikelihood(self, requests: Any) -> Any: ...
+    def loglikelihood_rolling(self, requests: Any) -> Any: ...
+
+
+@pytest.fixture(autouse=True)
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("POETA_DATA", raising=False)
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
+    model = Oracle()
+    monkeypatch.setattr(run, "_load_model", lambda settings: model)
+    return model
+
+
+def settings(**values: Any) -> run.PoetaSettings:
+    defaults = {"model": "oracle", "backend": "oracle", "tasks": [TASK], "allow_sample_data": True,
+                "allow_download": False, "limit": 11, "batch_size": 3}
+    return run.PoetaSettings(**{**defaults, **values})
+
+
+def test_results_and_examples(oracle: Oracle, tmp_path: Path) -> None:
+    artifact = run.evaluate_model(settings(), tmp_path / "scores")
+    results, examples = npm.load_results(artifact.path), npm.load_examples(artifact.path)
+    assert artifact.kind == "evaluation"
+    assert sorted(artifact.manifest["files"]) == ["examples.jsonl", "results.json"]
+    assert oracle.batches == [3, 3, 3, 2]
+    assert (results["profile"], results["data"], results["task_set"]) == ("official", "sample", [TASK])
+    assert [row["doc_id"] for row in examples] == list(range(11))
+    task = results["tasks"][TASK]
+    assert task["score"] == npm.preferred_score(TASK, [row["metrics"] for row in examples])
+    assert task["npm"] == npm.task_npm(TASK, task["score"]) == results["npm"]["all"] == results["npm"]["native"]
+    assert results["npm"]["translated"] is None
+    right = sum(row["output"] == row["target"] for row in examples)
+    assert task["metrics"]["acc"] == pytest.approx(100 * right / 11)
+    assert task["invalid_rate"] == pytest.approx(sum(row["output"] == " não sei" for row in examples) / 11)
+    assert (task["num_examples"], task["num_official_examples"]) == (11, 42)
+
+
+def test_deviations_are_stated(oracle: Oracle, tmp_path: Path) -> None:
+    limited = run.evaluate_model(settings(max_gen_toks=8), tmp_path / "limited").counts
+    assert limited["deviations"] == ["at most 11 examples a task, fewer than the official limits",
+                                     "answers of at most 8 tokens instead of 2048"]
+    assert run.evaluate_model(settings(limit=None), tmp_path / "whole").counts["deviations"] == []
+    assert run.evaluate_model(settings(limit=1000), tmp_path / "same").counts["deviations"] == []
+
+
+def test_killed_and_run_again(oracle: Oracle, tmp_path: Path) -> None:
+    undisturbed = run.evaluate_model(settings(), tmp_path / "undisturbed")
+    child = os.fork()
+    if child == 0:
+        oracle.die_after, oracle.batches = 2, []
+        run.evaluate_model(settings(), tmp_path / "killed")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert len(read_journal(tmp_path / "killed.partial" / run.JOURNAL)) == 6
+    oracle.batches = []
+    resumed = run.evaluate_model(settings(), tmp_path / "killed")
+    assert oracle.batches == [3, 2]
+    assert resumed.content_hash == undisturbed.content_hash
+    oracle.batches = []
+    run.evaluate_model(settings(), tmp_path / "killed")
+    assert oracle.batches == []
+
+
+def test_killed_in_the_middle_of_a_line(oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = run.evaluate_model(settings(), tmp_path / "undisturbed")
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "_write_examples", stop)
+        run.evaluate_model(settings(), tmp_path / "scores")
+    journal = tmp_path / "scores.partial" / run.JOURNAL
+    journal.write_bytes(journal.read_bytes()[:-20])  # the last answer of a batch of two is torn
+    oracle.batches = []
+    assert run.evaluate_model(settings(), tmp_path / "scores").content_hash == undisturbed.content_hash
+    assert oracle.batches == [2]
+
+
+def test_other_data_is_another_request(oracle: Oracle, tmp_path: Path) -> None:
+    run.evaluate_model(settings(), tmp_path / "scores")
+    name = "data/tweetsentbr/tweetsentbr.json"
+    place = tmp_path / "mine" / name
+    place.parent.mkdir(parents=True)
+    place.write_text((sources.SAMPLE / name).read_text().replace("pão", "bolo"))
+    with pytest.raises(UserError, match="raw_data"):
+        run.evaluate_model(settings(data=tmp_path / "mine"), tmp_path / "scores")
+
+
+def test_batches_do_not_depend_on_the_order_of_requests() -> None:
+    requests = [Instance("generate_until", {}, ("x" * (i % 5), {}), 0, (TASK, i, 1)) for i in range(12)]
+    batches = cut_into_batches(requests, 5)
+    assert batches == cut_into_batches(requests[::-1], 5)
+    assert [len(batch) for batch in batches] == [5, 5, 2]
+    assert len(batches[0][0].args[0]) == 4
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, message in [
+        ([f"model={tmp_path}", "allow_download=false", "allow_sample_data=true", f"tasks=[{TASK}]"], "no config.json"),
+        ([f"model={tmp_path}", "tasks=[tweetsentbr]"], "did you mean 'tweetsentbr_greedy'"),
+        ([f"model={tmp_path}", f"tasks=[{TASK}]", "allow_download=false"], "raw data of 1 task(s) is missing"),
+        ([f"model={tmp_path}", f"tasks=[{TASK}]", "data=/does/not/exist"], "does not exist"),
+        (["model=m", "backend=nothing", f"tasks=[{TASK}]", "allow_sample_data=true", "allow_download=false"],
+         "backend 'nothing' is unknown"),
+    ]:
+        monkeypatch.setattr("sys.argv", ["run_poeta", "--output", str(tmp_path / "scores"), *arguments])
+        assert main() == 2
+        assert message in capsys.readouterr().err
+
+
+def test_any_backend_of_the_harness(tmp_path: Path) -> None:
+    counts = run.evaluate_model(settings(backend="dummy", limit=2), tmp_path / "scores").counts
+    assert counts["examples"] == 2
+    assert npm.load_results(tmp_path / "scores")["tasks"][TASK]["invalid_rate"] == 1
+
+
+def test_lists_on_the_command_line() -> None:
+    values = load_settings(run.PoetaSettings, None, ["model=m", "tasks=[faquad, mkqa_greedy]", "limit=8"])
+    assert (values.tasks, values.limit) == (("faquad", "mkqa_greedy"), 8)
+
+
+def test_tasks_for_the_harness_own_command_line(oracle: Oracle, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval import evaluator
+    from lm_eval.tasks import TaskManager
+
+    folder = Path(run.__file__).parent / "lm_eval_tasks"
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    assert manager.all_subtasks == sorted(f"poeta_{name}" for name in task_names())
+    monkeypatch.setenv("POETA_DATA", str(sources.SAMPLE))
+    oracle.minds_batch = False
+    loaded = manager.load([f"poeta_{TASK}"])
+    theirs = evaluator.evaluate(lm=oracle, task_dict=loaded, limit=11, bootstrap_iters=10)
+    ours = run.evaluate_model(settings(data=sources.SAMPLE), tmp_path / "scores")
+    metrics = npm.load_results(ours.path)["tasks"][TASK]["metrics"]
+    their_metrics = theirs["results"][f"poeta_{TASK}"]
+    for name in ("acc", "f1-macro", "f1-weighted"):
+        assert their_metrics[f"{name},none"] == metrics[name]
+    assert their_metrics["acc_stderr,none"] == pytest.approx(metrics["acc_stderr"])
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A random Llama over bytes, as a folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(["</s>", "<s>", *alphabet])}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    folder = tmp_path_factory.mktemp("tiny")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>",
+                            pad_token="</s>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=258, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=2, max_position_embeddings=2048 + 300, initializer_range=0.5,
+                         eos_token_id=0, pad_token_id=0, bos_token_id=1)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    yield folder
+
+
+def generate(lm: PoetaHFLM, prompts: list[str], max_gen_toks: int = 24) -> list[str]:
+    arguments = {"until": ["\n"], "do_sample": False, "max_gen_toks": max_gen_toks}
+    return lm.generate_until([Instance("generate_until", {}, (prompt, arguments), 0) for prompt in prompts],
+                             disable_tqdm=True)
+
+
+def test_hf_model_in_batches_answers_as_one_by_one(tiny_model: Path) -> None:
+    """Against plain greedy steps without cache, padding or batching."""
+    lm = PoetaHFLM(str(tiny_model), device="cpu", batch_size=4, dtype="float32")
+    prompts = ["Olá", "Uma frase um pouco mais comprida:", "x" * 450, "?"]
+
+    def plainly(prompt: str) -> str:
+        ids = list(prompt_ids := lm.tokenizer.encode(prompt, add_special_tokens=False)[-300:])
+        for _ in range(24):
+            ids.append(int(lm.model(torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == 0:
+                break
+        return lm.tokenizer.decode(ids[len(prompt_ids):], skip_special_tokens=True).split("\n")[0]
+
+    assert generate(lm, prompts) == [plainly(prompt) for prompt in prompts]
+    assert lm.count_truncated(prompts) == 1
+
+
+def test_rows_stop_at_their_own_line_feed(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = PoetaHFLM(str(tiny_model), device="cpu", batch_size=2, dtype="float32")
+    line_feed = lm.tokenizer.encode("\n", add_special_tokens=False)[0]
+    assert lm._token_ends_answer.nonzero().flatten().tolist() == [line_feed]
+    steps = []
+    plain_forward = lm.model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        """The first row says line feed at the second step, the second one EOS at the third."""
+        output = plain_forward(*args, **kwargs)
+        steps.append(len(steps))
+        if len(steps) == 2:
+            output.logits[0, -1, line_feed] = 1e4
+        if len(steps) == 3:
+            output.logits[1, -1, 0] = 1e4
+        return output
+
+    monkeypatch.setattr(lm.model, "forward", forward)
+    generate(lm, ["primeira", "segunda!"])
+    assert len(steps) == 3
+
+
+@pytest.mark.parametrize(("context", "kept"), [(2048 + 4, slice(-4, None)), (2048, slice(0, None)),
+                                               (2048 - 4, slice(4, None))])
+def test_official_truncation(tiny_model: Path, context: int, kept: slice) -> None:
+    lm = PoetaHFLM(str(tiny_model), device="cpu", batch_size=1)
+    lm._slice_start = 2048 - context
+    tokens = lm.tokenizer.encode("0123456789", add_special_tokens=False)
+    assert lm.encode_prompt("0123456789") == tokens[kept]
+    if context < 2048:
+        with pytest.raises(UserError, match="context of 2044 tokens is too short"):
+            lm.encode_prompt("0123")
+
+
+def test_hf_folder_from_end_to_end(tiny_model: Path, tmp_path: Path) -> None:
+    artifact = run.evaluate_model(settings(model=str(tiny_model), backend="hf", limit=3, max_gen_toks=4, device="cpu"),
+                                  tmp_path / "scores")
+    results = npm.load_results(artifact.path)
+    assert results["model"]["content_hash"] == artifact.manifest["request"]["inputs"]["model"]["content_hash"]
+    assert results["tasks"][TASK]["num_truncated_prompts"] == 3
+    assert len(json.loads((artifact.path / "examples.jsonl").read_text().splitlines()[0])["prompt_sha256"]) == 64
