@@ -56,7 +56,7 @@ def gather(record: StudyRecord) -> dict[str, Any]:
         "name": label(record.values["name"]),
         "description": record.values.get("description", ""),
         "notes": record.values.get("notes", []),
-        "base_model": record.values.get("settings", {}).get("base_model"),
+        "base_model": _model_name(record),
         "colors": condition_colors(names, given),
         "results": results,
         "training": training,
@@ -83,6 +83,12 @@ def render(numbers: dict[str, Any]) -> str:
     charts = loss_charts(training["curves"], numbers["colors"]) if training else []
     style = (_HERE / _STYLE).read_text(encoding="utf-8")
     return environment.get_template(_TEMPLATE).render(**numbers, charts=charts, style=style, count=count)
+
+
+def _model_name(record: StudyRecord) -> str | None:
+    """The base model as the study names it; of a folder on this machine its name alone."""
+    name = record.values.get("settings", {}).get("base_model")
+    return Path(name).name if name and Path(name).is_absolute() else name
 
 
 def _number(value: float | None) -> str:

@@ -27,11 +27,12 @@ class Scale:
 
 def nice_scale(values: Sequence[float | None], include: Sequence[float] = ()) -> Scale:
     """An axis with round ends around all values."""
-    known = [value for value in [*values, *include] if value is not None and math.isfinite(value)] or [0.0, 1.0]
+    known = [value for value in [*values, *include] if value is not None and math.isfinite(value)] or [0.0]
     low, high = min(known), max(known)
-    step = _nice_step(max(high - low, 1e-9) / 5)
+    if high - low < 1e-6:  # a single value stands in the middle
+        low, high = low - 1, high + 1
+    step = _nice_step((high - low) / 5)
     first, last = math.floor(low / step), math.ceil(high / step)
-    last = max(last, first + 1)
     ticks = [round(number * step, 10) for number in range(first, last + 1)]
     return Scale(ticks[0], ticks[-1], ticks)
 
