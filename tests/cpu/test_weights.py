@@ -1,0 +1,94 @@
+"""Hugging Face -> Megatron under several layouts -> Hugging Face, bit for bit, with parity in between."""
+
+import json
+
+import pytest
+from safetensors import safe_open
+
+from megatron_ext.artifacts import Artifact
+from megatron_ext.model.hf_export import write_hf_folder
+from tests.cpu.cases_weights import LAYOUTS
+from tests.cpu.launch import run_distributed
+from tests.hf_models import MODELS, make_hf_model
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The folder of all models, each imported under all layouts."""
+    folder = tmp_path_factory.mktemp("weights")
+    for name in MODELS:
+        make_hf_model(folder / name, name, dtype="bfloat16" if name == "mistral" else "float32")
+    run_distributed("tests.cpu.cases_weights:import_under_every_layout", nproc=4, folder=str(folder),
+                    models=list(MODELS))
+    return folder
+
+
+def tensors(folder):
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_round_trips_are_bit_exact(lab, name, tmp_path):
+    original = tensors(lab / name)
+    for tp, pp in LAYOUTS:
+        checkpoint = lab / f"{name}-{tp}-{pp}"
+        assert Artifact.open(checkpoint, kind="checkpoint").counts["parity"]["passed"]
+        target = tmp_path / f"{tp}-{pp}"
+        target.mkdir()
+        write_hf_folder(checkpoint, target)
+        exported = tensors(target)
+        assert exported.keys() == original.keys()
+        for tensor, value in original.items():
+            assert exported[tensor].dtype == value.dtype
+            assert exported[tensor].equal(value), (tensor, tp, pp)
+        assert (target / "config.json").read_bytes() == (lab / name / "config.json").read_bytes()
+
+
+def test_vocabulary_is_padded_for_tensor_parallelism(lab):
+    """131 tokens fill two ranks' 128 rows each, and the padding is not exported (the round trip says so)."""
+    from megatron_ext.model.checkpoint_reader import CheckpointReader
+
+    embedding = CheckpointReader(lab / "llama-2-1").read("embedding.word_embeddings.weight", None)
+    assert embedding.shape == (256, 48)
+    assert embedding[131:].abs().max() == 0
+    assert embedding[130].abs().max() > 0
+
+
+def test_parity_under_sequence_and_virtual_pipeline_parallelism(tmp_path):
+    make_hf_model(tmp_path / "qwen3", "qwen3", num_hidden_layers=4, tie_word_embeddings=True)
+    output = run_distributed("tests.cpu.cases_weights:sequence_and_virtual_pipeline_parity", nproc=4,
+                             model=str(tmp_path / "qwen3"))
+    assert output.count(": pass") == 2
+    assert "vpp=2" in output
+
+
+def test_export_program_proves_parity(lab, tmp_path, capsys):
+    from tools.export_hf import main
+
+    checkpoint = lab / "qwen2-2-2"
+    assert main_with(main, "--output", tmp_path / "exported", f"checkpoint={checkpoint}", "parity_positions=64") == 0
+    assert "parity after export (tp=1 pp=1, float32, 64 positions" in capsys.readouterr().out
+    counts = Artifact.open(tmp_path / "exported", kind="hf_model").counts
+    assert counts["parity"]["passed"]
+    json.dumps(counts)
+
+
+def main_with(main, *arguments):
+    import sys
+    from unittest.mock import patch
+
+    with patch.object(sys, "argv", ["program", *map(str, arguments)]):
+        return main()
+
+
+def test_export_casts_when_asked(lab, tmp_path):
+    checkpoint = lab / "llama-1-2"
+    write_hf_folder(checkpoint, tmp_path, dtype="bfloat16")
+    for tensor, value in tensors(lab / "llama").items():
+        assert tensors(tmp_path)[tensor].equal(value.bfloat16())
+    config = json.loads((tmp_path / "config.json").read_text())
+    original = json.loads((lab / "llama" / "config.json").read_text())
+    assert config == original | {"dtype": "bfloat16"}
