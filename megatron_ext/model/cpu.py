@@ -4,7 +4,10 @@ megatron-core calls `torch.cuda` for devices, streams and random numbers even wh
 `adapt_to_cpu()` installs an import hook through which every `megatron.*` module, and no other, sees a `torch` whose
 `cuda` has CPU stand-ins and whose tensor factories place `device="cuda"` on the CPU. Other libraries keep the plain
 torch: patched globally, it silently broke the loading of transformers models. The hook also mends single modules
-(`_FIXES`), each fix with the symptom it mends. Where CUDA is available nothing is changed.
+(`_CPU_FIXES`), each fix with the symptom it mends. Where CUDA is available none of this is done.
+
+What is wrong on every platform without apex and Transformer Engine, the states of torch.optim.AdamW in the distributed
+optimizer, is mended everywhere (`_FIXES`).
 
     adapt_to_cpu()             # before the first import of megatron; cheap, imports nothing
     import megatron.core
@@ -35,10 +38,8 @@ def adapt_to_cpu() -> None:
     if any(isinstance(finder, _MegatronFinder) for finder in sys.meta_path):
         return
     if "megatron.core" in sys.modules:
-        if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-            return
-        raise ImportError("megatron.core was imported before megatron_ext.model, so it cannot be adapted to the CPU; "
-                          "import megatron_ext.model first")
+        raise ImportError("megatron.core was imported before megatron_ext.model, so it cannot be adapted; import "
+                          "megatron_ext.model first")
     sys.meta_path.insert(0, _MegatronFinder())
 
 
@@ -47,9 +48,10 @@ class _MegatronFinder(importlib.abc.MetaPathFinder):
 
     def find_spec(self, name: str, path: Sequence[str] | None,
                   target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
-        if not name.startswith("megatron.") or _cuda_is_available():
+        if not name.startswith("megatron."):
             return None
-        _silence_advice()
+        if not _cuda_is_available():
+            _silence_advice()
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
             spec.loader = _AdaptingLoader(spec.loader.name, spec.loader.path)
@@ -57,15 +59,18 @@ class _MegatronFinder(importlib.abc.MetaPathFinder):
 
 
 class _AdaptingLoader(importlib.machinery.SourceFileLoader):
-    """Loads a module from its source, then gives it the adapted torch and its own fix."""
+    """Loads a module from its source, then gives it the adapted torch and its own fixes."""
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
-        if "torch" in vars(module):
-            vars(module)["torch"] = _torch_without_cuda()
-        fix = _FIXES.get(module.__name__)
-        if fix is not None:
-            fix(module)
+        fixes = [_FIXES.get(module.__name__)]
+        if not _cuda_is_available():
+            if "torch" in vars(module):
+                vars(module)["torch"] = _torch_without_cuda()
+            fixes.append(_CPU_FIXES.get(module.__name__))
+        for fix in fixes:
+            if fix is not None:
+                fix(module)
 
 
 @functools.cache
@@ -200,21 +205,32 @@ def _accept_cpu_types(module: ModuleType) -> None:
     module.clip_grad_by_total_norm_fp32 = _with_cuda_type_names(module.clip_grad_by_total_norm_fp32)
 
 
-def _mend_distributed_optimizer(module: ModuleType) -> None:
-    """DistributedOptimizer over torch.optim.AdamW (its fallback without apex and Transformer Engine)."""
+def _accept_cpu_types_in_distributed_optimizer(module: ModuleType) -> None:
+    """Symptom: "Wrapped parameters must be one of torch.cuda.FloatTensor…" from the distributed optimizer."""
     optimizer = module.DistributedOptimizer
     optimizer.__init__ = _with_cuda_type_names(optimizer.__init__)
-    optimizer.state_dict = _after(_prime_adamw, optimizer.state_dict)
+
+
+_CPU_FIXES: dict[str, Callable[[ModuleType], None]] = {
+    "megatron.core.jit": _compile_nothing,
+    "megatron.core.tensor_parallel.random": _set_cpu_random_state,
+    "megatron.core.optimizer.optimizer": _accept_cpu_types,
+    "megatron.core.optimizer.distrib_optimizer": _accept_cpu_types_in_distributed_optimizer,
+}
+
+
+def _mend_adamw_states(module: ModuleType) -> None:
+    """The distributed optimizer over torch.optim.AdamW, its fallback without apex and Transformer Engine."""
+    if module.HAVE_APEX_OR_TE:
+        return
+    optimizer = module.DistributedOptimizer
     optimizer.sharded_state_dict = _after(_prime_adamw, optimizer.sharded_state_dict)
     optimizer._set_main_param_and_optimizer_states = _copy_param_and_moments
     optimizer.load_state_dict = _then(optimizer.load_state_dict, _give_each_param_its_step)
 
 
 _FIXES: dict[str, Callable[[ModuleType], None]] = {
-    "megatron.core.jit": _compile_nothing,
-    "megatron.core.tensor_parallel.random": _set_cpu_random_state,
-    "megatron.core.optimizer.optimizer": _accept_cpu_types,
-    "megatron.core.optimizer.distrib_optimizer": _mend_distributed_optimizer,
+    "megatron.core.optimizer.distrib_optimizer": _mend_adamw_states,
 }
 
 
