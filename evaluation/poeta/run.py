@@ -53,7 +53,7 @@ class PoetaSettings(Settings):
     batch_size: int = Field(default=8, ge=1)
     """Prompts that are answered together."""
     max_gen_toks: int = Field(default=OFFICIAL_MAX_GEN_TOKS, ge=1)
-    """Longest answer, tokens. Answers end at a line feed, so a small number rarely changes a score."""
+    """Longest answer, tokens. Answers end at a line feed; a label or letter needs fewer than ten."""
     dtype: str = "auto"
     """Precision of the weights with `hf`: auto (as saved), float32, bfloat16, float16."""
     device: str | None = None
@@ -88,7 +88,8 @@ def evaluate_model(settings: PoetaSettings, output: Path) -> Artifact:
                                   allow_download=settings.allow_download, allow_sample=settings.allow_sample_data)
     model = Path(settings.model)
     if settings.backend == "hf" and not (model / "config.json").exists():
-        raise UserError(f"model {settings.model} is not a folder of a Hugging Face model (no config.json there)")
+        raise UserError(f"model {settings.model} is not a folder of a Hugging Face model (no config.json there); "
+                        "tools.fetch_model makes one of a hub name")
     inputs = {"model": model} if model.is_dir() else {}
     request = settings.model_dump(mode="json", exclude={"model", "data", "allow_download", "allow_sample_data"})
     request |= {"tasks": names, "raw_data": {name: piece.sha256 for name, piece in found.items()}}

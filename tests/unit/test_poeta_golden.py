@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from evaluation import npm
-from evaluation.poeta import load_task, task_names
+from evaluation.poeta import download, load_task, task_names
 from evaluation.poeta.prompts import build_requests
 from evaluation.poeta.raw import RawData
 from evaluation.poeta.table import task_spec
@@ -131,3 +131,15 @@ def test_npm_of_all_tasks() -> None:
         means = npm.mean_npm(per_task)
         assert same([means["all"], means["translated"], means["native"]],
                     [expected["NPM.All"], expected["NPM.Translated"], expected["NPM.Native"]])
+
+
+@needs_vectors
+@pytest.mark.parametrize(("task", "folder"), [("enem_greedy", "data/enem"), ("massive_greedy", "data/MASSIVE")])
+def test_official_archives_unpack_to_the_raw_files(task: str, folder: str, tmp_path: Path) -> None:
+    raw = json.loads((GOLDEN / f"{task}.json").read_text())["raw_files"]
+    (name, archive), = raw["archives"].items()
+    (tmp_path / name).write_bytes(_content(archive))
+    members = [Path(member).relative_to(folder) for member in task_spec(task).files]
+    download.fetch_archive((tmp_path / name).as_uri(), members, tmp_path / "unpacked")
+    for member in members:
+        assert (tmp_path / "unpacked" / member).read_bytes() == _content(raw["files"][f"{folder}/{member}"])
