@@ -84,6 +84,8 @@ class EvaluationConfig(Settings):
     """Settings of evaluation.run_poeta: tasks, limit, batch size, data folder."""
     baseline: str
     """Condition that the others are compared with."""
+    interactions: dict[str, list[str]] = Field(default_factory=dict)
+    """Name -> conditions [a, b, c, d]: is a - b another difference than c - d?"""
 
 
 class StudyConfig(Settings):

@@ -90,7 +90,7 @@ def build_graph(study: StudyConfig) -> list[Node]:
         evaluations[condition] = [_evaluation_node(study, f"{condition}/seed{seed}", export)
                                   for seed, export in exports.items()]
     comparison = Node("compare/conditions", "comparison", "evaluation.compare",
-                      {"baseline": study.evaluation.baseline},
+                      {"baseline": study.evaluation.baseline, "interactions": study.evaluation.interactions},
                       {f"evaluations.{name}": nodes for name, nodes in evaluations.items()})
     wanted = [*tokenized.values(), comparison]  # a source that no condition uses is still wanted
     nodes = {node.identity: node for root in wanted for node in _ancestors(root)}

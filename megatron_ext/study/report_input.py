@@ -55,5 +55,6 @@ def _notes(study: StudyConfig, work: Path, tokenized: dict[str, str]) -> list[st
 
 def _parity_verdicts(node: Node, work: Path) -> list[dict[str, Any]]:
     """The proof that a conversion kept the logits, from the manifest of the node that made it."""
-    verdict = Artifact.open(node.output(work)).counts.get("parity")
+    counts = Artifact.open(node.output(work)).counts
+    verdict = counts if node.kind == "parity" else counts.get("parity")
     return [{"name": node.name, **verdict}] if verdict else []

@@ -19,7 +19,7 @@ from megatron_ext.settings import validate
 from megatron_ext.study.graph import Node
 from megatron_ext.training.preflight import check_layout, check_run
 
-TIMES = "stage_seconds.json"
+RECORD = "stages.json"
 
 
 class StageError(UserError):
@@ -57,21 +57,20 @@ def run_report(record: Path, work: Path) -> Path:
 def is_up_to_date(node: Node, work: Path) -> bool:
     """Whether the node's output is there, whole, and made from the inputs as they are now."""
     output = node.output(work)
-    if not is_finished(output):
+    made_from = _read_record(work).get(node.identity, {}).get("inputs")
+    if not is_finished(output) or made_from is None:
         return False
-    artifact = Artifact.open(output, kind=node.kind)
-    known = {entry["content_hash"] for entry in artifact.manifest["request"]["inputs"].values()}
-    for place in _input_folders(node, work):
-        if (place / MANIFEST).exists() and Artifact.open(place).content_hash not in known:
-            raise UserError(f"{output} was made from other bytes than {place} now holds; delete {output} (and what was "
-                            "made from it) to make it again")
+    Artifact.open(output, kind=node.kind)
+    for place, content_hash in _input_hashes(node, work).items():
+        if made_from[place] != content_hash:
+            raise UserError(f"{output} was made from other bytes than {work / place} now holds; delete {output} (and "
+                            "what was made from it) to make it again")
     return True
 
 
 def stage_seconds(work: Path) -> dict[str, float]:
     """Node name -> seconds its program ran, summed over interruptions."""
-    path = work / TIMES
-    return json.loads(path.read_text()) if path.exists() else {}
+    return {entry["name"]: entry["seconds"] for entry in _read_record(work).values()}
 
 
 def _run(node: Node, work: Path) -> float:
@@ -85,8 +84,7 @@ def _run(node: Node, work: Path) -> float:
     num_threads = max(1, len(os.sched_getaffinity(0)) // node.processes)
     code = _stream(_command(node, config, node.output(work)), log, num_threads)
     seconds = time.monotonic() - started
-    times = stage_seconds(work)
-    write_json(work / TIMES, times | {node.name: round(times.get(node.name, 0.0) + seconds, 1)})
+    _record(node, work, seconds, succeeded=not code and is_finished(node.output(work)))
     if code:
         raise StageError(f"stage {node.name} failed (exit code {code}): its output is above and in {log}. What is "
                          "finished stays; run the same command again when it is mended")
@@ -129,6 +127,27 @@ def _stream(command: list[str], log: Path, num_threads: int) -> int:
             file.flush()
             print(f"    {line}", end="", flush=True)
         return process.wait()
+
+
+def _record(node: Node, work: Path, seconds: float, succeeded: bool) -> None:
+    """Note how long the program has run and, when it succeeded, what its inputs held."""
+    record = _read_record(work)
+    before = record.get(node.identity, {}).get("seconds", 0.0)
+    record[node.identity] = {"name": node.name, "seconds": round(before + seconds, 1)}
+    if succeeded:
+        record[node.identity]["inputs"] = _input_hashes(node, work)
+    write_json(work / RECORD, record)
+
+
+def _read_record(work: Path) -> dict[str, Any]:
+    path = work / RECORD
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _input_hashes(node: Node, work: Path) -> dict[str, str]:
+    """Place below `work` -> content hash, of each input that is an artifact (others are part of the identity)."""
+    return {str(place.relative_to(work)): Artifact.open(place).content_hash
+            for place in _input_folders(node, work) if (place / MANIFEST).exists() and place.is_relative_to(work)}
 
 
 def _input_folders(node: Node, work: Path) -> list[Path]:
