@@ -92,7 +92,7 @@ def test_what_was_finished_before_the_kill_is_not_run_again(finished):
 def test_logits_are_equal_after_import_and_after_export(study, finished):
     record = json.loads((study / "work" / "study.json").read_text())
     assert len(record["parity"]) == 3  # one import, two exports
-    assert all(verdict["passed"] and verdict["max_abs_diff"] < 1e-3 for verdict in record["parity"])
+    assert all(verdict["passed"] and verdict["max_abs_difference"] < 1e-3 for verdict in record["parity"])
 
 
 def test_validation_loss_falls_in_every_condition(study, finished):
