@@ -1,16 +1,27 @@
-"""Reading single tensors of a megatron-core distributed checkpoint, in one process, whatever layout wrote it."""
+"""Reading single tensors of a megatron-core distributed checkpoint, in one process, whatever layout wrote it.
+
+A checkpoint is a few large files of many small archives, each what `torch.save` wrote of one rank's part of one tensor.
+Parts are mapped into memory, not read: a part that is a whole tensor costs no memory and no copy.
+"""
 
 from __future__ import annotations
 
+import io
+import mmap
+import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, LoadPlan, LoadPlanner
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import ReadItem
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 
 from megatron_ext.errors import UserError
 
@@ -28,9 +39,7 @@ class CheckpointReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self._reader = FileSystemReader(self.folder)
         self._metadata = self._read_metadata()
-        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
 
     def names(self) -> set[str]:
         """Names of the model's tensors, `*` for the layer."""
@@ -52,52 +61,89 @@ class CheckpointReader:
 
     def read(self, name: str, layer: int | None) -> Tensor:
         """One tensor, put together from the parts that the ranks wrote."""
-        entry = self._entry(name)
-        target = torch.empty(self.shape(name), dtype=entry.properties.dtype)
-        if layer is None:
-            wanted = ChunkStorageMetadata(torch.Size([0] * target.ndim), target.shape)
-            planner = _IntoTensor(target)
-        else:
-            wanted = ChunkStorageMetadata(torch.Size([layer] + [0] * target.ndim), torch.Size([1, *target.shape]))
-            planner = _IntoTensor(target[None])
-        items = create_read_items_for_chunk_list(_stored_name(name), entry, [wanted])
-        self._reader.read_data(LoadPlan(items), planner).wait()
-        return target
+        chunks = [chunk for chunk in self._entry(name).chunks
+                  if layer is None or chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]]
+        shape = self.shape(name)
+        if len(chunks) == 1:
+            whole = self._part(name, layer, chunks[0])
+            assert whole.shape == shape, (name, whole.shape, shape)
+            return whole
+        whole = torch.empty(shape, dtype=self.dtype(name))
+        num_filled = 0
+        for chunk in chunks:
+            part = self._part(name, layer, chunk)
+            place = whole
+            for axis, start in enumerate(chunk.offsets[0 if layer is None else 1:]):
+                place = place.narrow(axis, start, part.shape[axis])
+            place.copy_(part)
+            num_filled += part.numel()
+        assert num_filled == whole.numel(), f"{name}: parts overlap, or some are missing"
+        return whole
+
+    def _part(self, name: str, layer: int | None, chunk: ChunkStorageMetadata) -> Tensor:
+        """What one rank wrote of a tensor, of one layer."""
+        place = self._metadata.storage_data[MetadataIndex(_stored_name(name), chunk.offsets)]
+        part = _map_archive(self.folder / place.relative_path, place.offset, place.length)
+        return part if layer is None else part[layer - chunk.offsets[0]]
 
     def _entry(self, name: str) -> TensorStorageMetadata:
         return self._metadata.state_dict_metadata[_stored_name(name)]
 
     def _read_metadata(self) -> Metadata:
         try:
-            return self._reader.read_metadata()
+            return FileSystemReader(self.folder).read_metadata()
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(f"{self.folder} holds no distributed checkpoint ({error}); give a checkpoint folder such "
                             "as <run>/checkpoints/iter_0000100") from None
 
 
-class _IntoTensor(LoadPlanner):
-    """Copies what is read to its place in one tensor."""
-
-    def __init__(self, target: Tensor) -> None:
-        self._target = target
-
-    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
-        part = self._target
-        for axis, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
-            part = part.narrow(axis, start, length)
-        return part
-
-    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
-        pass
-
-    def load_bytes(self, read_item: ReadItem, value: object) -> None:
-        raise NotImplementedError
-
-    def set_up_planner(self, *args: object, **kwargs: object) -> None:
-        raise NotImplementedError
-
-    create_local_plan = create_global_plan = finish_plan = set_up_planner
-
-
 def _stored_name(name: str) -> str:
     return name.replace(_LAYERS + "*.", _LAYERS)
+
+
+def _map_archive(path: Path, offset: int, length: int) -> Tensor:
+    """The tensor in the archive of `length` bytes at `offset`, its data mapped from the file."""
+    with open(path, "rb") as file:
+        if offset + length > os.fstat(file.fileno()).st_size:
+            raise UserError(f"{path} is shorter than its checkpoint says: it was not written to its end")
+        window = _Window(file, offset, length)
+        with zipfile.ZipFile(window) as archive:
+            [record] = [entry for entry in archive.infolist() if "/data/" in entry.filename]
+            with archive.open(record):
+                start = offset + window.tell()  # past the entry's own header
+        window.seek(0)
+        layout = torch.load(window, map_location="meta", weights_only=True)
+        assert record.compress_type == zipfile.ZIP_STORED
+        aligned = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(file.fileno(), start - aligned + record.file_size, offset=aligned, access=mmap.ACCESS_COPY)
+    data = torch.frombuffer(mapped, dtype=layout.dtype, offset=start - aligned)
+    return data.as_strided(layout.size(), layout.stride(), layout.storage_offset())
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file of its own."""
+
+    def __init__(self, file: io.BufferedReader, offset: int, length: int) -> None:
+        self._file, self._offset, self._length = file, offset, length
+        self._position = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:
+        self._file.seek(self._offset + self._position)
+        wanted = min(len(buffer), self._length - self._position)
+        num_read = self._file.readinto(memoryview(buffer)[:wanted])
+        self._position += num_read
+        return num_read

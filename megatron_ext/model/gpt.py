@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from megatron_ext.config import ModelConfig, ParallelConfig
 from megatron_ext.errors import UserError
-from megatron_ext.model.hf_config import Architecture, Rope, read_architecture
-from megatron_ext.model.hf_weights import rows_of
+from megatron_ext.model.hf_config import Architecture, Rope, check_layout, read_architecture
 from megatron_ext.model.layers import decoder_spec
 
 VOCAB_DIVISIBLE_BY = 128
@@ -36,23 +34,6 @@ def build_model(model: ModelConfig, parallel: ParallelConfig) -> list[GPTModel]:
     num_chunks = parallel.virtual_pipeline_model_parallel_size
     stages = [None] if num_chunks is None else range(num_chunks)
     return [_build_chunk(architecture, config, model.layer_implementation, stage) for stage in stages]
-
-
-def check_layout(architecture: Architecture, parallel: ParallelConfig) -> None:
-    """Raise UserError, with the sizes that are possible, when the model cannot be split over the layout."""
-    tp = parallel.tensor_model_parallel_size
-    split = {"attention heads": architecture.num_attention_heads, "key/value heads": architecture.num_query_groups,
-             "MLP columns (intermediate_size)": architecture.ffn_hidden_size}
-    undivided = [f"{size} {name}" for name, size in split.items() if size % tp]
-    if undivided:
-        allowed = [size for size in range(1, architecture.num_query_groups + 1)
-                   if not any(total % size for total in split.values())]
-        raise UserError(f"tensor_model_parallel_size {tp} does not divide the model's {', '.join(undivided)}; possible "
-                        f"here: {', '.join(map(str, allowed))}")
-    num_stages = parallel.pipeline_model_parallel_size * (parallel.virtual_pipeline_model_parallel_size or 1)
-    if architecture.num_layers % num_stages:
-        raise UserError(f"{architecture.num_layers} layers cannot be split evenly over {num_stages} pipeline stages "
-                        "(pipeline_model_parallel_size x virtual_pipeline_model_parallel_size)")
 
 
 def padded_vocab_size(vocab_size: int, tensor_model_parallel_size: int) -> int:
@@ -84,20 +65,8 @@ def _build_chunk(architecture: Architecture, config: TransformerConfig, implemen
     # megatron-core's own scaling knows one factor and Llama 3's constants; the frequencies themselves say it all.
     chunk.rotary_pos_emb.inv_freq = inverse_frequencies(architecture.rope, architecture.kv_channels).to(
         compute_device())
-    _mark_sharded_parameters(chunk)
     _neutralise_vocab_padding(chunk)
     return chunk
-
-
-def _mark_sharded_parameters(chunk: GPTModel) -> None:
-    """Name the axis on which each parameter is split over the tensor-parallel ranks.
-
-    megatron-core does so while it draws initial weights, which we spare it. Without the mark it takes the parts on the
-    ranks for copies of one tensor and leaves all but the first out of the gradient norm.
-    """
-    for _, row, parameter in rows_of([chunk], chunk.architecture):
-        if row.sharded_axis is not None and not getattr(parameter, "tensor_model_parallel", False):
-            set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=row.sharded_axis, stride=1)
 
 
 def inverse_frequencies(rope: Rope, head_size: int) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_ext.config import ParallelConfig
 from megatron_ext.errors import UserError
 
 
@@ -116,6 +117,32 @@ def read_architecture(hf_folder: Path) -> Architecture:
         return parse_hf_config(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def check_layout(architecture: Architecture, parallel: ParallelConfig) -> None:
+    """Raise UserError, with the sizes that are possible, when the model cannot be split over the layout."""
+    problems = layout_problems(architecture, parallel)
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def layout_problems(architecture: Architecture, parallel: ParallelConfig) -> list[str]:
+    """Why the model cannot be split over the layout; empty when it can."""
+    problems = []
+    tp = parallel.tensor_model_parallel_size
+    split = {"attention heads": architecture.num_attention_heads, "key/value heads": architecture.num_query_groups,
+             "MLP columns (intermediate_size)": architecture.ffn_hidden_size}
+    undivided = [f"{size} {name}" for name, size in split.items() if size % tp]
+    if undivided:
+        allowed = [size for size in range(1, architecture.num_query_groups + 1)
+                   if not any(total % size for total in split.values())]
+        problems.append(f"tensor_model_parallel_size {tp} does not divide the model's {', '.join(undivided)}; possible "
+                        f"here: {', '.join(map(str, allowed))}")
+    num_stages = parallel.pipeline_model_parallel_size * (parallel.virtual_pipeline_model_parallel_size or 1)
+    if architecture.num_layers % num_stages:
+        problems.append(f"{architecture.num_layers} layers cannot be split evenly over {num_stages} pipeline stages "
+                        "(pipeline_model_parallel_size x virtual_pipeline_model_parallel_size)")
+    return problems
 
 
 def parse_hf_config(config: Mapping[str, Any]) -> Architecture:

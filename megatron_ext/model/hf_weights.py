@@ -35,7 +35,7 @@ def load_hf_weights(chunks: list[GPTModel], hf_folder: Path) -> None:
     tp = parallel_state.get_tensor_model_parallel_world_size()
     shard = Shard(parallel_state.get_tensor_model_parallel_rank(), tp)
     with torch.no_grad():
-        for name, row, parameter in rows_of(chunks, architecture):
+        for name, row, parameter in _rows_of(chunks, architecture):
             hf_names = [_with_layer(hf_name, name) for hf_name in row.hf_names]
             whole_shape = _whole_shape(row, parameter.shape, tp)
             _check_shapes(tensors, hf_names, name, row, whole_shape, architecture)
@@ -82,7 +82,7 @@ def check_names(tensors: HFTensors, architecture: Architecture) -> None:
                         "computes something that is not supported")
 
 
-def rows_of(chunks: list[GPTModel], architecture: Architecture) -> Iterator[tuple[str, Row, torch.nn.Parameter]]:
+def _rows_of(chunks: list[GPTModel], architecture: Architecture) -> Iterator[tuple[str, Row, torch.nn.Parameter]]:
     """(checkpoint name, row, parameter) of every parameter of this rank."""
     table = weight_table(architecture)
     if architecture.tied_embeddings:

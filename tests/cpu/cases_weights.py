@@ -7,6 +7,12 @@ from pathlib import Path
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2)]
 
 
+def import_and_check(folder: str, models: list[str], deep_model: str) -> None:
+    """All that needs four processes, in one launch."""
+    import_under_every_layout(folder, models)
+    sequence_and_virtual_pipeline_parity(deep_model)
+
+
 def import_under_every_layout(folder: str, models: list[str]) -> None:
     """Import each model under each layout, prove parity, save a checkpoint `<model>-tp-pp`."""
     from megatron_ext.config import ParallelConfig
@@ -21,7 +27,7 @@ def import_under_every_layout(folder: str, models: list[str]) -> None:
 
 
 def sequence_and_virtual_pipeline_parity(model: str) -> None:
-    """Parity under sequence parallelism with two virtual stages on each of two ranks, and of its loss too."""
+    """Parity under sequence parallelism, and with two virtual stages on each of two pipeline ranks."""
     import torch.distributed as dist
 
     from megatron_ext.config import ModelConfig, ParallelConfig

@@ -16,12 +16,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The folder of all models, each imported under all layouts."""
+    """The folder of all models, each imported under all layouts; and what that printed."""
     folder = tmp_path_factory.mktemp("weights")
     for name in MODELS:
         make_hf_model(folder / name, name, dtype="bfloat16" if name == "mistral" else "float32")
-    run_distributed("tests.cpu.cases_weights:import_under_every_layout", nproc=4, folder=str(folder),
-                    models=list(MODELS))
+    make_hf_model(folder / "deep", "qwen3", num_hidden_layers=4, tie_word_embeddings=True)
+    output = run_distributed("tests.cpu.cases_weights:import_and_check", nproc=4, folder=str(folder),
+                             models=list(MODELS), deep_model=str(folder / "deep"))
+    (folder / "output.txt").write_text(output)
     return folder
 
 
@@ -57,12 +59,13 @@ def test_vocabulary_is_padded_for_tensor_parallelism(lab):
     assert embedding[130].abs().max() > 0
 
 
-def test_parity_under_sequence_and_virtual_pipeline_parallelism(tmp_path):
-    make_hf_model(tmp_path / "qwen3", "qwen3", num_hidden_layers=4, tie_word_embeddings=True)
-    output = run_distributed("tests.cpu.cases_weights:sequence_and_virtual_pipeline_parity", nproc=4,
-                             model=str(tmp_path / "qwen3"))
-    assert output.count(": pass") == 2
-    assert "vpp=2" in output
+def test_parity_under_sequence_and_virtual_pipeline_parallelism(lab):
+    lines = (lab / "output.txt").read_text().splitlines()
+    [sequence, virtual] = [line for line in lines if line.startswith("parity (")]
+    assert sequence.startswith("parity (tp=2 pp=2, float32, 64 positions")
+    assert sequence.endswith(": pass")
+    assert virtual.startswith("parity (tp=2 pp=2 vpp=2, float32")
+    assert virtual.endswith(": pass")
 
 
 def test_export_program_proves_parity(lab, tmp_path, capsys):
