@@ -13,11 +13,12 @@ from typing import Any
 from megatron_ext.artifacts import MANIFEST, Artifact, is_finished, write_json
 from megatron_ext.config import ParallelConfig, RunConfig
 from megatron_ext.errors import UserError
+from megatron_ext.model.hf_config import check_layout, read_architecture
 from megatron_ext.processes import die_with_parent
 from megatron_ext.progress import format_seconds
 from megatron_ext.settings import validate
 from megatron_ext.study.graph import Node
-from megatron_ext.training.preflight import check_layout, check_run
+from megatron_ext.training.preflight import check_run
 
 RECORD = "stages.json"
 
@@ -99,7 +100,7 @@ def _check(node: Node, work: Path) -> None:
     if node.program == "megatron_ext.train":
         check_run(validate(RunConfig, values | {"output": "."}, where=node.name), node.processes)
     elif node.kind == "parity":
-        check_layout(validate(ParallelConfig, values["parallel"], where=node.name), Path(values["model"]))
+        check_layout(read_architecture(Path(values["model"])), validate(ParallelConfig, values["parallel"], node.name))
 
 
 def _command(node: Node, config: Path, output: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from pathlib import Path
@@ -135,8 +134,7 @@ class _Recorder:
         self._config = config
         self._metrics = MetricsWriter(config, state.iteration)
         self._console = Console(config, state.iteration)
-        hf_config = json.loads((config.model.hf_folder / "config.json").read_text())
-        self._flops_per_token = train_flops_per_token(hf_config, config.data.seq_length)
+        self._flops_per_token = train_flops_per_token(state.model[0].module.architecture, config.data.seq_length)
         parallel = config.parallel
         self._num_ranks = (state.dp_size * parallel.tensor_model_parallel_size
                            * parallel.pipeline_model_parallel_size)

@@ -5,15 +5,15 @@ Nothing here needs a GPU or torch.distributed.
 
 from __future__ import annotations
 
-import json
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from megatron_ext.artifacts import Artifact
-from megatron_ext.config import ParallelConfig, RunConfig
+from megatron_ext.config import RunConfig
 from megatron_ext.data.blend import plan_blend
 from megatron_ext.errors import UserError
+from megatron_ext.model.hf_config import layout_problems, read_architecture
 from megatron_ext.training.throughput import train_flops_per_token
 
 
@@ -30,13 +30,6 @@ def check_run(config: RunConfig, world_size: int | None = None) -> None:
         raise UserError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
 
-def check_layout(parallel: ParallelConfig, hf_folder: Path) -> None:
-    """Raise UserError when the model cannot be split over the layout."""
-    problems = _split_problems(parallel, _hf_config(hf_folder))
-    if problems:
-        raise UserError("; ".join(problems))
-
-
 def source_sizes(config: RunConfig) -> dict[str, int]:
     """Tokens of each source's training split."""
     return {name: Artifact.open(source.path, kind="tokenized").counts["train"]["tokens"]
@@ -48,7 +41,7 @@ def describe_run(config: RunConfig) -> str:
     plan = plan_blend(config, source_sizes(config))
     train, seq_length = config.train, config.data.seq_length
     tokens = config.train_iters * config.tokens_per_iteration
-    flops = tokens * train_flops_per_token(_hf_config(config.model.hf_folder), seq_length)
+    flops = tokens * train_flops_per_token(read_architecture(config.model.hf_folder), seq_length)
     lines = [
         f"run folder: {config.output}",
         f"iteration: {train.global_batch_size} samples x {seq_length:,} tokens = "
@@ -90,69 +83,46 @@ def _layout_problems(config: RunConfig, world_size: int) -> list[str]:
 
 def _model_problems(config: RunConfig) -> list[str]:
     try:
-        hf_config = _hf_config(config.model.hf_folder)
+        architecture = read_architecture(config.model.hf_folder)
     except UserError as error:
         return [f"model.hf_folder: {error}"]
-    problems = _split_problems(config.parallel, hf_config)
-    longest = hf_config.get("max_position_embeddings")
-    if longest and config.data.seq_length > longest:
+    problems = layout_problems(architecture, config.parallel)
+    if config.data.seq_length > architecture.max_sequence_length:
         problems.append(f"data.seq_length {config.data.seq_length} is above the model's max_position_embeddings "
-                        f"{longest}")
-    return problems
-
-
-def _split_problems(parallel: ParallelConfig, hf_config: dict[str, Any]) -> list[str]:
-    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    heads = hf_config["num_attention_heads"]
-    kv_heads = hf_config.get("num_key_value_heads") or heads
-    layers = hf_config["num_hidden_layers"]
-    problems = []
-    if heads % tp or kv_heads % tp:
-        allowed = [size for size in range(1, kv_heads + 1) if heads % size == 0 and kv_heads % size == 0]
-        problems.append(f"tensor_model_parallel_size {tp} does not divide the model's {heads} attention heads and "
-                        f"{kv_heads} key/value heads; possible here: {', '.join(map(str, allowed))}")
-    chunks = pp * (parallel.virtual_pipeline_model_parallel_size or 1)
-    if layers % chunks:
-        problems.append(f"{layers} layers cannot be split evenly over {chunks} pipeline stages "
-                        "(pipeline_model_parallel_size x virtual_pipeline_model_parallel_size)")
+                        f"{architecture.max_sequence_length}")
+    for key, artifact in _tokenized_artifacts(config).items():
+        vocab_size = artifact.counts["vocab_size"]
+        if vocab_size > architecture.vocab_size:
+            problems.append(f"{key}: tokenized with {vocab_size:,} token ids, the model has "
+                            f"{architecture.vocab_size:,}: tokenize with the model's own tokenizer")
     return problems
 
 
 def _data_problems(config: RunConfig) -> list[str]:
-    problems, sizes = [], {}
-    vocab_size = _vocab_size(config)
-    folders = {f"data.sources.{name}": source.path for name, source in config.data.sources.items()}
-    folders |= {f"validation.sources.{name}": path for name, path in config.validation.sources.items()}
-    for key, folder in folders.items():
+    problems = []
+    for key, folder in _data_folders(config).items():
         try:
-            artifact = Artifact.open(folder, kind="tokenized")
+            Artifact.open(folder, kind="tokenized")
         except UserError as error:
             problems.append(f"{key}: {error}")
-            continue
-        if vocab_size and artifact.counts["vocab_size"] > vocab_size:
-            problems.append(f"{key}: tokenized with {artifact.counts['vocab_size']:,} token ids, the model has "
-                            f"{vocab_size:,}: tokenize with the model's own tokenizer")
-        sizes[key] = artifact.counts["train"]["tokens"]
-    known = {name: sizes.get(f"data.sources.{name}") for name in config.data.sources}
-    if None not in known.values():
+    if not problems:
         try:
-            plan_blend(config, known)
+            plan_blend(config, source_sizes(config))
         except UserError as error:
             problems.append(str(error))
     return problems
 
 
-def _vocab_size(config: RunConfig) -> int | None:
-    try:
-        return _hf_config(config.model.hf_folder)["vocab_size"]
-    except UserError:
-        return None
+def _data_folders(config: RunConfig) -> dict[str, Path]:
+    """Settings key -> folder of everything tokenized that the run reads."""
+    folders = {f"data.sources.{name}.path": source.path for name, source in config.data.sources.items()}
+    return folders | {f"validation.sources.{name}": path for name, path in config.validation.sources.items()}
 
 
-def _hf_config(hf_folder: Path) -> dict[str, Any]:
-    path = hf_folder / "config.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); give a Hugging Face model folder, e.g. one "
-                        "made by tools.fetch_model") from None
+def _tokenized_artifacts(config: RunConfig) -> dict[str, Artifact]:
+    """Those of them that are whole."""
+    artifacts = {}
+    for key, folder in _data_folders(config).items():
+        with suppress(UserError):
+            artifacts[key] = Artifact.open(folder, kind="tokenized")
+    return artifacts

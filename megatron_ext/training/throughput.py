@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from megatron_ext.model.hf_config import Architecture
 
 
-def train_flops_per_token(hf_config: dict[str, Any], seq_length: int) -> float:
+def train_flops_per_token(architecture: Architecture, seq_length: int) -> float:
     """Floating-point operations that one token costs in forward and backward.
 
     6 for each weight of a matrix product (2 forward, 4 backward; PaLM, arXiv 2204.02311, appendix B) and
     12 · layers · heads · head size · s for the attention scores, halved because half of a causal matrix is never
     needed. Recomputed activations are not counted: they are no progress.
     """
-    hidden, layers = hf_config["hidden_size"], hf_config["num_hidden_layers"]
-    heads = hf_config["num_attention_heads"]
-    kv_heads = hf_config.get("num_key_value_heads") or heads
-    head_size = hf_config.get("head_dim") or hidden // heads
-    attention = hidden * head_size * (2 * heads + 2 * kv_heads)
-    mlp = 3 * hidden * hf_config["intermediate_size"]
-    matrix_weights = layers * (attention + mlp) + hidden * hf_config["vocab_size"]
-    return 6.0 * matrix_weights + 6.0 * layers * heads * head_size * seq_length
+    layers, hidden, heads = architecture.num_layers, architecture.hidden_size, architecture.num_attention_heads
+    attention = hidden * architecture.kv_channels * (2 * heads + 2 * architecture.num_query_groups)
+    mlp = 3 * hidden * architecture.ffn_hidden_size
+    matrix_weights = layers * (attention + mlp) + hidden * architecture.vocab_size
+    return 6.0 * matrix_weights + 6.0 * layers * heads * architecture.kv_channels * seq_length

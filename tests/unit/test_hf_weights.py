@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from megatron_ext.config import ModelConfig, ParallelConfig
 from megatron_ext.errors import UserError
 from megatron_ext.model.distributed import single_process
-from megatron_ext.model.gpt import build_model, check_layout, padded_vocab_size
-from megatron_ext.model.hf_config import Architecture, Rope, read_architecture
+from megatron_ext.model.gpt import build_model, padded_vocab_size
+from megatron_ext.model.hf_config import Architecture, Rope, check_layout, read_architecture
 from megatron_ext.model.hf_files import HFTensors, Piece, copy_hf_metadata, write_hf_weights
 from megatron_ext.model.hf_weights import checkpoint_name, load_hf_weights
 from megatron_ext.model.mappings import QKV, GateUp, RowParallel, Shard, Vocab
