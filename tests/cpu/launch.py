@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from megatron_ext.processes import die_with_parent
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -31,6 +33,7 @@ def run_distributed(target: str, nproc: int, timeout_seconds: float = 300, **arg
 
 def main() -> None:
     """One process: import the function and call it."""
+    die_with_parent()  # a launch that ran out of time must leave nothing behind
     target, arguments = sys.argv[1:]
     module, function = target.split(":")
     getattr(importlib.import_module(module), function)(**json.loads(arguments))
