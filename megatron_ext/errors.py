@@ -6,7 +6,9 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+_USERS_TO_MEND = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 class UserError(ValueError):
@@ -20,15 +22,36 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
     def wrapper(*args: object, **kwargs: object) -> int:
         try:
             return main(*args, **kwargs) or 0
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        except OSError as error:
-            # A full disk or a forbidden folder is the user's to mend; any other OSError is a fault of ours.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        except Exception as error:
+            message = _users_mistake(error)
+            if message is None:
                 raise
-            place = error.filename or os.getcwd()
-            print(f"error: {place}: {error.strerror}. Free space or choose another folder, then run the same command"
-                  " again: it goes on where it stopped.", file=sys.stderr, flush=True)
-        return 2
+            print(f"error: {message}", file=sys.stderr, flush=True)
+            return 2
 
     return wrapper
+
+
+def _users_mistake(error: Exception) -> str | None:
+    """What to tell the user, or None when the fault is ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in _USERS_TO_MEND:
+            return _storage_message(cause.filename, cause.strerror)
+        # safetensors and torch wrap the system's error in one of their own, as text.
+        if os.strerror(errno.ENOSPC) in str(cause):
+            return _storage_message(None, os.strerror(errno.ENOSPC))
+    return None
+
+
+def _storage_message(place: str | None, what: str) -> str:
+    where = f"{place}: " if place else ""
+    return (f"{where}{what}. Free space or choose another folder, then run the same command again: it goes on where it "
+            "stopped")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -165,6 +165,7 @@ def test_manifest_records_request_and_makers(tmp_path):
 @pytest.mark.parametrize(("error", "code"), [
     (UserError("no such column"), 2),
     (OSError(errno.ENOSPC, "No space left on device", "/full"), 2),
+    (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), 2),
 ])
 def test_a_users_mistake_is_one_line_and_exit_code_2(capsys, error, code):
     @exit_on_user_error
