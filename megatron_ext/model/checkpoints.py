@@ -1,4 +1,4 @@
-"""Checkpoints of a model alone (no optimizer), in megatron-core's distributed format: any layout loads them."""
+"""Loading a model alone (no optimizer) from a distributed checkpoint, through megatron-core, under any layout."""
 
 from __future__ import annotations
 
@@ -9,26 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.models.gpt import GPTModel
 
-_METADATA = {"singleton_local_shards": False}
-
-
-def save_model(chunks: list[GPTModel], folder: Path) -> None:
-    """Write this rank's parts of the model; all ranks call it."""
-    with without_deprecation_warnings():
-        dist_checkpointing.save(_sharded_state(chunks), str(folder), content_metadata=dict(_METADATA),
-                                sharded_strategy=get_default_save_sharded_strategy("torch_dist"))
+CONTENT_METADATA = {"singleton_local_shards": False}
+"""How megatron-core names what it stores: the layers of a kind as one tensor."""
 
 
 def load_model(chunks: list[GPTModel], folder: Path) -> None:
     """Read this rank's parts of a model from a checkpoint, which may hold an optimizer too; all ranks call it."""
     with without_deprecation_warnings():
-        loaded = dist_checkpointing.load(_sharded_state(chunks), str(folder))
+        loaded = dist_checkpointing.load(sharded_model_state(chunks), str(folder))
     for number, chunk in enumerate(chunks):
-        # Not strict: megatron's modules write `_extra_state` objects that hold nothing here.
-        chunk.load_state_dict(loaded[_key(chunks, number)], strict=False)
+        # Not strict: megatron's modules look for `_extra_state` objects, which hold nothing here.
+        missing, _ = chunk.load_state_dict(loaded[_key(chunks, number)], strict=False)
+        assert all(name.endswith("_extra_state") for name in missing), missing
 
 
 @contextmanager
@@ -39,8 +33,9 @@ def without_deprecation_warnings() -> Iterator[None]:
         yield
 
 
-def _sharded_state(chunks: list[GPTModel]) -> dict[str, Any]:
-    metadata = {**_METADATA, "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+def sharded_model_state(chunks: list[GPTModel]) -> dict[str, Any]:
+    """This rank's parts of the model under the names that megatron-core stores, which are the same for every layout."""
+    metadata = {**CONTENT_METADATA, "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
     return {_key(chunks, number): chunk.sharded_state_dict(metadata=dict(metadata))
             for number, chunk in enumerate(chunks)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from megatron_ext.errors import UserError
 from megatron_ext.model.checkpoint_reader import CheckpointReader
 from megatron_ext.model.hf_config import Architecture, read_architecture
 from megatron_ext.model.hf_files import Piece, copy_hf_metadata, write_hf_weights
-from megatron_ext.model.mappings import Row, Table, Vocab, weight_table
+from megatron_ext.model.mappings import Row, Table, Vocab, in_model_order, megatron_shapes, weight_table
 from megatron_ext.settings import Settings
 
 HF_METADATA = "hf"
@@ -84,7 +84,7 @@ def _pieces(reader: CheckpointReader, architecture: Architecture, dtype: str) ->
     table = weight_table(architecture)
     _check(reader, table, architecture)
     return [_piece(reader, name, table[name], layer, architecture, dtype)
-            for name, layer in _in_model_order(table, architecture.num_layers)]
+            for name, layer in in_model_order(table, architecture.num_layers)]
 
 
 def _piece(reader: CheckpointReader, name: str, row: Row, layer: int | None, architecture: Architecture,
@@ -103,15 +103,6 @@ def _read_as_hf(reader: CheckpointReader, name: str, row: Row, layer: int | None
     return row.to_hf(reader.read(name, layer), architecture)
 
 
-def _in_model_order(table: Table, num_layers: int) -> Iterator[tuple[str, int | None]]:
-    """(name, layer): the embedding, then layer by layer, then the rest."""
-    first = next(iter(table))
-    yield first, None
-    for layer in range(num_layers):
-        yield from ((name, layer) for name in table if "*" in name)
-    yield from ((name, None) for name in table if "*" not in name and name != first)
-
-
 def _check(reader: CheckpointReader, table: Table, architecture: Architecture) -> None:
     """Raise UserError when the checkpoint's tensors are not those of its config."""
     missing, unknown = sorted(table.keys() - reader.names()), sorted(reader.names() - table.keys())
@@ -120,37 +111,13 @@ def _check(reader: CheckpointReader, table: Table, architecture: Architecture) -
     if unknown:
         raise UserError(f"{reader.folder}: {unknown[0]} {reader.shape(unknown[0])} is in no row of the "
                         f"{architecture.family} table in megatron_ext/model/mappings.py")
-    for name, expected in _expected_shapes(architecture).items():
-        if name not in table:
-            continue
+    for name, expected in megatron_shapes(architecture).items():
         found, layers = reader.shape(name), reader.num_layers(name)
         if isinstance(table[name], Vocab):  # filled up to what the layout needed
             expected = (max(found[0], expected[0]), *expected[1:])
         if found != expected or layers not in (None, architecture.num_layers):
             raise UserError(f"{reader.folder}: {name} = {table[name]} has shape {found} in {layers or 1} layers; "
                             f"{HF_METADATA}/config.json asks for {expected} in {architecture.num_layers}")
-
-
-def _expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Shape of each Megatron tensor, whole, without what fills the vocabulary up."""
-    hidden, ffn, head = architecture.hidden_size, architecture.ffn_hidden_size, architecture.kv_channels
-    queries = architecture.num_attention_heads * head
-    qkv = queries + 2 * architecture.num_query_groups * head
-    attention, mlp = "decoder.layers.*.self_attention", "decoder.layers.*.mlp"
-    return {
-        "embedding.word_embeddings.weight": (architecture.vocab_size, hidden),
-        f"{attention}.linear_qkv.layer_norm_weight": (hidden,),
-        f"{attention}.linear_qkv.weight": (qkv, hidden),
-        f"{attention}.linear_qkv.bias": (qkv,),
-        f"{attention}.q_layernorm.weight": (head,),
-        f"{attention}.k_layernorm.weight": (head,),
-        f"{attention}.linear_proj.weight": (hidden, queries),
-        f"{mlp}.linear_fc1.layer_norm_weight": (hidden,),
-        f"{mlp}.linear_fc1.weight": (2 * ffn, hidden),
-        f"{mlp}.linear_fc2.weight": (hidden, ffn),
-        "decoder.final_layernorm.weight": (hidden,),
-        "output_layer.weight": (architecture.vocab_size, hidden),
-    }
 
 
 def _write_dtype(config_file: Path, dtype: str) -> None:

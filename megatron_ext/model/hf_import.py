@@ -1,25 +1,29 @@
-"""From a Hugging Face folder to a Megatron checkpoint: each rank reads its slices, and parity is proven before."""
+"""From a Hugging Face folder to a Megatron checkpoint: one tensor at a time, then proof that it is the same model."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from megatron.core.models.gpt import GPTModel
 from pydantic import Field
+from torch import Tensor
 
 from megatron_ext.artifacts import Artifact
 from megatron_ext.config import ModelConfig, ParallelConfig
-from megatron_ext.model.checkpoints import save_model
+from megatron_ext.model.checkpoint_writer import LayerTensor, write_checkpoint
+from megatron_ext.model.checkpoints import CONTENT_METADATA, load_model
 from megatron_ext.model.distributed import produce_together
-from megatron_ext.model.gpt import build_model
-from megatron_ext.model.hf_config import read_architecture
+from megatron_ext.model.gpt import build_model, check_layout, padded_vocab_size
+from megatron_ext.model.hf_config import Architecture, read_architecture
 from megatron_ext.model.hf_export import HF_METADATA
-from megatron_ext.model.hf_files import copy_hf_metadata
-from megatron_ext.model.hf_weights import load_hf_weights
+from megatron_ext.model.hf_files import HFTensors, copy_hf_metadata
+from megatron_ext.model.hf_weights import check_names, check_shapes
+from megatron_ext.model.mappings import Row, Shard, Vocab, in_model_order, megatron_shapes, weight_table
 from megatron_ext.model.megatron_parity import check_chunks
 from megatron_ext.settings import Settings
 
@@ -30,11 +34,11 @@ class ImportSettings(Settings):
     model: Path
     """Hugging Face folder: config.json, safetensors, tokenizer."""
     parallel: ParallelConfig = ParallelConfig()
-    """Layout of the processes that import; the checkpoint can be loaded under any other."""
+    """Layout under which the checkpoint is loaded to prove parity; any other loads it as well."""
     dtype: Literal["keep", "float32", "bfloat16"] = "keep"
     """Type of the checkpoint's weights; `keep`: that of the folder."""
     parity: bool = True
-    """Prove that the imported model gives the logits of transformers before it is saved."""
+    """Prove that the checkpoint, loaded by megatron-core under the layout, gives the logits of transformers."""
     parity_positions: int = Field(default=512, gt=1)
     """Token positions over which the logits are compared."""
 
@@ -44,39 +48,60 @@ def import_hf(settings: ImportSettings, output: Path) -> Artifact | None:
 
     Raises UserError when the model is not supported, damaged or cannot be split; ParityError when the logits differ.
     """
+    check_layout(read_architecture(settings.model), settings.parallel)
     return produce_together(
         output, kind="checkpoint", settings=settings.model_dump(mode="json", exclude={"model"}),
         inputs={"model": settings.model}, make=lambda folder: _import(settings, folder))
 
 
+def write_megatron_checkpoint(hf_folder: Path, folder: Path, dtype: str = "keep") -> dict[str, Any]:
+    """Write a checkpoint of the folder's weights, with its config and tokenizer files; returns what it holds.
+
+    Memory: one Megatron tensor of one layer and the Hugging Face tensors that it is made of.
+
+    Raises UserError when a tensor is missing, unknown, or of another shape than config.json asks for.
+    """
+    architecture = read_architecture(hf_folder)
+    tensors = HFTensors(hf_folder)
+    check_names(tensors, architecture)
+    stored = architecture.dtype if dtype == "keep" else dtype
+    write_checkpoint(folder, list(_layer_tensors(tensors, architecture, getattr(torch, stored))),
+                     architecture.num_layers, CONTENT_METADATA)
+    copy_hf_metadata(hf_folder, folder / HF_METADATA)
+    return {"iteration": 0, "family": architecture.family, "dtype": stored}
+
+
 def _import(settings: ImportSettings, folder: Path) -> dict[str, Any]:
-    stored = read_architecture(settings.model).dtype if settings.dtype == "keep" else settings.dtype
-    # Parity is proven in float32, where the limits are tight; every type that weights are stored in fits into it.
-    chunks = build_model(ModelConfig(hf_folder=settings.model, dtype="float32"), settings.parallel)
-    load_hf_weights(chunks, settings.model)
-    counts: dict[str, Any] = {"iteration": 0, "dtype": stored}
+    counts: dict[str, Any] = {}
+    if dist.get_rank() == 0:
+        for left in folder.glob("*.distcp"):  # by an interrupted import
+            left.unlink()
+        shutil.rmtree(folder / HF_METADATA, ignore_errors=True)
+        counts = write_megatron_checkpoint(settings.model, folder, settings.dtype)
+    dist.barrier()
     if settings.parity:
-        verdict = check_chunks(chunks, settings.model, "float32", settings.parity_positions)
+        # In float32, where the limits are tight; every type that weights are stored in fits into it.
+        chunks = build_model(ModelConfig(hf_folder=settings.model, dtype="float32"), settings.parallel)
+        load_model(chunks, folder)
+        rounded_to = None if settings.dtype == "keep" else settings.dtype
+        verdict = check_chunks(chunks, settings.model, "float32", settings.parity_positions, rounded_to)
         if dist.get_rank() == 0:
             print(verdict.line("parity after import"), flush=True)
         counts["parity"] = verdict.require().as_dict()
-    for chunk in chunks:
-        chunk.to(getattr(torch, stored))
-    _save(chunks, settings.model, folder)
     return counts
 
 
-def _save(chunks: list[GPTModel], hf_folder: Path, folder: Path) -> None:
-    """Save beside what an interrupted save may have left, which megatron-core would mix with the new files."""
-    aside = folder / "saving"
-    if dist.get_rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-    dist.barrier()
-    save_model(chunks, aside)
-    dist.barrier()
-    if dist.get_rank() == 0:
-        for file in aside.iterdir():
-            file.replace(folder / file.name)
-        aside.rmdir()
-        copy_hf_metadata(hf_folder, folder / HF_METADATA)
+def _layer_tensors(tensors: HFTensors, architecture: Architecture, dtype: torch.dtype) -> Iterator[LayerTensor]:
+    """What the checkpoint will hold, in the order of the model; shapes are checked, nothing is read yet."""
+    table, shapes = weight_table(architecture), megatron_shapes(architecture)
+    for name, layer in in_model_order(table, architecture.num_layers):
+        row, shape = table[name], shapes[name]
+        if isinstance(row, Vocab):
+            shape = (padded_vocab_size(architecture.vocab_size, 1), *shape[1:])
+        hf_names = [hf_name.replace("*", str(layer)) for hf_name in row.hf_names]
+        check_shapes(tensors, hf_names, name, row, shape, architecture)
+        yield LayerTensor(name, layer, shape, dtype, partial(_read, tensors, hf_names, row, shape[0], architecture))
+
+
+def _read(tensors: HFTensors, hf_names: list[str], row: Row, num_rows: int, architecture: Architecture) -> Tensor:
+    return row.to_megatron([tensors.slices(name) for name in hf_names], Shard(0, 1), num_rows, architecture)

@@ -38,7 +38,7 @@ def load_hf_weights(chunks: list[GPTModel], hf_folder: Path) -> None:
         for name, row, parameter in _rows_of(chunks, architecture):
             hf_names = [_with_layer(hf_name, name) for hf_name in row.hf_names]
             whole_shape = _whole_shape(row, parameter.shape, tp)
-            _check_shapes(tensors, hf_names, name, row, whole_shape, architecture)
+            check_shapes(tensors, hf_names, name, row, whole_shape, architecture)
             parts = [tensors.slices(hf_name) for hf_name in hf_names]
             parameter.copy_(row.to_megatron(parts, shard, parameter.shape[0], architecture))
 
@@ -105,8 +105,9 @@ def _whole_shape(row: Row, local_shape: torch.Size, tp: int) -> tuple[int, ...]:
     return tuple(size * tp if axis == row.sharded_axis else size for axis, size in enumerate(local_shape))
 
 
-def _check_shapes(tensors: HFTensors, hf_names: list[str], name: str, row: Row, whole_shape: tuple[int, ...],
-                  architecture: Architecture) -> None:
+def check_shapes(tensors: HFTensors, hf_names: list[str], name: str, row: Row, whole_shape: tuple[int, ...],
+                 architecture: Architecture) -> None:
+    """Raise UserError when the Hugging Face tensors of a Megatron tensor do not have the shapes that it needs."""
     num_rows = row.hf_num_rows(whole_shape[0], architecture)
     for hf_name, rows in zip(hf_names, num_rows, strict=True):
         found, expected = tensors.shape(hf_name), (rows, *whole_shape[1:])

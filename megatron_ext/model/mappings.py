@@ -9,7 +9,7 @@ Shapes: ng = key/value heads ("query groups"), nq = query heads in a group, d = 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
@@ -212,6 +212,38 @@ def weight_table(architecture: Architecture) -> Table:
     if architecture.tied_embeddings:
         del table["output_layer.weight"]
     return table
+
+
+def in_model_order(table: Table, num_layers: int) -> Iterator[tuple[str, int | None]]:
+    """(name, layer): the embedding, then layer by layer, then the rest."""
+    first = next(iter(table))
+    yield first, None
+    for layer in range(num_layers):
+        yield from ((name, layer) for name in table if "*" in name)
+    yield from ((name, None) for name in table if "*" not in name and name != first)
+
+
+def megatron_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Shape of each Megatron tensor of a model, whole, without what fills the vocabulary up."""
+    hidden, ffn, head = architecture.hidden_size, architecture.ffn_hidden_size, architecture.kv_channels
+    queries = architecture.num_attention_heads * head
+    qkv = queries + 2 * architecture.num_query_groups * head
+    attention, mlp = "decoder.layers.*.self_attention", "decoder.layers.*.mlp"
+    shapes = {
+        "embedding.word_embeddings.weight": (architecture.vocab_size, hidden),
+        f"{attention}.linear_qkv.layer_norm_weight": (hidden,),
+        f"{attention}.linear_qkv.weight": (qkv, hidden),
+        f"{attention}.linear_qkv.bias": (qkv,),
+        f"{attention}.q_layernorm.weight": (head,),
+        f"{attention}.k_layernorm.weight": (head,),
+        f"{attention}.linear_proj.weight": (hidden, queries),
+        f"{mlp}.linear_fc1.layer_norm_weight": (hidden,),
+        f"{mlp}.linear_fc1.weight": (2 * ffn, hidden),
+        f"{mlp}.linear_fc2.weight": (hidden, ffn),
+        "decoder.final_layernorm.weight": (hidden,),
+        "output_layer.weight": (architecture.vocab_size, hidden),
+    }
+    return {name: shapes[name] for name in weight_table(architecture)}
 
 
 def _shape(part: Any) -> Sequence[int]:

@@ -21,18 +21,25 @@ from megatron_ext.config import ModelConfig, ParallelConfig
 from megatron_ext.model.checkpoints import load_model
 from megatron_ext.model.distributed import single_process
 from megatron_ext.model.gpt import build_model, compute_device
-from megatron_ext.model.parity import Parity, compare_logits, hf_logits, parity_tokens
+from megatron_ext.model.parity import Parity, compare_logits, parity_tokens, reference_logits
 
 
-def check_chunks(chunks: list[GPTModel], hf_folder: Path, dtype: str, num_positions: int) -> Parity:
-    """Compare this layout's model with transformers; all ranks call it and get the same verdict."""
+def check_chunks(chunks: list[GPTModel], hf_folder: Path, dtype: str, num_positions: int,
+                 rounded_to: str | None = None) -> Parity:
+    """Compare this layout's model with transformers; all ranks call it and get the same verdict.
+
+    Args:
+        dtype: type that the model computes in.
+        rounded_to: type that the folder's weights are rounded to before, as those of the model were; None: `dtype`.
+    """
     tokens = parity_tokens(hf_folder, num_positions, chunks[0].config.tensor_model_parallel_size)
     logits = megatron_logits(chunks, tokens)
     verdict: list[Parity | None] = [None]
     reporter = _first_rank_of_last_stage()
     if dist.get_rank() == reporter:
         assert logits is not None
-        verdict[0] = compare_logits(hf_logits(hf_folder, tokens, dtype), logits, dtype, _describe(chunks))
+        reference = reference_logits(hf_folder, tokens, rounded_to or dtype)
+        verdict[0] = compare_logits(reference, logits, dtype, _describe(chunks))
     dist.broadcast_object_list(verdict, src=reporter)
     assert verdict[0] is not None
     return verdict[0]

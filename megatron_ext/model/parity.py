@@ -35,8 +35,12 @@ class Limits:
     top1_agreement: float
 
 
-LIMITS = {"float32": Limits(1e-3, 1e-6, 0.999), "bfloat16": Limits(1.0, 1e-2, 0.95)}
-"""Limits by the type in which both models compute. Logits of bfloat16 are rounded to about 1/16 at a size of 20."""
+LIMITS = {"float32": Limits(1e-3, 1e-6, 0.999), "bfloat16": Limits(5.0, 1e-2, 0.9)}
+"""Limits by the type in which the model computes; the reference always computes in float32.
+
+For SmolLM2-135M in bfloat16 transformers is 2.8, 2.0e-3 and 96.3 % away from itself in float32, megatron-core 2.5,
+1.7e-3 and 97.1 %.
+"""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ def compare_logits(reference: Tensor, other: Tensor, dtype: str, setting: str) -
 def check_hf_folders(reference: Path, other: Path, num_positions: int, dtype: str = "float32") -> Parity:
     """Compare two Hugging Face folders, both through transformers."""
     tokens = parity_tokens(reference, num_positions)
-    return compare_logits(hf_logits(reference, tokens, dtype), hf_logits(other, tokens, dtype), dtype, "transformers")
+    return compare_logits(reference_logits(reference, tokens, dtype), hf_logits(other, tokens, dtype), dtype,
+                          "transformers")
 
 
 def parity_tokens(hf_folder: Path, num_positions: int, multiple_of: int = 1) -> Tensor:
@@ -115,13 +120,24 @@ def parity_tokens(hf_folder: Path, num_positions: int, multiple_of: int = 1) -> 
     return torch.tensor([ids[:length]])
 
 
-def hf_logits(hf_folder: Path, tokens: Tensor, dtype: str) -> Tensor:
-    """Logits `[s, v]` of transformers, on a GPU where there is one."""
+def reference_logits(hf_folder: Path, tokens: Tensor, rounded_to: str) -> Tensor:
+    """Logits `[s, v]` of transformers in float32, with the weights rounded to a type before."""
+    return hf_logits(hf_folder, tokens, "float32", rounded_to)
+
+
+def hf_logits(hf_folder: Path, tokens: Tensor, dtype: str, rounded_to: str | None = None) -> Tensor:
+    """Logits `[s, v]` of transformers, on a GPU where there is one.
+
+    Args:
+        dtype: type to compute in.
+        rounded_to: type that the weights are rounded to before.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(hf_folder, dtype=getattr(torch, dtype), local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(hf_folder, dtype=getattr(torch, rounded_to or dtype),
+                                                 local_files_only=True).to(getattr(torch, dtype))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.no_grad():
         return model.to(device).eval()(tokens.to(device)).logits[0]

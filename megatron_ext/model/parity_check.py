@@ -35,7 +35,7 @@ class ParitySettings(Settings):
     layer_implementation: Literal["local", "transformer_engine"] = "local"
     """Implementation of the Megatron model's layers."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type that both sides compute in; the limits are tight in float32 and loose in bfloat16."""
+    """Type that the compared model computes in (the reference: float32); limits are tight in float32 alone."""
     positions: int = Field(default=512, gt=1)
     """Token positions over which the logits are compared."""
 

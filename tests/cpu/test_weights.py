@@ -1,12 +1,15 @@
 """Hugging Face -> Megatron under several layouts -> Hugging Face, bit for bit, with parity in between."""
 
 import json
+import sys
+from unittest.mock import patch
 
 import pytest
 from safetensors import safe_open
 
 from megatron_ext.artifacts import Artifact
 from megatron_ext.model.hf_export import write_hf_folder
+from megatron_ext.model.hf_import import write_megatron_checkpoint
 from tests.cpu.cases_weights import LAYOUTS
 from tests.cpu.launch import run_distributed
 from tests.hf_models import MODELS, make_hf_model
@@ -16,10 +19,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The folder of all models, each imported under all layouts; and what that printed."""
+    """The folder of all models, each saved as a checkpoint by every layout; and what that printed."""
     folder = tmp_path_factory.mktemp("weights")
     for name in MODELS:
         make_hf_model(folder / name, name, dtype="bfloat16" if name == "mistral" else "float32")
+        streamed = folder / f"{name}-streamed"
+        streamed.mkdir()
+        write_megatron_checkpoint(folder / name, streamed)
     make_hf_model(folder / "deep", "qwen3", num_hidden_layers=4, tie_word_embeddings=True)
     output = run_distributed("tests.cpu.cases_weights:import_and_check", nproc=4, folder=str(folder),
                              models=list(MODELS), deep_model=str(folder / "deep"))
@@ -35,17 +41,15 @@ def tensors(folder):
 @pytest.mark.parametrize("name", MODELS)
 def test_round_trips_are_bit_exact(lab, name, tmp_path):
     original = tensors(lab / name)
-    for tp, pp in LAYOUTS:
-        checkpoint = lab / f"{name}-{tp}-{pp}"
-        assert Artifact.open(checkpoint, kind="checkpoint").counts["parity"]["passed"]
-        target = tmp_path / f"{tp}-{pp}"
+    for written_by in [*(f"{tp}-{pp}" for tp, pp in LAYOUTS), "streamed"]:
+        target = tmp_path / written_by
         target.mkdir()
-        write_hf_folder(checkpoint, target)
+        write_hf_folder(lab / f"{name}-{written_by}", target)
         exported = tensors(target)
         assert exported.keys() == original.keys()
         for tensor, value in original.items():
             assert exported[tensor].dtype == value.dtype
-            assert exported[tensor].equal(value), (tensor, tp, pp)
+            assert exported[tensor].equal(value), (tensor, written_by)
         assert (target / "config.json").read_bytes() == (lab / name / "config.json").read_bytes()
 
 
@@ -68,21 +72,25 @@ def test_parity_under_sequence_and_virtual_pipeline_parallelism(lab):
     assert virtual.endswith(": pass")
 
 
-def test_export_program_proves_parity(lab, tmp_path, capsys):
-    from tools.export_hf import main
+def test_programs_prove_parity_and_agree(lab, tmp_path, capsys):
+    from tools.export_hf import main as export_main
+    from tools.import_hf import main as import_main
 
-    checkpoint = lab / "qwen2-2-2"
-    assert main_with(main, "--output", tmp_path / "exported", f"checkpoint={checkpoint}", "parity_positions=64") == 0
+    assert main_with(import_main, "--output", tmp_path / "imported", f"model={lab / 'qwen2'}", "dtype=bfloat16",
+                     "parity_positions=64") == 0
+    assert "parity after import (tp=1 pp=1, float32, 64 positions" in capsys.readouterr().out
+    assert main_with(export_main, "--output", tmp_path / "exported", f"checkpoint={tmp_path / 'imported'}",
+                     "parity_positions=64") == 0
     assert "parity after export (tp=1 pp=1, float32, 64 positions" in capsys.readouterr().out
-    counts = Artifact.open(tmp_path / "exported", kind="hf_model").counts
-    assert counts["parity"]["passed"]
-    json.dumps(counts)
+    for artifact in (Artifact.open(tmp_path / "imported", kind="checkpoint"),
+                     Artifact.open(tmp_path / "exported", kind="hf_model")):
+        assert artifact.counts["parity"]["passed"]
+        assert artifact.verify() == []
+    for tensor, value in tensors(lab / "qwen2").items():
+        assert tensors(tmp_path / "exported")[tensor].equal(value.bfloat16())
 
 
 def main_with(main, *arguments):
-    import sys
-    from unittest.mock import patch
-
     with patch.object(sys, "argv", ["program", *map(str, arguments)]):
         return main()
 
