@@ -1,6 +1,6 @@
 """Prove that a model under a training layout gives transformers' logits, over every position of a Portuguese text.
 
-    torchrun --nproc-per-node 2 -m tools.check_parity --output work/parity model=work/models/smollm2 \
+    torchrun --nproc-per-node 2 -m tools.check_parity --output work/parity model=work/models/smollm2 \\
         parallel.pipeline_model_parallel_size=2
 """
 

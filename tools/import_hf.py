@@ -1,6 +1,6 @@
 """Stage 5a: Hugging Face weights to a Megatron checkpoint, with proof that the logits are the same.
 
-    torchrun --nproc-per-node 2 -m tools.import_hf --output work/imported model=work/models/smollm2 \
+    torchrun --nproc-per-node 2 -m tools.import_hf --output work/imported model=work/models/smollm2 \\
         parallel.pipeline_model_parallel_size=2
 """
 
