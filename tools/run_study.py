@@ -28,16 +28,18 @@ def main(argv: list[str] | None = None) -> int:
     num_run = run_nodes(nodes, arguments.work)
     record = write_study_record(study, nodes, arguments.work)
     report = run_report(record, arguments.work)
-    _print_summary(study.name, report, arguments.work, num_run, time.monotonic() - started)
+    duration = format_seconds(time.monotonic() - started)
+    print(f"\nstudy {study.name}: " + (f"{num_run} stages ran in {duration}" if num_run
+                                       else "nothing to do, everything is up to date"))
+    _print_places([node.name for node in nodes], report, arguments.work)
     return 0
 
 
-def _print_summary(name: str, report: Path, work: Path, num_run: int, seconds: float) -> None:
-    print(f"\nstudy {name}: " + (f"{num_run} stages ran in {format_seconds(seconds)}" if num_run
-                                 else "nothing to do, everything is up to date"))
+def _print_places(stages: list[str], report: Path, work: Path) -> None:
+    seconds = stage_seconds(work)
     print("seconds of each stage, over all launches:")
-    for stage, stage_time in stage_seconds(work).items():
-        print(f"  {stage:40s} {stage_time:8.1f}")
+    for stage in stages:
+        print(f"  {stage:40s} {seconds[stage]:8.1f}")
     print(f"report:      {report / 'report.html'}   (open it in a browser: verdict, losses, blend, chain of hashes)\n"
           f"runs:        {work / 'run'}/*/seed*/   metrics.jsonl, exposure.json, checkpoints/\n"
           f"models:      {work / 'export'}/*/seed*/   Hugging Face folders, for AutoModelForCausalLM\n"
