@@ -9,26 +9,21 @@ from __future__ import annotations
 import sys
 
 from megatron_ext.errors import exit_on_user_error
+from megatron_ext.model.distributed import process_groups
 from megatron_ext.model.parity import ParityError
+from megatron_ext.model.parity_check import ParitySettings, check_parity
 from megatron_ext.settings import parse_stage_arguments
 
 
 @exit_on_user_error
 def main() -> int:
     """Compare under the layout that torchrun started; exit code 1 when the logits differ."""
-    from megatron_ext.model.distributed import main_rank_reports
-    from megatron_ext.model.parity_check import ParitySettings, check_parity
-    from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel
-
     settings, output = parse_stage_arguments(ParitySettings, __doc__ or "")
-    with main_rank_reports():
-        initialize_parallel(settings.parallel)
-        try:
+    try:
+        with process_groups(settings.parallel):
             check_parity(settings, output)
-        except ParityError:
-            return 1
-        finally:
-            shut_down_parallel()
+    except ParityError:
+        return 1
     return 0
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 
 from megatron_ext.errors import exit_on_user_error
+from megatron_ext.model.distributed import process_groups
+from megatron_ext.model.hf_import import ImportSettings, import_hf
 from megatron_ext.model.parity import ParityError
 from megatron_ext.settings import parse_stage_arguments
 
@@ -16,20 +18,12 @@ from megatron_ext.settings import parse_stage_arguments
 @exit_on_user_error
 def main() -> int:
     """Import under the layout that torchrun started; exit code 1 when the logits differ."""
-    # Imported here: a checkpoint writer that is spawned imports this module again and needs none of it.
-    from megatron_ext.model.distributed import main_rank_reports
-    from megatron_ext.model.hf_import import ImportSettings, import_hf
-    from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel
-
     settings, output = parse_stage_arguments(ImportSettings, __doc__ or "")
-    with main_rank_reports():
-        initialize_parallel(settings.parallel)
-        try:
+    try:
+        with process_groups(settings.parallel):
             artifact = import_hf(settings, output)
-        except ParityError:
-            return 1
-        finally:
-            shut_down_parallel()
+    except ParityError:
+        return 1
     if artifact is not None:
         print(f"{settings.model} -> {output} ({artifact.counts['dtype']})")
     return 0

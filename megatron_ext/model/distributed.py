@@ -13,7 +13,27 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
 from megatron_ext.artifacts import Artifact, produce
+from megatron_ext.config import ParallelConfig
 from megatron_ext.errors import UserError
+from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel
+
+
+@contextmanager
+def process_groups(parallel: ParallelConfig) -> Iterator[None]:
+    """The groups of a layout: over the processes that torchrun started, or this process alone where it did not.
+
+    A mistake of the user, which every rank finds, is told by rank 0 alone.
+    """
+    with _main_rank_reports():
+        if "WORLD_SIZE" not in os.environ and parallel == ParallelConfig():
+            with single_process():
+                yield
+            return
+        initialize_parallel(parallel)
+        try:
+            yield
+        finally:
+            shut_down_parallel()
 
 
 @contextmanager
@@ -67,8 +87,7 @@ def produce_together(
 
 
 @contextmanager
-def main_rank_reports() -> Iterator[None]:
-    """Let a user's mistake, which every rank finds, be told by rank 0 alone."""
+def _main_rank_reports() -> Iterator[None]:
     try:
         yield
     except UserError:
