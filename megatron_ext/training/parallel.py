@@ -23,12 +23,12 @@ def initialize_parallel(config: ParallelConfig, seed: int = 0) -> None:
     if world_size % (tp * pp):
         raise UserError(f"{world_size} processes cannot be laid out as tensor_model_parallel_size {tp} x "
                         f"pipeline_model_parallel_size {pp}: start a multiple of {tp * pp}")
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
-        os.environ.setdefault(name, value)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    # One process without torchrun needs no rendezvous, and no port that another could hold.
+    alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group(backend, timeout=timedelta(minutes=30), **alone)
     parallel_state.initialize_model_parallel(tp, pp, config.virtual_pipeline_model_parallel_size)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
 
