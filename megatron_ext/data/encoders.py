@@ -168,7 +168,8 @@ class GigatokenEncoder:
         try:
             self._tokenizer = load(path.read_bytes())
         except Exception as error:  # the library names no exceptions of its own
-            raise EncoderRefusedError(f"it cannot read {path.name}: {error}") from None
+            reason = str(error).partition("\n")[0]
+            raise EncoderRefusedError(f"it cannot read {path.name}: {reason}") from None
         self.vocab_size = reference.vocab_size
         self.decode, self.eod_token_id = reference.decode, reference.eod_token_id
 
@@ -176,8 +177,10 @@ class GigatokenEncoder:
         """See Encoder."""
         if not len(texts):
             return _join([], end_id)
-        rows = self._tokenizer.encode_batch(self._from_arrow(texts), parallel=False).layout.to_ListOffsetArray64(True)
-        offsets, ids = np.asarray(rows.offsets), np.asarray(rows.content)
+        rows = self._from_arrow(texts.cast(pa.large_string()))  # the library reads 64-bit offsets only
+        rows = self._tokenizer.encode_batch(rows, parallel=False).layout.to_ListOffsetArray64(True)
+        offsets = np.asarray(rows.offsets)
+        ids = np.asarray(rows.content.data)[:offsets[-1]]
         lengths = np.diff(offsets)
         if end_id is None:
             return Encoded(ids, lengths)

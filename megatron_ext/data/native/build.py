@@ -43,7 +43,7 @@ def load_extension() -> ModuleType:
     except ImportError as error:
         raise NativeUnavailableError(f"{EXTENSION} cannot be loaded: {error}") from None
     if module.source_sha256 != _source_sha256():
-        raise NativeUnavailableError(f"{EXTENSION.name} was compiled from another {SOURCE.name}; `make setup` renews it")
+        raise NativeUnavailableError(f"{EXTENSION.name} is older than {SOURCE.name}; `make setup` renews it")
     return module
 
 

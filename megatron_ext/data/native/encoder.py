@@ -1,4 +1,4 @@
-"""The native encoder's Python side: reads a SentencePiece model, refuses those it cannot do exactly, feeds Arrow arrays.
+"""The native encoder's Python side: reads a SentencePiece model, refuses what it cannot do exactly, feeds Arrow arrays.
 
 The ids are those of the sentencepiece library. `sentencepiece_bpe.cpp` says how it is done and what it rests on; the
 conditions are checked here.
@@ -43,8 +43,8 @@ class NativeEncoder:
 
     name = "native"
 
-    def __init__(self, path: Path) -> None:
-        reference = SentencePieceEncoder(path)
+    def __init__(self, path: Path, reference: SentencePieceEncoder | None = None) -> None:
+        reference = reference or SentencePieceEncoder(path)
         try:
             extension = load_extension()
         except NativeUnavailableError as error:
