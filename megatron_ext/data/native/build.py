@@ -2,7 +2,7 @@
 
     python -m megatron_ext.data.native.build
 
-Nothing happens when the extension fits its source already. Where it cannot be built, this says why and succeeds all
+Nothing happens when these sources are compiled already. Where it cannot be built, this says why and succeeds all
 the same: every tokenizer has an encoder that needs no compiler.
 """
 
@@ -18,32 +18,36 @@ import sysconfig
 from pathlib import Path
 from types import ModuleType
 
-_FOLDER = Path(__file__).parent
-SOURCE = _FOLDER / "sentencepiece_bpe.cpp"
-EXTENSION = _FOLDER / f"_sentencepiece_bpe{sysconfig.get_config_var('EXT_SUFFIX')}"
+FOLDER = Path(__file__).parent
+SOURCES = tuple(FOLDER / name for name in ("sentencepiece_bpe.cpp", "utf8.h", "word_cache.h"))
 # No -march: the result must run on every node of a cluster that shares the checkout.
 _FLAGS = ("-O3", "-std=c++17", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden")
 _COMPILERS = ("c++", "g++", "clang++")
-_MODULE_NAME = "megatron_ext.data.native._sentencepiece_bpe"
+_MODULE = "_sentencepiece_bpe"
 
 
 class NativeUnavailableError(Exception):
     """The extension cannot be built or used here; the message says why."""
 
 
+def extension_path() -> Path:
+    """The compiled file of these sources and this Python."""
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES)).hexdigest()[:12]
+    return FOLDER / f"{_MODULE}-{digest}{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
 def load_extension() -> ModuleType:
-    """The compiled extension. Raises NativeUnavailableError when it is missing, broken or of another source."""
-    if not EXTENSION.is_file():
+    """The compiled extension. Raises NativeUnavailableError when it is missing or broken."""
+    path = extension_path()
+    if not path.is_file():
         raise NativeUnavailableError("it is not compiled; `make setup` does that where there is a C++ compiler")
-    spec = importlib.util.spec_from_file_location(_MODULE_NAME, EXTENSION)
+    spec = importlib.util.spec_from_file_location(_MODULE, path)
     assert spec is not None and spec.loader is not None
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except ImportError as error:
-        raise NativeUnavailableError(f"{EXTENSION} cannot be loaded: {error}") from None
-    if module.source_sha256 != _source_sha256():
-        raise NativeUnavailableError(f"{EXTENSION.name} is older than {SOURCE.name}; `make setup` renews it")
+        raise NativeUnavailableError(f"{path} cannot be loaded: {error}") from None
     return module
 
 
@@ -52,10 +56,10 @@ def build() -> None:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, _COMPILERS), None)
     if compiler is None:
         raise NativeUnavailableError(f"no C++ compiler ({', '.join(_COMPILERS)}) was found; CXX can name one")
-    temporary = EXTENSION.with_name(f"{EXTENSION.name}.{os.getpid()}.tmp")
+    path = extension_path()
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     includes = [f"-I{folder}" for folder in (sysconfig.get_paths()["include"], _pybind11_headers())]
-    command = [*compiler.split(), *_FLAGS, f'-DSOURCE_SHA256="{_source_sha256()}"', *includes, str(SOURCE),
-               "-o", str(temporary)]
+    command = [*compiler.split(), *_FLAGS, *includes, str(SOURCES[0]), "-o", str(temporary)]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
@@ -64,7 +68,9 @@ def build() -> None:
         temporary.unlink(missing_ok=True)
         message = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-300:])
         raise NativeUnavailableError(f"{compiler} failed: {message}")
-    os.replace(temporary, EXTENSION)
+    for older in FOLDER.glob(f"{_MODULE}-*{sysconfig.get_config_var('EXT_SUFFIX')}"):
+        older.unlink(missing_ok=True)
+    os.replace(temporary, path)
 
 
 def main() -> None:
@@ -77,13 +83,9 @@ def main() -> None:
     try:
         build()
         load_extension()
-        print(f"native encoder: compiled {EXTENSION.name}")
+        print(f"native encoder: compiled {extension_path().name}")
     except NativeUnavailableError as error:
         print(f"native encoder: not available, slower ones with the same ids are used: {error}")
-
-
-def _source_sha256() -> str:
-    return hashlib.sha256(SOURCE.read_bytes()).hexdigest()
 
 
 def _pybind11_headers() -> str:
