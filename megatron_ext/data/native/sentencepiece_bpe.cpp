@@ -36,7 +36,7 @@ namespace {
 
 constexpr uint32_t kNoMerge = UINT32_MAX;
 constexpr int32_t kUnknown = -1;
-constexpr size_t kPadding = 64;  // readable bytes after a text, and ids after the output: both are moved in whole blocks
+constexpr size_t kPadding = 64;  // readable bytes after a text, room for ids after the output: whole blocks are moved
 
 // ---- vocabulary
 
@@ -48,13 +48,13 @@ struct Merge {
   int32_t id = kUnknown;     // of the piece that is made
 };
 
-// (id, id) -> merge; open addressing, at most half full.
+// (id, id) -> merge; open addressing, never full.
 class MergeTable {
  public:
   explicit MergeTable(const Pieces& pieces) {
     std::unordered_map<std::string, int32_t> ids;
     std::vector<float> scores;
-    size_t num_bytes = 0;  // no fewer than merges: a piece can be cut after each of its bytes but the last
+    size_t num_bytes = 0;  // more than there are merges: a piece can be cut after each of its bytes but the last
     for (const auto& [id, piece] : pieces) {
       ids[piece.first] = id;
       scores.push_back(piece.second);
@@ -68,14 +68,14 @@ class MergeTable {
       const auto rank = std::lower_bound(scores.begin(), scores.end(), piece.second, std::greater<>()) - scores.begin();
       for (size_t cut = 1; cut < piece.first.size(); ++cut) {
         const auto left = ids.find(piece.first.substr(0, cut)), right = ids.find(piece.first.substr(cut));
-        if (left != ids.end() && right != ids.end()) *place(left->second, right->second) = {
-            left->second, right->second, {uint32_t(rank), id}};
+        if (left == ids.end() || right == ids.end()) continue;
+        entries_[slot(left->second, right->second)] = {left->second, right->second, {uint32_t(rank), id}};
       }
     }
   }
 
   Merge find(int32_t left, int32_t right) const {
-    return left == kUnknown || right == kUnknown ? Merge{} : const_cast<MergeTable*>(this)->place(left, right)->merge;
+    return left == kUnknown || right == kUnknown ? Merge{} : entries_[slot(left, right)].merge;
   }
 
  private:
@@ -84,13 +84,12 @@ class MergeTable {
     Merge merge;
   };
 
-  // The entry of a pair, or the empty one where it would be.
-  Entry* place(int32_t left, int32_t right) {
+  // Where the entry of a pair is, or the empty one that would take it.
+  size_t slot(int32_t left, int32_t right) const {
     const uint64_t key = uint64_t(uint32_t(left)) << 32 | uint32_t(right);
-    size_t slot = (key * kHashFactor) >> 32;
-    for (;; ++slot) {
-      Entry& entry = entries_[slot & (entries_.size() - 1)];
-      if ((entry.left == left && entry.right == right) || entry.left == kUnknown) return &entry;
+    for (size_t slot = (key * kHashFactor) >> 32;; ++slot) {
+      const Entry& entry = entries_[slot &= entries_.size() - 1];
+      if ((entry.left == left && entry.right == right) || entry.left == kUnknown) return slot;
     }
   }
 
@@ -262,6 +261,7 @@ class Encoder {
 
   Id* encode_text(const uint8_t* text, size_t size, Id* out) {
     if (!size) return out;  // no dummy prefix either
+    if (size > INT32_MAX) throw std::invalid_argument("has more than 2 GiB");
     buffer_.resize(std::max(buffer_.size(), prefix_.size() + size + kPadding));
     std::copy(prefix_.begin(), prefix_.end(), buffer_.begin());
     const uint8_t* s = buffer_.data();
@@ -283,7 +283,7 @@ class Encoder {
 
   Id* encode_span(const uint8_t* s, const uint8_t* end, Id* out) {
     typename WordCache<Id, 16>::Place places[kBlock];
-    const uint8_t* ends[kBlock + 1];
+    const uint8_t* ends[kBlock];
     while (s < end) {
       size_t count = 0;
       const uint8_t* next = s + 1;
