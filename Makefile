@@ -13,20 +13,24 @@ PP ?= 2
 
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: quickstart test lint setup clean
+.PHONY: quickstart test lint setup native clean
 
-quickstart: .venv/.ready
+quickstart: .venv/.ready native
 	@.venv/bin/python -m tools.run_study examples/quickstart/study.yaml --work $(WORK) \
 	  run.parallel.tensor_model_parallel_size=$(TP) run.parallel.pipeline_model_parallel_size=$(PP) \
 	  $(if $(CORPUS),corpus.path=$(CORPUS)) $(if $(REWRITER),rewriter.model=$(REWRITER) rewriter.note=)
 
-test: .venv/.ready-test lint
+test: .venv/.ready-test lint native
 	@.venv/bin/python -m pytest
 
 lint: .venv/.ready-test
 	@.venv/bin/ruff check .
 
-setup: .venv/.ready
+setup: .venv/.ready native
+
+# The fast tokenizer; compiles when its sources have changed, and without a compiler says so and goes on.
+native: .venv/.ready
+	@.venv/bin/python -m megatron_ext.data.native.build
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no python3.11 or python3.12 found; install one or set PYTHON=" >&2; exit 2; }

@@ -99,7 +99,7 @@ def select_corpus(settings: SelectSettings, output: Path) -> Artifact:
     tokenizer = load_tokenizer(settings.tokenizer, settings.encoder)
     rule = parse_rule(settings.rule, settings.scores) if settings.rule is not None else None
     request = settings.model_dump(mode="json", exclude={"corpus", "tokenizer", "workers"})
-    request |= {"encoder": tokenizer.encoder.name, "tokenizer_sha256": tokenizer.sha256}
+    request |= {"encoder": tokenizer.reference, "tokenizer_sha256": tokenizer.sha256}
     return produce(output, kind="selection", settings=request, inputs={"corpus": settings.corpus},
                    make=lambda folder: _make(folder, settings, rule, tokenizer))
 
@@ -119,7 +119,7 @@ def _make(folder: Path, settings: SelectSettings, rule: Rule | None, tokenizer: 
         rejected |= {"duplicate_text": len(ordered) - len(unique), "over_budget": len(unique) - num_chosen}
         missing = max(0, (settings.budget_tokens or 0) - counts["tokens"])
         counts |= {"input_documents": num_input, "rejected": rejected, "missing_tokens": missing,
-                   "encoder": tokenizer.encoder.name, "tokenizer_sha256": tokenizer.sha256,
+                   "encoder": tokenizer.reference, "tokenizer_sha256": tokenizer.sha256,
                    "tokenizer_files": tokenizer.files}
         write_json(counts_path, counts)
     if work.exists():

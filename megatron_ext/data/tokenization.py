@@ -2,7 +2,7 @@
 
 Each split holds what that program writes for the split's documents in their order: the ids of a document, then the
 end-of-document id, as one sequence; a document without ids is a document boundary without a sequence. Which ids an
-encoder gives is stated in `megatron_ext.data.tokenizers`.
+encoder gives is stated in `megatron_ext.data.encoders`.
 
 The work is done in parts, one a chunk of the corpus, and joined in order: the result does not depend on the number of
 workers, and a run that was killed goes on with the parts that it lacks.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from pydantic import Field
 from megatron_ext.artifacts import Artifact, produce, write_json
 from megatron_ext.data.corpus import CHUNK_BYTES, Chunk, Corpus
 from megatron_ext.data.documents import write_parquet
+from megatron_ext.data.encoders import Encoded
 from megatron_ext.data.indexed import bin_path, idx_path, token_dtype, write_index
 from megatron_ext.data.token_bytes import token_bytes
 from megatron_ext.data.tokenizers import EncoderName, TrainingTokenizer, load_tokenizer
@@ -55,7 +56,8 @@ class TokenizeSettings(Settings):
     tokenizer: Path
     """Folder with tokenizer.json (and tokenizer_config.json) or tokenizer.model."""
     encoder: EncoderName = "auto"
-    """Library that encodes; auto: tokenizers where there is a tokenizer.json, else sentencepiece."""
+    """What encodes; auto: the fastest with the ids of `tokenizers` (where there is a tokenizer.json) or
+    `sentencepiece`."""
     text_column: str = "text"
     """Column of the text (plain corpora only)."""
     id_column: str | None = "id"
@@ -86,7 +88,7 @@ def tokenize_corpus(settings: TokenizeSettings, output: Path) -> Artifact:
     """
     tokenizer = load_tokenizer(settings.tokenizer, settings.encoder)
     request = settings.model_dump(mode="json", exclude={"documents", "tokenizer", "workers"})
-    request |= {"encoder": tokenizer.encoder.name, "tokenizer_sha256": tokenizer.sha256,
+    request |= {"encoder": tokenizer.reference, "tokenizer_sha256": tokenizer.sha256,
                 "eod_token_id": tokenizer.eod_token_id}
     return produce(output, kind="tokenized", settings=request, inputs={"documents": settings.documents},
                    make=lambda folder: _make(folder, settings, tokenizer))
@@ -100,14 +102,16 @@ def is_validation(document_id: str, split_seed: int, valid_fraction: float) -> b
 def _make(folder: Path, settings: TokenizeSettings, tokenizer: TrainingTokenizer) -> dict[str, Any]:
     counts_path = folder / _COUNTS  # written last: with it, only the tidying up can be missing
     if not counts_path.exists():
-        parts = _make_parts(folder / _PARTS, settings)
+        print(f"tokenize: {tokenizer.choice}", flush=True)
+        chosen = settings.model_copy(update={"encoder": tokenizer.encoder.name})  # so that no worker has to choose
+        parts = _make_parts(folder / _PARTS, chosen)
         dtype = token_dtype(tokenizer.vocab_size)
         for split in SPLITS:
             _join_bin(bin_path(folder / split), [_part_bin(part, split) for part in parts])
         counts = _join_metadata(folder, parts, dtype)
         _write_array(folder / TOKEN_BYTES, token_bytes(tokenizer.vocabulary_path))
         counts |= {"eod_token_id": tokenizer.eod_token_id, "vocab_size": tokenizer.vocab_size,
-                   "encoder": tokenizer.encoder.name, "tokenizer_sha256": tokenizer.sha256,
+                   "encoder": tokenizer.reference, "tokenizer_sha256": tokenizer.sha256,
                    "tokenizer_files": tokenizer.files}
         write_json(counts_path, counts)
     if (folder / _PARTS).exists():
@@ -136,13 +140,12 @@ def _make_part(task: _PartTask) -> int:
     temporary = [task.part.with_name(f"{task.part.name}.{split}.{os.getpid()}.tmp") for split in SPLITS]
     with open(temporary[0], "wb") as train, open(temporary[1], "wb") as valid:
         for batch in _corpus(settings).read(task.chunk):
-            ids, lengths = _encode(batch, tokenizer, settings.append_eod, task.chunk.path)
+            encoded = _encode(batch, tokenizer, settings.append_eod, task.chunk.path)
             in_valid = np.array([is_validation(document_id, settings.split_seed, settings.valid_fraction)
                                  for document_id in batch.column("document_id").to_pylist()], dtype=bool)
-            token_in_valid = np.repeat(in_valid, lengths)
-            train.write(ids[~token_in_valid].astype(dtype).tobytes())
-            valid.write(ids[token_in_valid].astype(dtype).tobytes())
-            metadata.append(_metadata(batch, in_valid, lengths))
+            for side, ids in _runs_of_one_side(encoded, in_valid):
+                (valid if side else train).write(memoryview(ids.astype(dtype, copy=False)))
+            metadata.append(_metadata(batch, in_valid, encoded.lengths))
     for split, path in zip(SPLITS, temporary, strict=True):
         os.replace(path, _part_bin(task.part, split))
     table = pa.Table.from_batches(metadata, schema=_PART_SCHEMA)
@@ -150,20 +153,22 @@ def _make_part(task: _PartTask) -> int:
     return int(pc.sum(table.column("num_tokens")).as_py() or 0)
 
 
-def _encode(batch: pa.RecordBatch, tokenizer: TrainingTokenizer, append_eod: bool,
-            path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of a batch end to end `[num_tokens]` and of each document `[num_documents]`, end-of-document ids included."""
+def _encode(batch: pa.RecordBatch, tokenizer: TrainingTokenizer, append_eod: bool, path: Path) -> Encoded:
     texts = batch.column("text")
     if texts.null_count:
         nameless = batch.column("id")[pc.index(pc.is_null(texts), True).as_py()]
         raise UserError(f"{path}: document {nameless.as_py()!r} has no text (null); select the corpus first, or give "
                         "it a text")
-    encoded = tokenizer.encoder.encode(texts)
-    if not append_eod:
-        return encoded.ids, encoded.lengths
-    has_ids = encoded.lengths > 0  # as Megatron-LM: no end of document where there is no document
-    ids = np.insert(encoded.ids, np.cumsum(encoded.lengths)[has_ids], tokenizer.eod_token_id)
-    return ids, encoded.lengths + has_ids
+    # As Megatron-LM: no end of document where there is no document.
+    return tokenizer.encoder.encode(texts, end_id=tokenizer.eod_token_id if append_eod else None)
+
+
+def _runs_of_one_side(encoded: Encoded, in_valid: np.ndarray) -> Iterator[tuple[bool, np.ndarray]]:
+    """(is it validation data, ids) for each run of documents on one side of the split, in order."""
+    ends = np.cumsum(encoded.lengths)
+    starts = np.flatnonzero(np.diff(in_valid, prepend=~in_valid[:1]))
+    for first, last in zip(starts, [*starts[1:], len(in_valid)], strict=True):
+        yield bool(in_valid[first]), encoded.ids[ends[first] - encoded.lengths[first]:ends[last - 1]]
 
 
 def _metadata(batch: pa.RecordBatch, in_valid: np.ndarray, lengths: np.ndarray) -> pa.RecordBatch:

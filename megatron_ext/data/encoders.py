@@ -1,0 +1,200 @@
+"""Encoders: what turns texts into ids, behind one small interface.
+
+Two are references, the libraries whose ids define the others':
+
+- `tokenizers` (`tokenizer.json`): the Hugging Face fast tokenizer without added BOS/EOS. A literal special token in a
+  text (`<|endoftext|>`) becomes the special id, as it does in Megatron-LM's HuggingFaceTokenizer.
+- `sentencepiece` (`tokenizer.model`): SentencePiece itself, as Megatron-LM's GPTSentencePieceTokenizer uses it. A
+  literal `</s>` in a text is ordinary text; neither BOS nor EOS is added.
+
+The others are faster and have the same ids for some tokenizers, which `encoder_choice` finds out: `native` (see
+`native.encoder`) and `gigatoken`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from megatron_ext.errors import UserError
+
+TOKENIZER_CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of several texts, end to end."""
+
+    ids: np.ndarray  # an integer type [num_tokens]
+    lengths: np.ndarray  # int64 [num_texts], ids of each text
+
+
+class EncoderRefusedError(Exception):
+    """An encoder cannot serve a tokenizer, or is not installed; the message says why. Another one has to."""
+
+
+class Encoder(Protocol):
+    """What turns texts into ids, and back."""
+
+    name: str
+    vocab_size: int
+    """Number of ids, added tokens included; what Megatron-LM chooses the integer type by."""
+
+    def encode(self, texts: pa.Array, end_id: int | None = None) -> Encoded:
+        """Encode an Arrow string array without nulls; no BOS, no EOS, but `end_id` after every text that has ids."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens shown."""
+
+    def eod_token_id(self) -> int:
+        """The tokenizer's end-of-sequence id. Raises UserError when it has none."""
+
+
+class HuggingFaceEncoder:
+    """The `tokenizers` library on a tokenizer.json."""
+
+    name = "tokenizers"
+
+    def __init__(self, path: Path) -> None:
+        # Read at each call by the library; a stage that wants more cores takes more processes.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from tokenizers import Tokenizer
+
+        self._folder = path.parent
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{path} cannot be read as a Hugging Face fast tokenizer: {error}") from None
+        self._tokenizer.no_truncation()  # both may be stored in the file, and would silently change documents
+        self._tokenizer.no_padding()
+        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, texts: pa.Array, end_id: int | None = None) -> Encoded:
+        """See Encoder."""
+        encodings = self._tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
+        return _join([encoding.ids for encoding in encodings], end_id)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See Encoder."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def eod_token_id(self) -> int:
+        """The id of the `eos_token` that tokenizer_config.json or special_tokens_map.json names."""
+        for name in TOKENIZER_CONFIG_FILES:
+            path = self._folder / name
+            token = json.loads(path.read_text(encoding="utf-8")).get("eos_token") if path.is_file() else None
+            token = token.get("content") if isinstance(token, dict) else token
+            if token is None:
+                continue
+            token_id = self._tokenizer.token_to_id(token)
+            if token_id is None:
+                raise UserError(f"{path} names the eos_token {token!r}, which is not in the vocabulary")
+            return token_id
+        raise UserError(f"{self._folder}: neither {' nor '.join(TOKENIZER_CONFIG_FILES)} names an eos_token, which has "
+                        "to end documents")
+
+    def special_tokens(self) -> list[str]:
+        """The added tokens as texts hold them."""
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+
+
+class SentencePieceEncoder:
+    """The `sentencepiece` library on a tokenizer.model."""
+
+    name = "sentencepiece"
+
+    def __init__(self, path: Path) -> None:
+        import sentencepiece
+
+        self._path = path
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path} cannot be read as a SentencePiece model: {error}") from None
+        self.vocab_size = self._processor.get_piece_size()
+
+    def encode(self, texts: pa.Array, end_id: int | None = None) -> Encoded:
+        """See Encoder."""
+        return _join(self._processor.encode(texts.to_pylist(), out_type=int, num_threads=1), end_id)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See Encoder."""
+        return self._processor.decode([int(token) for token in ids])
+
+    def eod_token_id(self) -> int:
+        """The model's `</s>`."""
+        token_id = self._processor.eos_id()
+        if token_id < 0:
+            raise UserError(f"{self._path} has no end-of-sequence piece, which ends documents")
+        return token_id
+
+    def special_tokens(self) -> list[str]:
+        """The control and unknown pieces, which texts may hold literally."""
+        return [self._processor.id_to_piece(i) for i in range(self.vocab_size)
+                if self._processor.is_control(i) or self._processor.is_unknown(i)]
+
+    def serialized_model(self) -> bytes:
+        """The model as the protocol buffer message ModelProto."""
+        return self._processor.serialized_model_proto()
+
+
+Reference = HuggingFaceEncoder | SentencePieceEncoder
+
+
+class GigatokenEncoder:
+    """The `gigatoken` library, where it is installed, on a tokenizer.json or tokenizer.model.
+
+    Raises EncoderRefusedError when it is not there or cannot read the file. Whether its ids are the reference's has to
+    be tried: it takes a literal `</s>` for the special token, which sentencepiece does not.
+    """
+
+    name = "gigatoken"
+
+    def __init__(self, path: Path, reference: Reference) -> None:
+        try:
+            import awkward
+            import gigatoken
+        except ImportError:
+            raise EncoderRefusedError("it is not installed (pip install gigatoken==0.10.0)") from None
+        self._from_arrow = awkward.from_arrow
+        load = gigatoken.Tokenizer.from_sentencepiece if path.suffix == ".model" else gigatoken.Tokenizer.from_json
+        try:
+            self._tokenizer = load(path.read_bytes())
+        except Exception as error:  # the library names no exceptions of its own
+            reason = str(error).partition("\n")[0]
+            raise EncoderRefusedError(f"it cannot read {path.name}: {reason}") from None
+        self.vocab_size = reference.vocab_size
+        self.decode, self.eod_token_id = reference.decode, reference.eod_token_id
+
+    def encode(self, texts: pa.Array, end_id: int | None = None) -> Encoded:
+        """See Encoder."""
+        if not len(texts):
+            return _join([], end_id)
+        rows = self._from_arrow(texts.cast(pa.large_string()))  # the library reads 64-bit offsets only
+        rows = self._tokenizer.encode_batch(rows, parallel=False).layout.to_ListOffsetArray64(True)
+        offsets = np.asarray(rows.offsets)
+        ids = np.asarray(rows.content.data)[:offsets[-1]]
+        lengths = np.diff(offsets)
+        if end_id is None:
+            return Encoded(ids, lengths)
+        ends = offsets[1:][lengths > 0]
+        return Encoded(np.insert(ids, ends, end_id), lengths + (lengths > 0))
+
+
+def _join(ids: Sequence[Sequence[int]], end_id: int | None) -> Encoded:
+    end = () if end_id is None else (end_id,)
+    ids = [[*one, *end] if len(one) else one for one in ids] if end else ids
+    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+    flat = np.empty(int(lengths.sum()), dtype=np.int32)
+    start = 0
+    for one in ids:
+        flat[start:start + len(one)] = one
+        start += len(one)
+    return Encoded(flat, lengths)
