@@ -206,9 +206,9 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically and durably."""
-    temporary = path.with_name(path.name + ".tmp")
+def write_text(path: Path, text: str, temporary_suffix: str = ".tmp") -> None:
+    """Write a text file atomically and durably; several processes that write one file need suffixes of their own."""
+    temporary = path.with_name(path.name + temporary_suffix)
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -291,7 +291,7 @@ def _hash_file_cached(path: Path) -> str:
     digest = hash_file(path)
     known[str(path)] = {"stamp": stamp, "hashed_ns": time.time_ns(), "sha256": digest}
     _HASH_CACHE.parent.mkdir(parents=True, exist_ok=True)
-    write_json(_HASH_CACHE, known)
+    write_text(_HASH_CACHE, json.dumps(known), temporary_suffix=f".{os.getpid()}.tmp")
     return digest
 
 

@@ -64,6 +64,24 @@ def test_a_change_that_keeps_size_and_time_stamp_is_noticed_right_after_the_firs
     assert reference(source) != before
 
 
+def _hash_many(folder):
+    for number in range(30):
+        file = folder / f"{os.getpid()}-{number}"
+        file.write_text("x")
+        reference(file)
+
+
+def test_processes_share_the_cache_of_hashes(tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_ext.artifacts._HASH_CACHE", tmp_path / "cache" / "sha256.json")
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_hash_many, args=(tmp_path,)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+
+
 def test_an_interrupted_artifact_goes_on_where_it_stopped(tmp_path):
     def fail(folder):
         (folder / "part-0").write_text("done before")
