@@ -54,11 +54,10 @@ def _sentencepiece_bytes(path: Path) -> np.ndarray:
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    return _as_array({
-        token_id: 0 if model.is_control(token_id) or model.is_unknown(token_id)
-        else _piece_bytes(model.id_to_piece(token_id))
-        for token_id in range(model.get_piece_size())
-    })
+    ids = list(range(model.get_piece_size()))
+    columns = zip(ids, model.id_to_piece(ids), model.is_control(ids), model.is_unknown(ids), strict=True)
+    return _as_array({token_id: 0 if is_control or is_unknown else _piece_bytes(piece)
+                      for token_id, piece, is_control, is_unknown in columns})
 
 
 def _piece_bytes(piece: str) -> int:

@@ -214,6 +214,7 @@ def nothing_built(tmp_path, monkeypatch):
 
 
 def test_without_a_compiler_the_reference_is_taken(nothing_built, monkeypatch, capsys):
+    pytest.importorskip("pybind11")
     monkeypatch.setenv("CXX", str(nothing_built / "no-such-compiler"))
     build.main()
     assert "not available, slower ones with the same ids are used:" in (said := capsys.readouterr().out)

@@ -92,7 +92,7 @@ def test_encoder_choice(byte_level, sentencepiece_folder, tmp_path):
     for source in (byte_level, sentencepiece_folder):
         for file in source.iterdir():
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    assert load_tokenizer(tmp_path).encoder.name == "tokenizers"
+    assert load_tokenizer(tmp_path).reference == "tokenizers"
     assert load_tokenizer(tmp_path, "sentencepiece").sha256 == load_tokenizer(sentencepiece_folder).sha256
     with pytest.raises(UserError, match=r"holds no tokenizer\.model, .* it holds: tokenizer\.json"):
         load_tokenizer(byte_level, "sentencepiece")

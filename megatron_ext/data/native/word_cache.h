@@ -27,7 +27,7 @@ class WordCache {
     uint8_t num_ids = 0, size = 0;  // no word has size 0: an empty entry equals none
 
     bool holds(const std::array<uint64_t, kWords>& wanted, size_t wanted_size) const {
-      uint64_t difference = size ^ wanted_size;  // the size too: a word may end in NUL
+      uint64_t difference = size ^ wanted_size;  // the size too: the word NUL has an empty entry's key
       for (size_t i = 0; i < kWords; ++i) difference |= key[i] ^ wanted[i];
       return !difference;
     }
