@@ -126,6 +126,8 @@ class CheckpointConfig(Settings):
     """Save every so many tokens; None saves at the end (and when the run is asked to stop) alone."""
     keep_last: int = Field(default=2, gt=0)
     """Checkpoints that are kept; older ones are removed after a new one is whole."""
+    keep_tokens: list[int] = Field(default_factory=list)
+    """Save after so many tokens of the run, too, and never remove these checkpoints (to be evaluated later)."""
 
 
 class ValidationConfig(Settings):
@@ -174,6 +176,11 @@ class RunConfig(Settings):
     def train_iters(self) -> int:
         """Iterations: the budget, rounded up."""
         return -(-self.train.budget_tokens // self.tokens_per_iteration)
+
+    @property
+    def kept_iterations(self) -> set[int]:
+        """Iterations after which `checkpoint.keep_tokens` asks for a checkpoint that stays."""
+        return {max(1, round(tokens / self.tokens_per_iteration)) for tokens in self.checkpoint.keep_tokens}
 
     def iterations(self, tokens: int | None) -> int | None:
         """An interval in tokens as iterations, at least one."""

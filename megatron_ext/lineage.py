@@ -18,7 +18,7 @@ from megatron_ext.artifacts import MANIFEST, Artifact, content_hash, hash_file
 from megatron_ext.errors import UserError
 
 RAW_KINDS = ("file", "folder")
-_RECORD = "study.json"  # what a report is made from; it lies in the study's folder and is no artifact
+RECORDS = "study*.json"  # what a report is made from; it lies in the study's folder and is no artifact
 _SHORT = 12
 
 
@@ -63,7 +63,7 @@ class Places:
     def __init__(self, roots: Sequence[Path], raw: Sequence[Path] = ()) -> None:
         self.artifacts: dict[str, list[Artifact]] = {}
         self.raw = list(raw)
-        self._records = [root / _RECORD for root in roots if (root / _RECORD).is_file()]
+        self._records = [record for root in roots for record in sorted(root.glob(RECORDS))]
         for root in roots:
             if not root.is_dir():
                 raise UserError(f"{root} is no folder that could be searched for artifacts")

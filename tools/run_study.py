@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.progress import format_seconds
 from megatron_ext.study.config import load_study
-from megatron_ext.study.graph import build_graph
+from megatron_ext.study.graph import Node, build_graph
 from megatron_ext.study.report_input import write_study_record
 from megatron_ext.study.runner import run_nodes, run_report, stage_seconds
 
@@ -31,15 +31,15 @@ def main(argv: list[str] | None = None) -> int:
     duration = format_seconds(time.monotonic() - started)
     print(f"\nstudy {study.name}: " + (f"{num_run} stages ran in {duration}" if num_run
                                        else "nothing to do, everything is up to date"))
-    _print_places([node.name for node in nodes], report, arguments.work)
+    _print_places(nodes, report, arguments.work)
     return 0
 
 
-def _print_places(stages: list[str], report: Path, work: Path) -> None:
-    seconds = stage_seconds(work)
+def _print_places(nodes: list[Node], report: Path, work: Path) -> None:
+    seconds = stage_seconds(nodes, work)
     print("seconds of each stage, over all launches:")
-    for stage in stages:
-        print(f"  {stage:40s} {seconds[stage]:8.1f}")
+    for stage, value in seconds.items():
+        print(f"  {stage:40s} {value:8.1f}")
     print(f"report:      {report / 'report.html'}   (open it in a browser: verdict, losses, blend, chain of hashes)\n"
           f"runs:        {work / 'run'}/*/seed*/   metrics.jsonl, exposure.json, checkpoints/\n"
           f"models:      {work / 'export'}/*/seed*/   Hugging Face folders, for AutoModelForCausalLM\n"

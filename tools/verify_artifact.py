@@ -1,6 +1,6 @@
 """Check the chain from an artifact back to the raw inputs: every hash again, every link.
 
-    python -m tools.verify_artifact work/quickstart/report/page-1a2b3c4d --raw examples/quickstart/corpus
+    python -m tools.verify_artifact work/quickstart/report/quickstart-1a2b3c4d --raw examples/quickstart/corpus
 
 Exit code 0: nothing differs; 1: a link is broken (each is told); 2: it could not be checked.
 """
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from megatron_ext.errors import exit_on_user_error
-from megatron_ext.lineage import Places, open_manifest, tree, verify
+from megatron_ext.lineage import RECORDS, Places, open_manifest, tree, verify
 
 
 @exit_on_user_error
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 def _study_folder(artifact: Path) -> Path:
     """The nearest folder above that holds a study's record, else the one that the artifact lies in."""
     parents = artifact.resolve().parents
-    return next((folder for folder in parents if (folder / "study.json").exists()), parents[0])
+    return next((folder for folder in parents if any(folder.glob(RECORDS))), parents[0])
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ class TokenizeSettings(Settings):
     """Column of the text (plain corpora only)."""
     id_column: str | None = "id"
     """Column of the document's id (plain corpora only); null: ids are made from the text."""
+    styles: list[str] | None = Field(default=None, min_length=1)
+    """Only documents of these styles, e.g. [easy, qa] of a rewrites artifact; null: all."""
     append_eod: bool = True
     """End every document with the tokenizer's end-of-sequence id."""
     valid_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -139,7 +141,7 @@ def _make_part(task: _PartTask) -> int:
     metadata = []
     temporary = [task.part.with_name(f"{task.part.name}.{split}.{os.getpid()}.tmp") for split in SPLITS]
     with open(temporary[0], "wb") as train, open(temporary[1], "wb") as valid:
-        for batch in _corpus(settings).read(task.chunk):
+        for batch in _of_styles(_corpus(settings).read(task.chunk), settings.styles):
             encoded = _encode(batch, tokenizer, settings.append_eod, task.chunk.path)
             in_valid = np.array([is_validation(document_id, settings.split_seed, settings.valid_fraction)
                                  for document_id in batch.column("document_id").to_pylist()], dtype=bool)
@@ -151,6 +153,14 @@ def _make_part(task: _PartTask) -> int:
     table = pa.Table.from_batches(metadata, schema=_PART_SCHEMA)
     write_parquet(_part_metadata(task.part), table, row_group_rows=_METADATA_ROWS)
     return int(pc.sum(table.column("num_tokens")).as_py() or 0)
+
+
+def _of_styles(batches: Iterable[pa.RecordBatch], styles: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    """The documents of these styles; batches without any are left out."""
+    for batch in batches:
+        chosen = batch if styles is None else batch.filter(pc.is_in(batch.column("style"), pa.array(styles)))
+        if chosen.num_rows:
+            yield chosen
 
 
 def _encode(batch: pa.RecordBatch, tokenizer: TrainingTokenizer, append_eod: bool, path: Path) -> Encoded:

@@ -5,17 +5,22 @@ The contract: conditions differ in their data alone. Any other difference must b
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from megatron_ext.config import RunConfig
 from megatron_ext.errors import UserError
 from megatron_ext.settings import Settings, load_settings, overlay, read_layers, validate
+from megatron_ext.study.contract import check_contract
+from megatron_ext.study.cost_settings import CostSettings
+from megatron_ext.study.job_settings import JobSettings
 
-REWRITES_SUFFIX = "_rewrites"
+REWRITES = "rewrites"
 BASE = "base"
+_NAME = re.compile(r"[\w-]+")
 
 
 class CorpusConfig(Settings):
@@ -46,11 +51,21 @@ class RewriterConfig(Settings):
     model: str
     """A name that tools.fetch_model knows, a Hugging Face model id or a model folder."""
     subsets: list[str]
-    """Subsets that are rewritten; `<subset>_rewrites` is then a source of blends."""
+    """Subsets that are rewritten; `<subset>_rewrites` is then a source of blends (of one of `more_rewriters`:
+    `<subset>_<name>`)."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of tools.rewrite_corpus: engine, styles, sampling, bounds."""
     note: str | None = None
     """Shown in the report beside everything that rests on this rewriter."""
+
+
+class StyleSource(Settings):
+    """Some styles of a subset's rewrites, as a source of its own."""
+
+    rewrites: str
+    """Source that holds them, e.g. `high_rewrites`."""
+    styles: list[str] = Field(min_length=1)
+    """Styles that are taken from it."""
 
 
 class SourceAmount(Settings):
@@ -82,6 +97,9 @@ class EvaluationConfig(Settings):
 
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of evaluation.run_poeta: tasks, limit, batch size, data folder."""
+    checkpoints: Literal["last", "all"] | list[Annotated[int, Field(gt=0)]] = "last"
+    """Checkpoints besides the last that are kept, exported and evaluated: `all` of `checkpoint.interval_tokens`, or
+    those after so many tokens."""
     baseline: str
     """Condition that the others are compared with."""
     interactions: dict[str, list[str]] = Field(default_factory=dict)
@@ -98,10 +116,17 @@ class StudyConfig(Settings):
     corpus: CorpusConfig
     base_model: str
     """Model that is trained on: a name that tools.fetch_model knows, a Hugging Face id or a folder."""
+    tokenizer: str | None = None
+    """Model whose tokenizer counts and encodes; null: `base_model`. Studies of several model sizes that name one share
+    their selections, rewrites and tokenizations; it must give the ids of the base model's."""
     subsets: dict[str, SubsetConfig]
     """Name -> subset."""
     rewriter: RewriterConfig | None = None
     """None: nothing is rewritten."""
+    more_rewriters: dict[str, RewriterConfig] = Field(default_factory=dict)
+    """Name -> further rewriter; `<subset>_<name>` is then a source of blends."""
+    style_sources: dict[str, StyleSource] = Field(default_factory=dict)
+    """Name of a source -> the rewrites that it is a part of."""
     select: dict[str, Any] = Field(default_factory=dict)
     """Settings of tools.select_corpus that all subsets share, e.g. `max_chars`."""
     tokenize: dict[str, Any] = Field(default_factory=dict)
@@ -121,17 +146,45 @@ class StudyConfig(Settings):
     allow_differences: list[str] = Field(default_factory=list)
     """Keys of the run configuration in which conditions may differ besides their data."""
     evaluation: EvaluationConfig
+    jobs: JobSettings = JobSettings()
+    """What the stages ask of a cluster; run_study does not read it."""
+    cost: CostSettings = CostSettings()
+    """Speeds and sizes from which submit_study foretells GPU-hours and disk."""
+
+    @property
+    def slug(self) -> str:
+        """The name as it can stand in a file name."""
+        return re.sub(r"[^\w.-]+", "-", self.name)
+
+    @property
+    def rewriters(self) -> dict[str, RewriterConfig]:
+        """All rewriters by name; `rewrites` is `rewriter`."""
+        return ({REWRITES: self.rewriter} if self.rewriter else {}) | self.more_rewriters
+
+    @property
+    def rewritten_sources(self) -> dict[str, tuple[str, str]]:
+        """Source -> the subset that is rewritten and the rewriter's name."""
+        return {f"{subset}_{name}": (subset, name)
+                for name, rewriter in self.rewriters.items() for subset in rewriter.subsets}
 
     @property
     def sources(self) -> list[str]:
-        """Names of all sources: subsets, then rewrites."""
-        rewritten = self.rewriter.subsets if self.rewriter else []
-        return [*self.subsets, *(name + REWRITES_SUFFIX for name in rewritten)]
+        """Names of all sources: subsets, their rewrites, single styles of these."""
+        return [*self.subsets, *self.rewritten_sources, *self.style_sources]
 
     @model_validator(mode="after")
     def _names_and_contract(self) -> StudyConfig:
-        problems = [f"rewriter.subsets: {name!r} is no subset ({', '.join(self.subsets)})"
-                    for name in (self.rewriter.subsets if self.rewriter else []) if name not in self.subsets]
+        problems = [f"{'rewriter' if rewriter is self.rewriter else f'more_rewriters.{name}'}.subsets: {subset!r} is "
+                    f"no subset ({', '.join(self.subsets)})"
+                    for name, rewriter in self.rewriters.items() for subset in rewriter.subsets
+                    if subset not in self.subsets]
+        problems += [f"style_sources.{name}.rewrites: {part.rewrites!r} is no rewritten source "
+                     f"({', '.join(self.rewritten_sources)})"
+                     for name, part in self.style_sources.items() if part.rewrites not in self.rewritten_sources]
+        problems += [f"{name!r} cannot be a name: letters, digits, _ and - alone"
+                     for name in [*self.sources, *self.conditions] if not _NAME.fullmatch(name)]
+        problems += [f"{name!r} names two sources; rename a subset, rewriter or style source"
+                     for name in sorted(set(self.sources)) if self.sources.count(name) > 1]
         problems += [f"validation_sources: {name!r} is no source ({', '.join(self.sources)})"
                      for name in self.validation_sources if name not in self.sources]
         for condition, settings in self.conditions.items():
@@ -153,10 +206,18 @@ class StudyConfig(Settings):
 def load_study(path: Path, overrides: list[str]) -> StudyConfig:
     """Read a study file; relative paths in it are relative to the working folder, `run_file` to the study file."""
     study = load_settings(StudyConfig, path, overrides)
-    if study.run_file is None:
-        return study
-    base = read_layers(path.parent / study.run_file)
-    return study.model_copy(update={"run": overlay(base, study.run)})
+    if study.run_file is not None:
+        base = read_layers(path.parent / study.run_file)
+        study = study.model_copy(update={"run": overlay(base, study.run), "run_file": None})
+    check_contract({name: planned_run(study, name, study.seeds[0]) for name in study.conditions},
+                   study.allow_differences)
+    return study
+
+
+def planned_run(study: StudyConfig, condition: str, seed: int) -> RunConfig:
+    """The run before there are places: sources and model are named, not found."""
+    return run_config(study, condition, seed, output=Path(), hf_folder=Path(),
+                      tokenized={name: Path(name) for name in study.sources})
 
 
 def run_config(study: StudyConfig, condition: str, seed: int, *, output: Path, hf_folder: Path,

@@ -7,17 +7,18 @@ run, it names the output folder, and nodes that several conditions share are one
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from megatron_ext.artifacts import hash_json, reference
-from megatron_ext.config import RunConfig
-from megatron_ext.settings import validate
-from megatron_ext.study.config import BASE, REWRITES_SUFFIX, StudyConfig, run_config
+from megatron_ext.config import ParallelConfig, RunConfig
+from megatron_ext.errors import UserError
+from megatron_ext.study.config import BASE, REWRITES, StudyConfig, planned_run
 
+_UNSEEN = ("checkpoint", "logging")  # sections of a run that change nothing that it computes
 STAGES = ("model", "select", "rewrite", "tokenize", "import", "run", "export", "evaluate", "compare")
 
 
@@ -56,8 +57,19 @@ class Node:
     @cached_property
     def identity(self) -> str:
         """Hash of what is asked for; equal requests have equal identities."""
-        return hash_json([self.kind, self.program, self.settings,
+        settings = {key: value for key, value in self.settings.items() if self.kind != "run" or key not in _UNSEEN}
+        return hash_json([self.kind, self.program, settings,
                           {key: _identity(value) for key, value in self.inputs.items()}])
+
+    @property
+    def label(self) -> str:
+        """Name for its files and jobs, unique among all studies of a work folder."""
+        return f"{self.name.replace('/', '.')}-{self.identity[:8]}"
+
+    @property
+    def parents(self) -> list[Node]:
+        """Nodes that must be finished before."""
+        return [*self.after, *_nodes_of(self)]
 
     def output(self, work: Path) -> Path:
         """Folder of the artifact."""
@@ -82,37 +94,84 @@ def build_graph(study: StudyConfig) -> list[Node]:
     """All nodes of a study in the order of the stages, every node after its inputs."""
     base = _model_node(BASE, study.base_model)
     tokenized = _source_nodes(study, base)
-    parity = _parity_node(study, base, tokenized)
-    evaluations = {BASE: [_evaluation_node(study, BASE, base)]}
+    parity = _parity_node(study, base)
+    evaluations, along_training = {BASE: [_evaluation_node(study, BASE, base)]}, []
     for condition in study.conditions:
-        runs = {seed: _run_node(study, condition, seed, base, tokenized, parity) for seed in study.seeds}
-        exports = {seed: _export_node(condition, seed, run) for seed, run in runs.items()}
-        evaluations[condition] = [_evaluation_node(study, f"{condition}/seed{seed}", export)
-                                  for seed, export in exports.items()]
+        evaluations[condition] = []
+        for seed in study.seeds:
+            name = f"{condition}/seed{seed}"
+            run = _run_node(study, condition, seed, base, tokenized, parity)
+            *earlier, last = [_evaluation_node(study, place, _export_node(place, run, iteration))
+                              for place, iteration in _evaluated(study, name, condition, seed)]
+            evaluations[condition].append(last)
+            along_training += earlier
     comparison = Node("compare/conditions", "comparison", "evaluation.compare",
                       {"baseline": study.evaluation.baseline, "interactions": study.evaluation.interactions},
                       {f"evaluations.{name}": nodes for name, nodes in evaluations.items()})
-    wanted = [*tokenized.values(), comparison]  # a source that no condition uses is still wanted
+    wanted = [*tokenized.values(), *along_training, comparison]  # a source that no condition uses is still wanted
+    return in_order(wanted)
+
+
+def in_order(wanted: Iterable[Node]) -> list[Node]:
+    """These nodes and all that they need, each once, in the order of the stages."""
     nodes = {node.identity: node for root in wanted for node in _ancestors(root)}
     return sorted(nodes.values(), key=lambda node: STAGES.index(node.stage))
 
 
+def kept_iterations(study: StudyConfig, config: RunConfig) -> list[int]:
+    """Iterations before the last whose checkpoints the study evaluates.
+
+    Raises UserError when the study asks for all checkpoints of a run that has no interval.
+    """
+    wanted = study.evaluation.checkpoints
+    if wanted == "last":
+        return []
+    if wanted == "all":
+        interval = config.iterations(config.checkpoint.interval_tokens)
+        if interval is None:
+            raise UserError("evaluation.checkpoints = all needs run.checkpoint.interval_tokens")
+        return list(range(interval, config.train_iters - interval // 2, interval))  # none just before the last
+    asked = {config.iterations(tokens) or 1 for tokens in wanted}
+    return sorted(iteration for iteration in asked if iteration < config.train_iters)
+
+
+def _evaluated(study: StudyConfig, name: str, condition: str, seed: int) -> list[tuple[str, int]]:
+    """(name below export/ and evaluate/, iteration) of each checkpoint of a run that is evaluated, in their order."""
+    config = planned_run(study, condition, seed)
+    earlier = [(f"{name}/{checkpoint_name(iteration)}", iteration) for iteration in kept_iterations(study, config)]
+    return [*earlier, (name, config.train_iters)]
+
+
+def checkpoint_name(iteration: int) -> str:
+    """Folder of a checkpoint below a run's `checkpoints`."""
+    return f"iter_{iteration:07d}"
+
+
 def _source_nodes(study: StudyConfig, base: Node) -> dict[str, Node]:
-    """Tokenized sources by name: each subset's original text and its rewrites."""
-    documents = {name: _selection_node(study, name, base) for name in study.subsets}
-    if study.rewriter:
-        rewriter = base if study.rewriter.model == study.base_model else _model_node("rewriter", study.rewriter.model)
-        documents |= {
-            subset + REWRITES_SUFFIX: Node(
-                f"rewrite/{subset}", "rewrites", "tools.rewrite_corpus", study.rewriter.settings,
-                {"documents": documents[subset], "model": rewriter, "tokenizer": base})
-            for subset in study.rewriter.subsets
-        }
-    return {
-        name: Node(f"tokenize/{name}", "tokenized", "tools.tokenize_corpus", study.tokenize,
-                   {"documents": node, "tokenizer": base})
-        for name, node in documents.items()
-    }
+    """Tokenized sources by name: each subset's original text, its rewrites, single styles of these."""
+    tokenizer = base if study.tokenizer in (None, study.base_model) else _model_node("tokenizer", study.tokenizer)
+    selections = {name: _selection_node(study, name, tokenizer) for name in study.subsets}
+    rewrites = {source: _rewrite_node(study, subset, rewriter, selections[subset], base, tokenizer)
+                for source, (subset, rewriter) in study.rewritten_sources.items()}
+
+    def tokenize(name: str, documents: Node, **settings: Any) -> Node:
+        return Node(f"tokenize/{name}", "tokenized", "tools.tokenize_corpus", {**study.tokenize, **settings},
+                    {"documents": documents, "tokenizer": tokenizer})
+
+    parts = {name: tokenize(name, rewrites[part.rewrites], styles=part.styles)
+             for name, part in study.style_sources.items()}
+    return {name: tokenize(name, node) for name, node in (selections | rewrites).items()} | parts
+
+
+def _rewrite_node(study: StudyConfig, subset: str, rewriter: str, documents: Node, base: Node,
+                  tokenizer: Node) -> Node:
+    config = study.rewriters[rewriter]
+    known = {study.base_model: base, study.tokenizer: tokenizer}
+    name = "rewriter" if rewriter == REWRITES else rewriter
+    return Node(f"rewrite/{subset if rewriter == REWRITES else f'{subset}_{rewriter}'}", "rewrites",
+                "tools.rewrite_corpus", config.settings,
+                {"documents": documents, "model": known.get(config.model) or _model_node(name, config.model),
+                 "tokenizer": tokenizer})
 
 
 def _model_node(name: str, model: str) -> Node:
@@ -122,28 +181,28 @@ def _model_node(name: str, model: str) -> Node:
     return Node(f"model/{name}", "hf_model", "tools.fetch_model", {"model": model})
 
 
-def _selection_node(study: StudyConfig, subset: str, base: Node) -> Node:
+def _selection_node(study: StudyConfig, subset: str, tokenizer: Node) -> Node:
     corpus, settings = study.corpus, study.subsets[subset]
     return Node(
         f"select/{subset}", "selection", "tools.select_corpus",
         {**study.select, "text_column": corpus.text_column, "id_column": corpus.id_column, "scores": corpus.scores,
          "rule": settings.rule, "budget_tokens": settings.budget_tokens},
-        {"corpus": corpus.path, "tokenizer": base})
+        {"corpus": corpus.path, "tokenizer": tokenizer})
 
 
-def _parity_node(study: StudyConfig, base: Node, tokenized: dict[str, Node]) -> Node:
-    """Proof, at the training layout, that the imported weights give the logits of the Hugging Face model."""
-    config = _example_run(study, tokenized)
-    parallel = config.parallel.model_dump(mode="json")
-    return Node("import/parity", "parity", "tools.check_parity", {"parallel": parallel}, {"model": base},
-                processes=_processes(study))
+def _parity_node(study: StudyConfig, base: Node) -> Node:
+    """Proof, at the layout of one model replica, that the imported weights give the Hugging Face model's logits."""
+    parallel = planned_run(study, next(iter(study.conditions)), study.seeds[0]).parallel
+    return Node("import/parity", "parity", "tools.check_parity", {"parallel": parallel.model_dump(mode="json")},
+                {"model": base}, processes=_replica_size(parallel))
 
 
 def _run_node(study: StudyConfig, condition: str, seed: int, base: Node, tokenized: dict[str, Node],
               parity: Node) -> Node:
-    places = {name: Path(name) for name in tokenized}
-    config = run_config(study, condition, seed, output=Path(), hf_folder=Path(), tokenized=places)
+    config = planned_run(study, condition, seed)
     settings = config.model_dump(mode="json", exclude={"output": True, "model": {"hf_folder"}})
+    settings["checkpoint"]["keep_tokens"] = [*config.checkpoint.keep_tokens, *(
+        iteration * config.tokens_per_iteration for iteration in kept_iterations(study, config))]
     inputs: dict[str, Input] = {"model.hf_folder": base}
     for name in config.data.sources:
         settings["data"]["sources"][name].pop("path")
@@ -151,29 +210,21 @@ def _run_node(study: StudyConfig, condition: str, seed: int, base: Node, tokeniz
     for name in settings["validation"].pop("sources"):
         inputs[f"validation.sources.{name}"] = tokenized[name]
     return Node(f"run/{condition}/seed{seed}", "run", "megatron_ext.train", settings, inputs, (parity,),
-                _processes(study))
+                study.data_parallel_size * _replica_size(config.parallel))
 
 
-def _export_node(condition: str, seed: int, run: Node) -> Node:
-    last = validate(RunConfig, run.config(Path()) | {"output": "."}, where=run.name).train_iters
-    return Node(f"export/{condition}/seed{seed}", "hf_model", "tools.export_hf", {},
-                {"checkpoint": Inside(run, f"checkpoints/iter_{last:07d}")})
+def _export_node(name: str, run: Node, iteration: int) -> Node:
+    return Node(f"export/{name}", "hf_model", "tools.export_hf", {},
+                {"checkpoint": Inside(run, f"checkpoints/{checkpoint_name(iteration)}")})
 
 
 def _evaluation_node(study: StudyConfig, name: str, model: Node) -> Node:
     return Node(f"evaluate/{name}", "evaluation", "evaluation.run_poeta", study.evaluation.settings, {"model": model})
 
 
-def _example_run(study: StudyConfig, tokenized: dict[str, Node]) -> Any:
-    condition = next(iter(study.conditions))
-    places = {name: Path(name) for name in tokenized}
-    return run_config(study, condition, study.seeds[0], output=Path(), hf_folder=Path(), tokenized=places)
-
-
-def _processes(study: StudyConfig) -> int:
-    parallel = study.run.get("parallel", {})
-    return (study.data_parallel_size * parallel.get("tensor_model_parallel_size", 1)
-            * parallel.get("pipeline_model_parallel_size", 1))
+def _replica_size(parallel: ParallelConfig) -> int:
+    """Processes of one model replica."""
+    return parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
 
 
 def _identity(value: Input) -> Any:
@@ -185,7 +236,7 @@ def _identity(value: Input) -> Any:
         case Inside():
             return [value.node.identity, value.folder]
         case Path():
-            return reference(value)["content_hash"]
+            return reference(value)["content_hash"] if value.exists() else f"absent: {value}"
 
 
 def _places(value: Input, work: Path) -> Any:
@@ -203,7 +254,7 @@ def _places(value: Input, work: Path) -> Any:
 def _ancestors(node: Node, seen: set[str] | None = None) -> Iterator[Node]:
     """The node and all that it needs, inputs first, each once."""
     seen = set() if seen is None else seen
-    for parent in [*node.after, *_nodes_of(node)]:
+    for parent in node.parents:
         yield from _ancestors(parent, seen)
     if node.identity not in seen:
         seen.add(node.identity)

@@ -12,38 +12,48 @@ from megatron_ext.study.runner import stage_seconds
 
 
 def write_study_record(study: StudyConfig, nodes: list[Node], work: Path) -> Path:
-    """Write `<work>/study.json` for evaluation.report; places in it are relative to `work`. Returns its path."""
+    """Write `<work>/study-<name>.json` for evaluation.report; places in it are relative to `work`. Returns its path."""
     place = {node.name: str(node.output(work).relative_to(work)) for node in nodes}
-    seconds = stage_seconds(work)
+    seconds = stage_seconds(nodes, work)
     record = {
         "name": study.name,
         "description": study.description,
-        "settings": study.model_dump(mode="json"),
+        "settings": study.model_dump(mode="json", exclude={"jobs", "cost"}),
         "base": {"model": place[f"model/{BASE}"], "evaluation": place[f"evaluate/{BASE}"]},
         "selections": {name: place[f"select/{name}"] for name in study.subsets},
-        "rewrites": {name: place[f"rewrite/{name}"] for name in (study.rewriter.subsets if study.rewriter else [])},
+        "rewrites": {node.name.removeprefix("rewrite/"): place[node.name] for node in nodes
+                     if node.stage == "rewrite"},
         "tokenized": {name: place[f"tokenize/{name}"] for name in study.sources},
         "conditions": {
             condition: {"seeds": {str(seed): {
                 "run": place[f"run/{condition}/seed{seed}"],
                 "export": place[f"export/{condition}/seed{seed}"],
                 "evaluation": place[f"evaluate/{condition}/seed{seed}"],
+                "checkpoints": _checkpoints(place, f"{condition}/seed{seed}"),
             } for seed in study.seeds}}
             for condition in study.conditions
         },
         "comparison": place["compare/conditions"],
         "notes": _notes(study, work, {name: place[f"tokenize/{name}"] for name in study.sources}),
         "parity": [verdict for node in nodes for verdict in _parity_verdicts(node, work)],
-        "stages": [{"name": node.name, "seconds": seconds.get(node.name, 0.0)} for node in nodes],
+        "stages": [{"name": node.name, "seconds": seconds[node.name]} for node in nodes if node.name in seconds],
     }
-    path = work / "study.json"
+    path = work / f"study-{study.slug}.json"
     write_json(path, record)
     return path
 
 
+def _checkpoints(place: dict[str, str], run: str) -> dict[str, dict[str, str]]:
+    """Iteration -> places of the export and evaluation of a checkpoint before the last."""
+    prefix = f"evaluate/{run}/iter_"
+    return {str(int(name.removeprefix(prefix))): {"export": place[name.replace("evaluate/", "export/", 1)],
+                                                  "evaluation": place[name]}
+            for name in place if name.startswith(prefix)}
+
+
 def _notes(study: StudyConfig, work: Path, tokenized: dict[str, str]) -> list[str]:
     """What a reader must know before any number."""
-    notes = [study.rewriter.note] if study.rewriter and study.rewriter.note else []
+    notes = [rewriter.note for rewriter in study.rewriters.values() if rewriter.note]
     for condition, settings in study.conditions.items():
         empty = [name for name in settings.sources
                  if not Artifact.open(work / tokenized[name]).counts["train"]["tokens"]]

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.artifacts import MANIFEST, Artifact, is_finished, write_json
+from megatron_ext.artifacts import Artifact, is_finished, write_json
 from megatron_ext.config import ParallelConfig, RunConfig
 from megatron_ext.errors import UserError
 from megatron_ext.model.hf_config import check_layout, read_architecture
@@ -21,6 +21,7 @@ from megatron_ext.study.graph import Node
 from megatron_ext.training.preflight import check_run
 
 RECORD = "stages.json"
+TRAIN = "megatron_ext.train"
 
 
 class StageError(UserError):
@@ -46,46 +47,86 @@ def run_nodes(nodes: list[Node], work: Path) -> int:
     return num_run
 
 
+def report_node(record: Path) -> Node:
+    """The stage that makes a study's page from its record."""
+    return Node(f"report/{record.stem.removeprefix('study-')}", "report", "evaluation.report", {}, {"study": record})
+
+
 def run_report(record: Path, work: Path) -> Path:
     """Make the study's page from its record; returns the report's folder."""
-    node = Node("report/page", "report", "evaluation.report", {}, {"study": record})
-    output = node.output(work)
+    node = report_node(record)
     if not is_up_to_date(node, work):
         _run(node, work)
-    return output
+    return node.output(work)
 
 
 def is_up_to_date(node: Node, work: Path) -> bool:
-    """Whether the node's output is there, whole, and made from the inputs as they are now."""
+    """Whether the node's output is there, whole, and made from the inputs as they are now.
+
+    Raises UserError when an input has other bytes than those that the output was made from. Only inputs of a kind that
+    the manifest lists are compared: some stages read a model's tokenizer alone and note that.
+    """
     output = node.output(work)
-    made_from = _read_record(work).get(node.identity, {}).get("inputs")
-    if not is_finished(output) or made_from is None:
+    if not is_finished(output):
         return False
-    Artifact.open(output, kind=node.kind)
-    for place, content_hash in _input_hashes(node, work).items():
-        if made_from[place] != content_hash:
-            raise UserError(f"{output} was made from other bytes than {work / place} now holds; delete {output} (and "
-                            "what was made from it) to make it again")
+    noted = Artifact.open(output, kind=node.kind).manifest["request"]["inputs"].values()
+    made_from = {(one["kind"], one["content_hash"]) for one in noted}
+    for place in input_folders(node, work):
+        if not is_finished(place):
+            continue  # a raw file, which is part of the node's identity, or one that was removed after its use
+        now = Artifact.open(place)
+        if now.kind in {kind for kind, _ in made_from} and (now.kind, now.content_hash) not in made_from:
+            raise UserError(f"{output} was made from other bytes than {place} now holds; delete {output} (and what was "
+                            "made from it) to make it again")
     return True
 
 
-def stage_seconds(work: Path) -> dict[str, float]:
-    """Node name -> seconds its program ran, summed over interruptions."""
-    return {entry["name"]: entry["seconds"] for entry in _read_record(work).values()}
+def stage_seconds(nodes: list[Node], work: Path) -> dict[str, float]:
+    """Node name -> seconds its program ran: over all launches of run_study, else the last launch by the manifest."""
+    record, seconds = _read_record(work), {}
+    for node in nodes:
+        manifest = Artifact.open(node.output(work)).manifest
+        value = record.get(node.identity, {}).get("seconds", manifest["made_by"]["seconds"])
+        if value is not None:
+            seconds[node.name] = value
+    return seconds
+
+
+def write_config(node: Node, work: Path) -> Path:
+    """Write the settings that the node's program is started with; returns the file."""
+    config = work / "configs" / f"{node.label}.json"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    write_json(config, node.config(work))
+    return config
+
+
+def program_arguments(node: Node, work: Path, config: Path) -> list[str]:
+    """What the node's program is given."""
+    output = node.output(work)
+    place = [f"output={output}"] if node.program == TRAIN else ["--output", str(output)]
+    return ["--config", str(config), *place]
+
+
+def check_node(node: Node, work: Path, data_is_there: bool = True) -> None:
+    """Find mistakes before processes are started: one process can tell them in one line, many cannot."""
+    values = node.config(work)
+    if node.program == TRAIN:
+        config = validate(RunConfig, values | {"output": "."}, where=node.name)
+        check_run(config, node.processes, data_is_there)
+    elif node.kind == "parity":
+        check_layout(read_architecture(Path(values["model"])), validate(ParallelConfig, values["parallel"], node.name))
 
 
 def _run(node: Node, work: Path) -> float:
-    _check(node, work)
-    config = work / "configs" / f"{node.name.replace('/', '.')}.json"
-    config.parent.mkdir(exist_ok=True)
-    write_json(config, node.config(work))
-    log = work / "logs" / f"{node.name.replace('/', '.')}.log"
+    check_node(node, work)
+    config = write_config(node, work)
+    log = work / "logs" / f"{node.label}.log"
     log.parent.mkdir(exist_ok=True)
     started = time.monotonic()
     num_threads = max(1, len(os.sched_getaffinity(0)) // node.processes)
-    code = _stream(_command(node, config, node.output(work)), log, num_threads)
+    code = _stream(_command(node, work, config), log, num_threads)
     seconds = time.monotonic() - started
-    _record(node, work, seconds, succeeded=not code and is_finished(node.output(work)))
+    _record(node, work, seconds)
     if code:
         raise StageError(f"stage {node.name} failed (exit code {code}): its output is above and in {log}. What is "
                          "finished stays; run the same command again when it is mended")
@@ -94,18 +135,8 @@ def _run(node: Node, work: Path) -> float:
     return seconds
 
 
-def _check(node: Node, work: Path) -> None:
-    """Find mistakes before processes are started: one process can tell them in one line, many cannot."""
-    values = node.config(work)
-    if node.program == "megatron_ext.train":
-        check_run(validate(RunConfig, values | {"output": "."}, where=node.name), node.processes)
-    elif node.kind == "parity":
-        check_layout(read_architecture(Path(values["model"])), validate(ParallelConfig, values["parallel"], node.name))
-
-
-def _command(node: Node, config: Path, output: Path) -> list[str]:
-    place = [f"output={output}"] if node.program == "megatron_ext.train" else ["--output", str(output)]
-    program = ["-m", node.program, "--config", str(config), *place]
+def _command(node: Node, work: Path, config: Path) -> list[str]:
+    program = ["-m", node.program, *program_arguments(node, work, config)]
     if node.processes == 1:
         return [sys.executable, *program]
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(node.processes),
@@ -130,13 +161,11 @@ def _stream(command: list[str], log: Path, num_threads: int) -> int:
         return process.wait()
 
 
-def _record(node: Node, work: Path, seconds: float, succeeded: bool) -> None:
-    """Note how long the program has run and, when it succeeded, what its inputs held."""
+def _record(node: Node, work: Path, seconds: float) -> None:
+    """Add to the seconds that the node's program has run."""
     record = _read_record(work)
     before = record.get(node.identity, {}).get("seconds", 0.0)
     record[node.identity] = {"name": node.name, "seconds": round(before + seconds, 1)}
-    if succeeded:
-        record[node.identity]["inputs"] = _input_hashes(node, work)
     write_json(work / RECORD, record)
 
 
@@ -145,13 +174,8 @@ def _read_record(work: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _input_hashes(node: Node, work: Path) -> dict[str, str]:
-    """Place below `work` -> content hash, of each input that is an artifact (others are part of the identity)."""
-    return {str(place.relative_to(work)): Artifact.open(place).content_hash
-            for place in _input_folders(node, work) if (place / MANIFEST).exists() and place.is_relative_to(work)}
-
-
-def _input_folders(node: Node, work: Path) -> list[Path]:
+def input_folders(node: Node, work: Path) -> list[Path]:
+    """Everything that the node reads."""
     folders = []
     values = node.config(work)
     for key in node.inputs:

@@ -136,8 +136,10 @@ def _publish(state: TrainState, identity: dict[str, Any], partial: Path, folder:
     shutil.rmtree(folder, ignore_errors=True)  # only a damaged one could be there
     partial.rename(folder)
     write_text(folder.parent / LATEST, folder.name + "\n")
+    kept = {checkpoint_folder(config, iteration) for iteration in config.kept_iterations}
     for old in sorted(folder.parent.glob("iter_???????"))[: -config.checkpoint.keep_last]:
-        shutil.rmtree(old)
+        if old not in kept:
+            shutil.rmtree(old)
 
 
 def _refuse_other_run(folder: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -84,7 +84,8 @@ def _iterate(state: TrainState, dataset: BlendedDataset, identity: dict[str, Any
         stopping = not last and main_rank_decides(stop.is_requested())
         if last or _is_due(state, config.validation.interval_tokens):
             _validate(state, recorder)
-        if last or stopping or _is_due(state, config.checkpoint.interval_tokens):
+        kept = state.iteration in config.kept_iterations
+        if last or stopping or kept or _is_due(state, config.checkpoint.interval_tokens):
             started = time.monotonic()
             save_checkpoint(state, identity)
             if recorder:

@@ -17,15 +17,17 @@ from megatron_ext.model.hf_config import layout_problems, read_architecture
 from megatron_ext.training.throughput import train_flops_per_token
 
 
-def check_run(config: RunConfig, world_size: int | None = None) -> None:
+def check_run(config: RunConfig, world_size: int | None = None, data_is_there: bool = True) -> None:
     """Raise one UserError that lists every problem of the run with its mend.
 
     Args:
         world_size: number of processes; None takes it from torchrun's environment.
+        data_is_there: False checks what can be known before the data are made.
     """
     if world_size is None:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    problems = _layout_problems(config, world_size) + _model_problems(config) + _data_problems(config)
+    problems = _layout_problems(config, world_size) + _model_problems(config)
+    problems += _data_problems(config) if data_is_there else []
     if problems:
         raise UserError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
 

@@ -39,7 +39,7 @@ def study_values(model):
             "low": {"sources": {"low": {"fill": True}}},
             "high_with_rewrites": {"sources": {"high": {"fill": True}, "high_rewrites": {"epochs": 1}}},
         },
-        "evaluation": {"baseline": "low",
+        "evaluation": {"baseline": "low", "checkpoints": [8 * 4 * 64],
                        "settings": {"tasks": ["tweetsentbr_greedy"], "limit": 3, "allow_sample_data": True,
                                     "max_gen_toks": 4}},
     }
@@ -90,8 +90,8 @@ def test_what_was_finished_before_the_kill_is_not_run_again(finished):
 
 
 def test_logits_are_equal_after_import_and_after_export(study, finished):
-    record = json.loads((study / "work" / "study.json").read_text())
-    assert len(record["parity"]) == 3  # one import, two exports
+    record = json.loads((study / "work" / "study-tiny.json").read_text())
+    assert len(record["parity"]) == 5  # one import, two exports of each run
     assert all(verdict["passed"] and verdict["max_abs_difference"] < 1e-3 for verdict in record["parity"])
 
 
@@ -102,6 +102,18 @@ def test_validation_loss_falls_in_every_condition(study, finished):
         before, after = (row["sources"] for row in rows if row["event"] == "validation")
         for source in ("high", "low"):
             assert after[source]["nats_per_token"] < before[source]["nats_per_token"]
+
+
+def test_a_checkpoint_along_training_is_evaluated_though_later_ones_were_saved(study, finished):
+    record = json.loads((study / "work" / "study-tiny.json").read_text())
+    for condition in ("low", "high_with_rewrites"):
+        seed = record["conditions"][condition]["seeds"]["0"]
+        assert list(seed["checkpoints"]) == ["8"]
+        kept = {path.name for path in (study / "work" / seed["run"] / "checkpoints").glob("iter_*")}
+        assert kept == {"iter_0000008", "iter_0000014", "iter_0000016"}
+        earlier, last = (Artifact.open(study / "work" / place, kind="evaluation")
+                         for place in (seed["checkpoints"]["8"]["evaluation"], seed["evaluation"]))
+        assert earlier.manifest["request"]["inputs"] != last.manifest["request"]["inputs"]
 
 
 def test_exported_models_load_in_transformers(study, finished):
@@ -115,7 +127,7 @@ def test_exported_models_load_in_transformers(study, finished):
 
 
 def test_report_names_its_sources_and_chains_back_to_the_corpus(study, finished):
-    report = one(study, "report/page-*")
+    report = one(study, "report/tiny-*")
     page = (report / "report.html").read_text()
     for text in ("tiny", "high_with_rewrites", "a random model", "sample"):
         assert text in page
@@ -132,7 +144,7 @@ def test_a_second_run_does_nothing(study, finished):
 
 
 def test_one_changed_byte_is_found_by_following_the_chain(study, finished):
-    report = one(study, "report/page-*")
+    report = one(study, "report/tiny-*")
     tokens = one(study, "tokenize/low-*") / "train.bin"
     verify = [sys.executable, "-m", "tools.verify_artifact", str(report), "--raw", str(CORPUS)]
     intact = tokens.read_bytes()

@@ -125,7 +125,7 @@ def test_runner_runs_each_node_once_and_keeps_logs_and_configs(program, tmp_path
     nodes = [Node("select/a", "text", program, {"text": "olá"}), Node("select/b", "text", program, {"text": "oi"})]
     assert run_nodes(nodes, tmp_path / "work") == 2
     assert (nodes[0].output(tmp_path / "work") / "text").read_text() == "olá"
-    assert json.loads((tmp_path / "work" / "configs" / "select.a.json").read_text()) == {"text": "olá"}
+    assert json.loads((tmp_path / "work" / "configs" / f"{nodes[0].label}.json").read_text()) == {"text": "olá"}
     assert run_nodes(nodes, tmp_path / "work") == 0
     assert "[2/2] select/b: up to date" in capsys.readouterr().out
 

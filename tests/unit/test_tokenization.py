@@ -121,6 +121,17 @@ def test_rewrites_are_on_the_side_of_their_original(tokenizers, tmp_path):
     assert 30 <= sum(split == "valid" for _, split in sides) <= 70
 
 
+def test_a_source_of_some_styles_holds_these_alone(tokenizers, tmp_path):
+    with DocumentWriter(tmp_path / "rewrites") as writer:
+        for number in range(3):
+            for style in ("easy", "hard", "qa"):
+                writer.write(Document(f"{number}/{style}", str(number), style, f"texto {style}", 1))
+    tokens = tokenize(tmp_path / "rewrites", tokenizers["tokenizers"], tmp_path / "tokens", styles=["qa", "easy"])
+    rows = pq.read_table(tokens.path / "sequences.parquet").to_pylist()
+    assert [row["id"] for row in rows] == ["0/easy", "0/qa", "1/easy", "1/qa", "2/easy", "2/qa"]
+    assert tokens.counts["train"]["documents"] == 6
+
+
 def test_an_interrupted_run_goes_on_with_the_parts_it_lacks(tokenizers, tmp_path, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     monkeypatch.setattr(tokenization, "CHUNK_BYTES", 300)

@@ -1,0 +1,74 @@
+"""What the stages of a study ask of a Slurm cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from megatron_ext.settings import Settings
+
+
+class StageJob(Settings):
+    """The jobs of one stage. What is null keeps to the stage's sbatch file."""
+
+    time: str | None = None
+    """Time limit, as Slurm writes it, in quotes, e.g. `"1-12:00:00"`."""
+    options: list[str] = Field(default_factory=list)
+    """Further options of sbatch, e.g. [--mem=200G, --cpus-per-task=32]."""
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _is_quoted(cls, time: Any) -> Any:
+        if isinstance(time, int):
+            raise ValueError('YAML reads a time as a number; write it in quotes, e.g. "24:00:00"')
+        return time
+
+
+class GpuJob(StageJob):
+    """The jobs of a stage that uses GPUs."""
+
+    gpus: int = Field(default=1, ge=0)
+    """GPUs of a job: the size of an engine's tensor-parallel group. Not asked for where site.env has no GPUs."""
+
+
+class ArrayJob(StageJob):
+    """The jobs of a stage whose work can be shared by the tasks of a job array."""
+
+    parts: int = Field(default=1, ge=1, le=1001)
+    """Tasks of the array, each with its part of the documents; a small job then merges them. 1: one job for all."""
+    max_running: int | None = Field(default=None, ge=1)
+    """Tasks that run at a time."""
+
+
+class RewriteJob(ArrayJob, GpuJob):
+    """The jobs of rewriting: every task is one engine on `gpus` GPUs."""
+
+
+class JobSettings(Settings):
+    """The jobs of each stage."""
+
+    select: ArrayJob = ArrayJob()
+    """Selecting."""
+    rewrite: RewriteJob = RewriteJob()
+    """Rewriting."""
+    tokenize: ArrayJob = ArrayJob()
+    """Tokenizing."""
+    merge: StageJob = StageJob()
+    """Merging the parts of an array."""
+    import_: StageJob = Field(default=StageJob(), alias="import")
+    """Parity of the imported weights; as many processes as a model replica has."""
+    run: StageJob = StageJob()
+    """Training; nodes and GPUs follow from the layout."""
+    export: StageJob = StageJob()
+    """Exporting."""
+    evaluate: GpuJob = GpuJob()
+    """Evaluating."""
+    compare: StageJob = StageJob()
+    """Comparing conditions."""
+    report: StageJob = StageJob()
+    """The page."""
+
+    def of(self, stage: str) -> StageJob:
+        """The jobs of a stage by its name."""
+        return getattr(self, "import_" if stage == "import" else stage)

@@ -1,0 +1,98 @@
+"""What submit_study prints: the graph with its cost, and its state."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from megatron_ext.study.cost import Cost, job_cost
+from megatron_ext.study.jobs import Job, PlannedStudy
+from megatron_ext.study.status import JobState
+
+_CHECKPOINT = re.compile(r"/iter_\d+$")
+_SHOWN_PARENTS = 3
+
+
+def describe_cost(studies: Sequence[PlannedStudy], jobs: Sequence[Job], states: Mapping[str, JobState],
+                  work: Path) -> Iterator[str]:
+    """The graph: resources, what is waited for, GPU-hours, disk, and the arithmetic; then the sums.
+
+    An array and its merge are one line, and so are the checkpoints of a run.
+
+    Raises UserError for a model whose size is not known.
+    """
+    settings = {node.identity: planned.study.cost for planned in reversed(studies) for node in planned.nodes}
+    costs = {job.key: job_cost(job, settings[job.node.identity], work) if job.node else Cost() for job in jobs}
+    titles = _titles(studies, jobs)
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(_CHECKPOINT.sub("/iter_*", titles[job.key]).removesuffix(" parts"), []).append(job)
+    names = {job.key: name for name, members in groups.items() for job in members}
+    width = max(map(len, groups))
+    for name, members in groups.items():
+        yield from _group_lines(name, width, members, [costs[job.key] for job in members], names, states)
+    left = sum(costs[job.key].gpu_hours for job in jobs if states[job.key].state != "done")
+    total = sum(cost.gpu_hours for cost in costs.values())
+    yield (f"{len(jobs)} jobs, {_hours(total)} GPU-hours ({_hours(left)} of them still to do), "
+           f"{_size(sum(cost.disk_bytes for cost in costs.values()))} of disk; assumptions: `cost` of the study file")
+
+
+def describe_states(studies: Sequence[PlannedStudy], jobs: Sequence[Job],
+                    states: Mapping[str, JobState]) -> Iterator[str]:
+    """One line a job, then how many are in which state."""
+    titles = _titles(studies, jobs)
+    width = max(map(len, titles.values()))
+    for job in jobs:
+        state = states[job.key]
+        yield f"{titles[job.key]:{width}}  {state.state:11}  {state.detail}".rstrip()
+    counts = Counter(states[job.key].state for job in jobs)
+    yield ", ".join(f"{number} {state}" for state, number in counts.items())
+
+
+def _titles(studies: Sequence[PlannedStudy], jobs: Sequence[Job]) -> dict[str, str]:
+    """Job key -> name; where several studies are shown, the study stands before what is not shared by all."""
+    owners: dict[str, list[str]] = {}
+    for planned in studies:
+        for node in planned.nodes:
+            owners.setdefault(node.identity, []).append(planned.study.slug)
+
+    def title(job: Job) -> str:
+        mine = owners[job.node.identity] if job.node else []
+        return job.name if not mine or len(mine) == len(studies) else f"{'+'.join(mine)}: {job.name}"
+
+    return {job.key: title(job) for job in jobs}
+
+
+def _group_lines(name: str, width: int, members: Sequence[Job], costs: Sequence[Cost], names: Mapping[str, str],
+                 states: Mapping[str, JobState]) -> Iterator[str]:
+    hours, disk = sum(cost.gpu_hours for cost in costs), sum(cost.disk_bytes for cost in costs)
+    parents = [parent for parent in dict.fromkeys(names[key] for job in members for key in job.after)
+               if parent != name]
+    shown = ", ".join(parents[:_SHOWN_PARENTS]) + (", …" if len(parents) > _SHOWN_PARENTS else "")
+    found = Counter(states[job.key].state for job in members)
+    state = ", ".join(found) if len(found) == 1 else ", ".join(f"{number} {one}" for one, number in found.items())
+    yield (f"{name:{width}}  {_resources(members):>16}  {_hours(hours) if hours else '–':>7} GPU-h  "
+           f"{_size(disk):>8}  {state}{f'; after {shown}' if parents else ''}")
+    if arithmetic := costs[0].arithmetic:
+        times = f"{len(members)} x " if len(members) > 1 and members[0].num_parts is None else ""
+        yield f"{'':{width}}  = {times}({arithmetic})" if times else f"{'':{width}}  = {arithmetic}"
+
+
+def _resources(members: Sequence[Job]) -> str:
+    job = members[0]
+    one = f"{job.num_nodes} x {job.gpus_per_node} GPU" if job.gpus_per_node else f"{job.num_nodes} node"
+    if job.num_parts:
+        return f"{job.num_parts} ({one}), merge"
+    return one if len(members) == 1 else f"{len(members)} ({one})"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}"
+
+
+def _size(num_bytes: float) -> str:
+    if not num_bytes:
+        return "–"
+    return f"{num_bytes / 1e12:.1f} TB" if num_bytes >= 1e12 else f"{num_bytes / 1e9:,.1f} GB"

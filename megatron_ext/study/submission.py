@@ -1,0 +1,130 @@
+"""Submitting studies to Slurm: what is not finished and not alive, with its dependencies.
+
+Safe to repeat at any time: every job carries its key as its comment, so that squeue tells what is alive even when this
+program was killed between two jobs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ext.errors import UserError
+from megatron_ext.study.config import StudyConfig
+from megatron_ext.study.graph import build_graph
+from megatron_ext.study.jobs import FETCHED_HERE, Job, PlannedStudy
+from megatron_ext.study.reporting import keep_study
+from megatron_ext.study.runner import run_nodes, write_config
+from megatron_ext.study.site import Site
+from megatron_ext.study.status import JobState, call_slurm, comment, note_submission
+
+_TRIED = "--test-only"
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that was submitted."""
+
+    job: Job
+    job_id: str
+    parts: tuple[int, ...] = ()
+    """Tasks of an array that were submitted."""
+
+
+def plan_studies(studies: Sequence[StudyConfig]) -> list[PlannedStudy]:
+    """The graph of each study.
+
+    Raises UserError when two studies have one name: their pages would replace each other.
+    """
+    names = [study.slug for study in studies]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two studies are named {', '.join(twice)}; give each a name of its own")
+    return [PlannedStudy(study, build_graph(study)) for study in studies]
+
+
+def fetch_models(studies: Sequence[PlannedStudy], work: Path) -> None:
+    """Fetch the models of the studies here, where there is a network."""
+    nodes = {node.identity: node for planned in studies for node in planned.nodes if node.stage == FETCHED_HERE}
+    run_nodes(list(nodes.values()), work)
+
+
+def submit_jobs(jobs: Sequence[Job], states: Mapping[str, JobState], work: Path, site: Site) -> list[Submitted]:
+    """Submit what is missing; all jobs are tried before the first one is submitted.
+
+    Raises UserError with Slurm's own words when it refuses one.
+    """
+    missing = [job for job in jobs if _is_missing(job, states[job.key])]
+    for options in {_tried_options(job, site) for job in missing}:
+        call_slurm(*options)
+    ids = {job.key: sorted({entry.base_id for entry in states[job.key].alive}) for job in jobs}
+    submitted = []
+    for job in missing:
+        parts = states[job.key].missing_parts
+        after = [job_id for key in job.after for job_id in ids.get(key, []) if states[key].state != "done"]
+        job_id = _submit(job, parts, after, work, site)
+        ids[job.key] = [*ids[job.key], job_id]
+        submitted.append(Submitted(job, job_id, parts))
+    return submitted
+
+
+def keep_studies(studies: Sequence[PlannedStudy], jobs: Sequence[Job], work: Path) -> None:
+    """Write what the jobs read: the studies, and each program's settings."""
+    for planned in studies:
+        keep_study(planned.study, work)
+    for job in jobs:
+        if job.node is not None:
+            write_config(job.node, work)
+
+
+def _is_missing(job: Job, state: JobState) -> bool:
+    if job.num_parts is not None and state.state != "done":
+        return bool(state.missing_parts)
+    return state.state in ("failed", "not started")
+
+
+def _submit(job: Job, parts: Sequence[int], after: Sequence[str], work: Path, site: Site) -> str:
+    """Submit one job; returns its id. Its log is named after it."""
+    logs = work / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    name = f"{job.label}.%A_%a.log" if job.num_parts else f"{job.label}.%j.log"
+    options = [f"--output={logs / name}", f"--job-name={job.label}", f"--comment={comment(work, job.key)}"]
+    if job.num_parts is not None:
+        options.append(f"--array={_ranges(parts)}" + (f"%{job.max_running}" if job.max_running else ""))
+    if after:
+        options += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
+    job_id = call_slurm("sbatch", "--parsable", *options, *_command(job, site)).strip().split(";")[0]
+    note_submission(work, job, job_id, logs / name.replace("%A", job_id).replace("%j", job_id))
+    return job_id
+
+
+def _command(job: Job, site: Site) -> list[str]:
+    """Options that every try and submission of a job has, its script and arguments."""
+    project = Path.cwd()
+    environment = {"PROJECT": str(project), "SITE": str(site.file), **job.environment}
+    exported = ",".join(["ALL", *(f"{name}={value}" for name, value in environment.items())])
+    return [*site.sbatch_options, *job.options, f"--export={exported}", str(project / "slurm" / job.script),
+            *job.arguments]
+
+
+def _tried_options(job: Job, site: Site) -> tuple[str, ...]:
+    """A command that asks Slurm whether it could run such a job, without its arguments: many jobs ask the same."""
+    return ("sbatch", _TRIED, *site.sbatch_options, *job.options, str(Path("slurm") / job.script))
+
+
+def _ranges(parts: Sequence[int]) -> str:
+    """`0-3,7` for [0, 1, 2, 3, 7]."""
+    spans: list[list[int]] = []
+    for part in parts:
+        if spans and spans[-1][1] == part - 1:
+            spans[-1][1] = part
+        else:
+            spans.append([part, part])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+
+
+def site_file() -> Path:
+    """The site file that SITE names, else the checkout's."""
+    return Path(os.environ.get("SITE") or "slurm/site.env")

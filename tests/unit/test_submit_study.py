@@ -1,0 +1,323 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_ext.artifacts import produce
+from megatron_ext.errors import UserError
+from megatron_ext.study.checks import check_submission
+from megatron_ext.study.config import load_study
+from megatron_ext.study.jobs import plan_jobs
+from megatron_ext.study.overview import describe_cost, describe_states
+from megatron_ext.study.reporting import keep_study
+from megatron_ext.study.runner import input_folders
+from megatron_ext.study.site import read_site
+from megatron_ext.study.status import comment, job_states, last_error, read_queue
+from megatron_ext.study.submission import keep_studies, plan_studies, submit_jobs
+from tests.unit.fake_slurm import FakeSlurm, option
+
+CONFIG = {"architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64,
+          "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 128}
+SITE = "SBATCH_OPTIONS=(--partition=gpu)\nGPUS_PER_NODE=8\nPROCESSES_PER_NODE=\nCONTAINER_IMAGE=\nEXCLUDED_NODES=n7\n"
+
+
+@pytest.fixture
+def values(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.jsonl").write_text('{"id": "1", "text": "olá", "stem_score": 3.0, "edu_score": 3.0}\n')
+    return {
+        "name": "tiny study", "corpus": {"path": str(tmp_path / "corpus")}, "base_model": "some/model",
+        "subsets": {"high": {"rule": "stem > 2.5", "budget_tokens": 1000},
+                    "low": {"rule": "stem < 2", "budget_tokens": 1000}},
+        "rewriter": {"model": "some/instruct", "subsets": ["high"]},
+        "run": {"train": {"budget_tokens": 5120, "global_batch_size": 4}, "data": {"seq_length": 64},
+                "checkpoint": {"interval_tokens": 1280}},
+        "data_parallel_size": 4,
+        "conditions": {
+            "low": {"sources": {"low": {"fill": True}}},
+            "high": {"sources": {"high": {"fill": True}, "high_rewrites": {"epochs": 1}}},
+        },
+        "evaluation": {"baseline": "low"},
+        "jobs": {"rewrite": {"parts": 8, "gpus": 2}},
+        "cost": {"billion_parameters": {"some/model": 1.0, "some/instruct": 4.0}},
+    }
+
+
+class Setting:
+    """A study, a site and a work folder, and the steps of submit_study after the models are fetched."""
+
+    def __init__(self, folder, values, slurm):
+        self.folder, self.values, self.slurm = folder, values, slurm
+        self.work = folder / "work"
+        (folder / "site.env").write_text(SITE)
+
+    def load(self, *overrides):
+        (self.folder / "study.yaml").write_text(yaml.safe_dump(self.values))
+        self.studies = plan_studies([load_study(self.folder / "study.yaml", list(overrides))])
+        self.site = read_site(self.folder / "site.env")
+        self.jobs = plan_jobs(self.studies, self.work, self.site)
+        for node in self.studies[0].nodes:
+            if node.stage == "model":
+                self.finish(node, {"config.json": json.dumps(CONFIG)}, {"num_parameters": 10**9})
+        return self
+
+    def submit(self, *overrides):
+        self.load(*overrides)
+        check_submission(self.studies, self.jobs, self.work, self.site)
+        keep_studies(self.studies, self.jobs, self.work)
+        return submit_jobs(self.jobs, self.states(), self.work, self.site)
+
+    def states(self):
+        return job_states(self.jobs, self.work, read_queue(self.work))
+
+    def state(self, name):
+        return self.states()[self.job(name).key]
+
+    def job(self, name):
+        return next(job for job in self.jobs if job.name == name)
+
+    def node(self, name):
+        return next(node for node in self.studies[0].nodes if node.name == name)
+
+    def finish(self, node, files, counts=None):
+        def make(folder):
+            for name, text in files.items():
+                (folder / name).write_text(text)
+            return counts or {}
+
+        inputs = {str(number): place for number, place in enumerate(input_folders(node, self.work))}
+        produce(node.output(self.work), kind=node.kind, settings={}, inputs=inputs, make=make)
+
+    def finish_part(self, name, number):
+        produce(self.job(name).part(number), kind="rewrites", settings={"part": number}, inputs={},
+                make=lambda folder: {})
+
+
+@pytest.fixture
+def setting(tmp_path, values, monkeypatch):
+    return Setting(tmp_path, values, FakeSlurm(tmp_path / "slurm", monkeypatch))
+
+
+def test_every_job_waits_for_what_it_needs_and_shared_work_is_one_job(setting):
+    setting.submit("seeds=[0, 1]")
+    jobs = setting.slurm.jobs
+    assert len([name for name in jobs if name.startswith("select.high")]) == 1
+    assert {"run.low.seed0", "run.low.seed1", "run.high.seed0", "run.high.seed1"} <= set(jobs)
+
+    def after(name):
+        given = (option(jobs[name], "dependency") or "afterok").split(":")[1:]
+        return {other for other, call in jobs.items() if call["id"] in given}
+
+    assert after("select.high") == set()
+    assert after("rewrite.high-parts") == {"select.high"}
+    assert after("rewrite.high") == {"rewrite.high-parts"}
+    assert after("tokenize.high_rewrites") == {"rewrite.high"}
+    assert after("run.high.seed1") == {"import.parity", "tokenize.high", "tokenize.low", "tokenize.high_rewrites"}
+    assert after("export.high.seed1") == {"run.high.seed1"}
+    assert after("report.tiny-study") == {"compare.conditions"}
+    assert all("--kill-on-invalid-dep=yes" in call["words"] for call in jobs.values() if option(call, "dependency"))
+
+
+def test_jobs_carry_the_sites_options_and_the_layout(setting):
+    setting.submit("run.parallel.tensor_model_parallel_size=4")
+    run = setting.slurm.jobs["run.low.seed0"]
+    assert option(run, "nodes") == "2"  # dp 4 x tp 4 on nodes of 8
+    assert option(run, "gpus-per-node") == "8"
+    assert {"--partition=gpu", "--exclude=n7"} <= set(run["words"])
+    assert "NUM_PROCESSES_PER_NODE=8" in option(run, "export")
+    config, output = run["words"][-2:]
+    assert json.loads(Path(config).read_text())["train"]["budget_tokens"] == 5120
+    assert output == f"output={setting.node('run/low/seed0').output(setting.work)}"
+    assert option(setting.slurm.jobs["import.parity"], "gpus-per-node") == "4"  # one model replica
+    engines = setting.slurm.jobs["rewrite.high-parts"]
+    assert (option(engines, "array"), option(engines, "gpus-per-node")) == ("0-7", "2")
+    assert "NUM_PARTS=8" in option(engines, "export")
+    merge = setting.slurm.jobs["rewrite.high"]
+    assert merge["words"][-6:-3] == ["tools.rewrite_corpus", "8", "--config"]
+    assert option(merge, "gpus-per-node") is None
+
+
+def test_submitting_again_submits_what_is_neither_finished_nor_alive(setting):
+    setting.submit()
+    setting.finish(setting.node("select/high"), {"a": "1"})
+    setting.finish(setting.node("select/low"), {"a": "2"})
+    alive = [name for name in setting.slurm.jobs if not name.startswith(("select", "rewrite.high-parts", "run.low"))]
+    ids = {name: setting.slurm.jobs[name]["id"] for name in alive}
+    keys = {job.label.rsplit("-", 1)[0]: job.key for job in setting.jobs}
+    entries = [(ids[name], "PENDING", "Dependency", comment(setting.work, keys[name])) for name in alive]
+    parts_key = comment(setting.work, keys["rewrite.high-parts"])
+    setting.slurm.set_queue(*entries, ("77_0", "RUNNING", "None", parts_key), ("78", "RUNNING", "None", "other#x"))
+    for number in (1, 2, 4, 6, 7):
+        setting.finish_part("rewrite/high parts", number)
+    assert setting.state("rewrite/high parts").state == "running"
+    setting.slurm.forget()
+    submitted = setting.submit()
+    assert {one.job.name: one.parts for one in submitted} == {"rewrite/high parts": (3, 5), "run/low/seed0": ()}
+    assert option(setting.slurm.jobs["rewrite.high-parts"], "array") == "3,5"
+    run = option(setting.slurm.jobs["run.low.seed0"], "dependency").split(":")[1:]
+    assert set(run) == {ids["import.parity"], ids["tokenize.high"], ids["tokenize.low"], ids["tokenize.high_rewrites"]}
+
+
+def test_a_job_that_waits_for_parts_alive_and_anew_waits_for_both(setting):
+    setting.submit()
+    parts = setting.job("rewrite/high parts")
+    setting.slurm.set_queue(("77_0", "RUNNING", "None", comment(setting.work, parts.key)))
+    setting.slurm.forget()
+    setting.submit()
+    again = setting.slurm.jobs["rewrite.high-parts"]
+    assert option(again, "array") == "1-7"
+    assert set(option(setting.slurm.jobs["rewrite.high"], "dependency").split(":")[1:]) == {"77", again["id"]}
+
+
+def test_status_tells_why_a_job_failed(setting):
+    setting.submit()
+    call = setting.slurm.jobs["select.high"]
+    log = Path(option(call, "output").replace("%j", call["id"]))
+    log.write_text("starting\nerror: corpus: no column 'stem'; there are text, id\nsrun: error: task 0: Exited\nbye\n")
+    state = setting.state("select/high")
+    assert state.state == "failed"
+    assert "srun: error: task 0: Exited" in state.detail
+    assert str(log) in state.detail
+    assert "what it waits for is not finished" in setting.state("rewrite/high").detail
+    shown = "\n".join(describe_states(setting.studies, setting.jobs, setting.states()))
+    assert "select/high" in shown
+    assert f"{len(setting.jobs)} failed" in shown
+
+
+def test_the_error_of_a_log_is_its_last_error_line(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("".join(f"line {number}\n" for number in range(20_000)) + "error: no space\nafterwards\n\n")
+    assert last_error(log) == "error: no space"
+    log.write_text("quiet end\n")
+    assert last_error(log) == "quiet end"
+
+
+def test_an_input_that_changed_under_a_finished_artifact_is_noticed(setting):
+    setting.load()
+    node = setting.node("select/high")
+    setting.finish(node, {"a": "1"})
+    rewrites = setting.node("rewrite/high")
+    setting.finish(rewrites, {"b": "1"})
+    assert setting.state("rewrite/high").state == "done"
+    assert setting.state("rewrite/high parts").state == "done"
+    for file in node.output(setting.work).iterdir():
+        file.unlink()
+    setting.finish(node, {"a": "2"})
+    with pytest.raises(UserError, match="was made from other bytes"):
+        setting.states()
+
+
+def refused(setting, *overrides):
+    with pytest.raises(UserError) as caught:
+        setting.submit(*overrides)
+    assert setting.slurm.jobs == {}
+    return str(caught.value)
+
+
+def test_more_gpus_than_a_node_has_are_refused(setting):
+    assert "jobs.rewrite.gpus = 9: a node has 8 GPUs" in refused(setting, "jobs.rewrite.gpus=9")
+
+
+def test_what_slurm_refuses_is_refused_before_any_job_starts(setting):
+    setting.slurm.refuse("--gres=gpu:9")
+    assert "Requested node configuration is not available" in refused(setting, "jobs.run.options=[--gres=gpu:9]")
+
+
+def test_a_missing_image_an_unwritable_folder_and_a_missing_corpus_are_told_together(setting):
+    setting.values["corpus"]["path"] = "/nowhere/corpus"
+    (setting.folder / "plain").write_text("")
+    (setting.folder / "site.env").write_text(SITE.replace("CONTAINER_IMAGE=", "CONTAINER_IMAGE=/nowhere/image.sqsh")
+                                             + f"SCRATCH={setting.folder / 'plain'}/below\n")
+    message = refused(setting)
+    assert "/nowhere/image.sqsh" in message
+    assert "plain/below cannot be written" in message
+    assert "/nowhere/corpus does not exist" in message
+
+
+def test_a_layout_that_does_not_fit_the_model_is_refused(setting):
+    assert "tensor_model_parallel_size 3 does not divide" in refused(
+        setting, "run.parallel.tensor_model_parallel_size=3", "data_parallel_size=8")
+
+
+def test_processes_that_do_not_fill_nodes_are_refused(setting):
+    assert "12 processes" in refused(setting, "data_parallel_size=12")
+
+
+def test_two_studies_of_one_name_are_refused(setting):
+    study = setting.load().studies[0].study
+    with pytest.raises(UserError, match="two studies are named tiny-study"):
+        plan_studies([study, study])
+
+
+def test_a_kept_study_is_the_same_study(setting):
+    study = setting.load("seeds=[3]", "jobs.import.time='1:00:00'").studies[0].study
+    file = keep_study(study, setting.folder)
+    assert load_study(file, []) == study
+
+
+def test_a_time_that_yaml_reads_as_a_number_is_refused(setting):
+    with pytest.raises(UserError, match="write it in quotes"):
+        setting.load("jobs.run.time=24:00:00")
+
+
+def test_the_forecast_shows_its_arithmetic(setting):
+    setting.load()
+    lines = "\n".join(describe_cost(setting.studies, setting.jobs, setting.states(), setting.work))
+    # 6 x 10^9 parameters x 5,120 tokens: next to nothing; what counts is that the factors are the study's.
+    assert "6 x 1B x 5,120 tokens / 400 TFLOP/s" in lines
+    assert "1,000 tokens x 4 styles x 0.75 = 3,000 tokens" in lines
+    assert "8 (1 x 2 GPU), merge" in lines
+    assert f"{len(setting.jobs)} jobs" in lines
+
+
+def test_a_model_of_unknown_size_is_told(setting):
+    setting.values["cost"] = {}
+    setting.load()
+    for node in setting.studies[0].nodes:
+        if node.stage == "model":
+            for file in node.output(setting.work).iterdir():
+                file.unlink()
+    with pytest.raises(UserError, match=r"some/\w+ is not known .* name it in cost.billion_parameters"):
+        list(describe_cost(setting.studies, setting.jobs, setting.states(), setting.work))
+
+
+def test_checkpoints_along_training_are_kept_exported_and_evaluated(setting):
+    setting.submit("evaluation.checkpoints=all")
+    run = setting.node("run/low/seed0")
+    assert run.settings["checkpoint"]["keep_tokens"] == [1280, 2560, 3840]  # 256 tokens an iteration, every 5
+    export = setting.node("export/low/seed0/iter_0000005")
+    assert export.config(setting.work)["checkpoint"].endswith("/checkpoints/iter_0000005")
+    assert "evaluate.low.seed0.iter_0000015" in setting.slurm.jobs
+    plain = setting.load().node("run/low/seed0")
+    assert plain.identity == run.identity  # what is evaluated does not make it another run
+
+
+def test_a_checkpoint_that_a_finished_run_did_not_keep_is_told(setting):
+    setting.load()
+    for name in ("select/high", "select/low", "rewrite/high", "tokenize/high", "tokenize/low",
+                 "tokenize/high_rewrites", "run/low/seed0"):
+        setting.finish(setting.node(name), {"a": name}, {"vocab_size": 64})
+    assert "did not keep checkpoints/iter_0000005" in refused(setting, "evaluation.checkpoints=all")
+
+
+STUDIES = sorted(path for path in Path("examples/studies").glob("*.yaml") if path.name != "classicc.yaml")
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_shipped_studies_load_keep_the_contract_and_have_a_forecast(path, tmp_path):
+    studies = plan_studies([load_study(path, [])])
+    jobs = plan_jobs(studies, tmp_path / "work", read_site())
+    lines = list(describe_cost(studies, jobs, job_states(jobs, tmp_path / "work", {}), tmp_path / "work"))
+    assert "GPU-hours" in lines[-1]
+    assert float(lines[-1].split(" jobs, ")[1].split(" ")[0].replace(",", "")) > 500
+
+
+def test_the_papers_two_sizes_share_their_data():
+    files = [Path(f"examples/studies/paper_{size}.yaml") for size in ("1.1b", "7b")]
+    small, large = plan_studies([load_study(file, []) for file in files])
+    shared = {node.identity for node in small.nodes} & {node.identity for node in large.nodes}
+    stages = [node.stage for node in small.nodes if node.identity in shared]
+    assert Counter(stages) == {"model": 2, "select": 2, "rewrite": 2, "tokenize": 4}
+    assert len([node for node in large.nodes if node.stage == "run"]) == 4
