@@ -51,7 +51,7 @@ run_stage() {
         code=$?
         kill -0 "$step" 2> /dev/null || break
     done
-    [ "$code" = 0 ] || fail "$code" "$1 ended with code $code (see above)"
+    [ "$code" = 0 ] || { log "$1 ended with code $code"; exit "$code"; }
 }
 
 requeue_stage() {
@@ -62,7 +62,7 @@ requeue_stage() {
 
 # run_torchrun PROGRAM ARGUMENTS…: torchrun on all nodes of the job.
 run_torchrun() {
-    local first_node
+    local first_node code
     prepare_environment
     first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) && [ -n "$first_node" ] \
         || fail 2 "cannot tell the first node of $SLURM_JOB_NODELIST"
@@ -72,5 +72,5 @@ run_torchrun() {
         --nproc-per-node "${NUM_PROCESSES_PER_NODE:-${PROCESSES_PER_NODE:-$GPUS_PER_NODE}}" \
         --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
         --rdzv-endpoint "$first_node:$((20000 + SLURM_JOB_ID % 20000))" --rdzv-conf join_timeout=300 -m "$@" \
-        || fail $? "$1 failed (see above)"
+        || { code=$?; log "$1 ended with code $code"; exit "$code"; }
 }

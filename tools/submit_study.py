@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from megatron_ext.errors import exit_on_user_error
-from megatron_ext.study.checks import check_submission
+from megatron_ext.study.checks import check_places, check_studies
 from megatron_ext.study.config import load_study
 from megatron_ext.study.jobs import plan_jobs
 from megatron_ext.study.overview import describe_cost, describe_states
@@ -34,8 +34,9 @@ def main(argv: list[str] | None = None) -> int:
         states = job_states(jobs, work, read_queue(work))
         print("\n".join(describe_states(studies, jobs, states)))
         return 1 if any(state.state == "failed" for state in states.values()) else 0
+    check_places(studies, work, site)
     fetch_models(studies, work)
-    check_submission(studies, jobs, work, site)
+    check_studies(studies, jobs, work)
     keep_studies(studies, jobs, work)
     states = job_states(jobs, work, read_queue(work))
     submitted = submit_jobs(jobs, states, work, site)

@@ -20,12 +20,26 @@ from megatron_ext.study.site import Site
 _PROBE = "Ação, coração e 3,14 pães: não há «fim»?\n\tÀs 10h, it's over."
 
 
-def check_submission(studies: Sequence[PlannedStudy], jobs: Sequence[Job], work: Path, site: Site) -> None:
-    """Raise one UserError that lists every problem with its mend."""
-    problems = [*_site_problems(site, work), *_study_problems(studies, work)]
-    problems += _checkpoint_problems(jobs, work)
+def check_places(studies: Sequence[PlannedStudy], work: Path, site: Site) -> None:
+    """Raise one UserError that lists every place that is missing or cannot be written, before models are fetched."""
+    _refuse([*_site_problems(site, work), *_corpus_problems(studies)])
+
+
+def check_studies(studies: Sequence[PlannedStudy], jobs: Sequence[Job], work: Path) -> None:
+    """Raise one UserError that lists every problem of the studies whose models are fetched, with its mend."""
+    _refuse([*_study_problems(studies, work), *_checkpoint_problems(jobs, work)])
+
+
+def _refuse(problems: Sequence[str]) -> None:
     if problems:
         raise UserError("nothing was submitted:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+def _corpus_problems(studies: Sequence[PlannedStudy]) -> Iterator[str]:
+    for planned in studies:
+        path = planned.study.corpus.path
+        if not path.exists():
+            yield f"{planned.study.name}: corpus.path {path} does not exist"
 
 
 def _site_problems(site: Site, work: Path) -> Iterator[str]:
@@ -59,8 +73,6 @@ def _study_problems(studies: Sequence[PlannedStudy], work: Path) -> Iterator[str
         checks = [lambda study=study, runs=runs: check_contract(runs, study.allow_differences),
                   lambda planned=planned: _check_tokenizers(planned, work)]
         checks += [lambda node=node: check_node(node, work, data_is_there=False) for node in planned.nodes]
-        if not study.corpus.path.exists():
-            yield f"{study.name}: corpus.path {study.corpus.path} does not exist"
         told: set[str] = set()
         for check in checks:
             try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_ext.artifacts import hash_json
 from megatron_ext.errors import UserError
 from megatron_ext.study.config import StudyConfig
-from megatron_ext.study.graph import Node
+from megatron_ext.study.graph import Inside, Node
 from megatron_ext.study.job_settings import ArrayJob, GpuJob, StageJob
 from megatron_ext.study.runner import TRAIN, program_arguments
 from megatron_ext.study.site import Site
@@ -41,6 +41,8 @@ class Job:
     """Variables that the script reads."""
     after: tuple[str, ...] = ()
     """Keys of the jobs that must have succeeded."""
+    during: str | None = None
+    """Key of the training job that saves, while it runs, the checkpoint that this job reads."""
     output: Path | None = None
     """Folder that it makes; None: the page, whose folder is known when all else is done."""
     node: Node | None = None
@@ -51,9 +53,9 @@ class Job:
     gpus_per_node: int = 0
 
     @property
-    def num_gpus(self) -> int:
-        """GPUs of the job, or of each task of the array."""
-        return self.num_nodes * self.gpus_per_node
+    def awaited(self) -> tuple[str, ...]:
+        """Keys of all jobs that it waits for."""
+        return (*self.after, *([self.during] if self.during else []))
 
     @property
     def label(self) -> str:
@@ -93,10 +95,13 @@ def _node_jobs(node: Node, study: StudyConfig, work: Path, site: Site) -> list[J
     after = tuple(dict.fromkeys(parent.identity for parent in node.parents if parent.stage != FETCHED_HERE))
     arguments = tuple(program_arguments(node, work, work / "configs" / f"{node.label}.json"))
     options, environment, num_nodes, gpus = _resources(node, settings, site)
+    if checkpoint := _early_checkpoint(node):
+        environment = {"CHECKPOINT": str(checkpoint.node.output(work) / checkpoint.folder)}
+        after = tuple(key for key in after if key != checkpoint.node.identity)
     whole = Job(key=node.identity, name=node.name, script=f"{SCRIPTS.get(node.stage, node.stage)}.sbatch",
                 arguments=arguments[1:] if node.program == TRAIN else arguments, options=options,
-                environment=environment, after=after, output=node.output(work), node=node, num_nodes=num_nodes,
-                gpus_per_node=gpus)
+                environment=environment, after=after, during=checkpoint and checkpoint.node.identity,
+                output=node.output(work), node=node, num_nodes=num_nodes, gpus_per_node=gpus)
     if not isinstance(settings, ArrayJob) or settings.parts == 1:
         return [whole]
     parts = Job(key=f"{node.identity}.parts", name=f"{node.name} parts", script=whole.script, arguments=arguments,
@@ -107,6 +112,14 @@ def _node_jobs(node: Node, study: StudyConfig, work: Path, site: Site) -> list[J
                 arguments=(node.program, str(settings.parts), *arguments), options=_options(study.jobs.merge),
                 after=(parts.key,), output=whole.output, node=node)
     return [parts, merge]
+
+
+def _early_checkpoint(node: Node) -> Inside | None:
+    """The checkpoint that an export reads, if its run goes on after it."""
+    source = node.inputs.get("checkpoint")
+    if isinstance(source, Inside) and "/iter_" in node.name:
+        return source
+    return None
 
 
 def _report_job(planned: PlannedStudy, work: Path) -> Job:

@@ -68,7 +68,7 @@ def _titles(studies: Sequence[PlannedStudy], jobs: Sequence[Job]) -> dict[str, s
 def _group_lines(name: str, width: int, members: Sequence[Job], costs: Sequence[Cost], names: Mapping[str, str],
                  states: Mapping[str, JobState]) -> Iterator[str]:
     hours, disk = sum(cost.gpu_hours for cost in costs), sum(cost.disk_bytes for cost in costs)
-    parents = [parent for parent in dict.fromkeys(names[key] for job in members for key in job.after)
+    parents = [parent for parent in dict.fromkeys(names[key] for job in members for key in job.awaited)
                if parent != name]
     shown = ", ".join(parents[:_SHOWN_PARENTS]) + (", …" if len(parents) > _SHOWN_PARENTS else "")
     found = Counter(states[job.key].state for job in members)

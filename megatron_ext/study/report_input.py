@@ -29,8 +29,11 @@ def write_study_record(study: StudyConfig, nodes: list[Node], work: Path) -> Pat
                 "run": place[f"run/{condition}/seed{seed}"],
                 "export": place[f"export/{condition}/seed{seed}"],
                 "evaluation": place[f"evaluate/{condition}/seed{seed}"],
-                "checkpoints": _checkpoints(place, f"{condition}/seed{seed}"),
             } for seed in study.seeds}}
+            for condition in study.conditions
+        },
+        "along_training": {
+            condition: {str(seed): _checkpoints(place, f"{condition}/seed{seed}") for seed in study.seeds}
             for condition in study.conditions
         },
         "comparison": place["compare/conditions"],

@@ -20,7 +20,8 @@ from megatron_ext.study.runner import is_up_to_date
 
 LEDGER = "jobs.json"
 _LOG_TAIL_BYTES = 64 * 1024
-_ERROR_MARKS = ("error:", "Error:", "BROKEN", "slurmstepd: error", "CANCELLED")
+_ERROR_MARKS = ("error:", "Error:")
+_LAUNCHERS = ("srun:", "slurmstepd:", "[rank")  # they tell that a program failed; the program tells why
 StateName = Literal["done", "running", "pending", "failed", "not started"]
 
 
@@ -159,7 +160,7 @@ def _ended(job: Job, noted: dict[str, Any], missing: tuple[int, ...], states: Ma
     logs = [Path(noted["log"].replace("%a", str(number))) for number in missing] if missing else [Path(noted["log"])]
     written = [log for log in logs if log.exists()]
     if not written:
-        unfinished = [states[key] for key in job.after if key in states and states[key].state != "done"]
+        unfinished = [states[key] for key in job.awaited if key in states and states[key].state != "done"]
         why = "what it waits for is not finished" if unfinished else "it ended before it wrote a log"
         return JobState("failed", f"job {noted['job_id']} never ran: {why}", missing_parts=missing)
     parts = f"{len(missing)} of {job.num_parts} parts; " if job.num_parts else ""
@@ -172,7 +173,8 @@ def last_error(log: Path) -> str:
         file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if any(mark in line for mark in _ERROR_MARKS)]
-    return (errors or lines or ["nothing was written"])[-1]
+    told = [line for line in errors if not line.startswith(_LAUNCHERS)]
+    return (told or errors or lines or ["nothing was written"])[-1]
 
 
 def _ids(entries: Sequence[QueueEntry]) -> str:

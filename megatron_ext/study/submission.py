@@ -63,8 +63,8 @@ def submit_jobs(jobs: Sequence[Job], states: Mapping[str, JobState], work: Path,
     submitted = []
     for job in missing:
         parts = states[job.key].missing_parts
-        after = [job_id for key in job.after for job_id in ids.get(key, []) if states[key].state != "done"]
-        job_id = _submit(job, parts, after, work, site)
+        awaited = {key: ids[key] for key in job.awaited if states[key].state != "done"}
+        job_id = _submit(job, parts, awaited, work, site)
         ids[job.key] = [*ids[job.key], job_id]
         submitted.append(Submitted(job, job_id, parts))
     return submitted
@@ -85,25 +85,29 @@ def _is_missing(job: Job, state: JobState) -> bool:
     return state.state in ("failed", "not started")
 
 
-def _submit(job: Job, parts: Sequence[int], after: Sequence[str], work: Path, site: Site) -> str:
-    """Submit one job; returns its id. Its log is named after it."""
+def _submit(job: Job, parts: Sequence[int], awaited: Mapping[str, Sequence[str]], work: Path, site: Site) -> str:
+    """Submit one job that waits for others (key -> job ids); returns its id. Its log is named after it."""
     logs = work / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     name = f"{job.label}.%A_%a.log" if job.num_parts else f"{job.label}.%j.log"
     options = [f"--output={logs / name}", f"--job-name={job.label}", f"--comment={comment(work, job.key)}"]
     if job.num_parts is not None:
         options.append(f"--array={_ranges(parts)}" + (f"%{job.max_running}" if job.max_running else ""))
-    if after:
-        options += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
-    job_id = call_slurm("sbatch", "--parsable", *options, *_command(job, site)).strip().split(";")[0]
+    succeeded = [job_id for key in job.after for job_id in awaited.get(key, [])]
+    training = awaited.get(job.during or "", [])
+    dependencies = [f"{kind}:{':'.join(ids)}" for kind, ids in (("afterok", succeeded), ("after", training)) if ids]
+    if dependencies:
+        options += [f"--dependency={','.join(dependencies)}", "--kill-on-invalid-dep=yes"]
+    environment = {"TRAIN_JOB": training[-1]} if training else {}
+    job_id = call_slurm("sbatch", "--parsable", *options, *_command(job, site, environment)).strip().split(";")[0]
     note_submission(work, job, job_id, logs / name.replace("%A", job_id).replace("%j", job_id))
     return job_id
 
 
-def _command(job: Job, site: Site) -> list[str]:
+def _command(job: Job, site: Site, more: Mapping[str, str]) -> list[str]:
     """Options that every try and submission of a job has, its script and arguments."""
     project = Path.cwd()
-    environment = {"PROJECT": str(project), "SITE": str(site.file), **job.environment}
+    environment = {"PROJECT": str(project), "SITE": str(site.file), **job.environment, **more}
     exported = ",".join(["ALL", *(f"{name}={value}" for name, value in environment.items())])
     return [*site.sbatch_options, *job.options, f"--export={exported}", str(project / "slurm" / job.script),
             *job.arguments]

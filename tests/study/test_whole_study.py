@@ -108,11 +108,12 @@ def test_a_checkpoint_along_training_is_evaluated_though_later_ones_were_saved(s
     record = json.loads((study / "work" / "study-tiny.json").read_text())
     for condition in ("low", "high_with_rewrites"):
         seed = record["conditions"][condition]["seeds"]["0"]
-        assert list(seed["checkpoints"]) == ["8"]
+        along = record["along_training"][condition]["0"]
+        assert list(along) == ["8"]
         kept = {path.name for path in (study / "work" / seed["run"] / "checkpoints").glob("iter_*")}
         assert kept == {"iter_0000008", "iter_0000014", "iter_0000016"}
         earlier, last = (Artifact.open(study / "work" / place, kind="evaluation")
-                         for place in (seed["checkpoints"]["8"]["evaluation"], seed["evaluation"]))
+                         for place in (along["8"]["evaluation"], seed["evaluation"]))
         assert earlier.manifest["request"]["inputs"] != last.manifest["request"]["inputs"]
 
 

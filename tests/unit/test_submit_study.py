@@ -7,7 +7,7 @@ import yaml
 
 from megatron_ext.artifacts import produce
 from megatron_ext.errors import UserError
-from megatron_ext.study.checks import check_submission
+from megatron_ext.study.checks import check_places, check_studies
 from megatron_ext.study.config import load_study
 from megatron_ext.study.jobs import plan_jobs
 from megatron_ext.study.overview import describe_cost, describe_states
@@ -65,7 +65,8 @@ class Setting:
 
     def submit(self, *overrides):
         self.load(*overrides)
-        check_submission(self.studies, self.jobs, self.work, self.site)
+        check_places(self.studies, self.work, self.site)
+        check_studies(self.studies, self.jobs, self.work)
         keep_studies(self.studies, self.jobs, self.work)
         return submit_jobs(self.jobs, self.states(), self.work, self.site)
 
@@ -178,7 +179,7 @@ def test_status_tells_why_a_job_failed(setting):
     log.write_text("starting\nerror: corpus: no column 'stem'; there are text, id\nsrun: error: task 0: Exited\nbye\n")
     state = setting.state("select/high")
     assert state.state == "failed"
-    assert "srun: error: task 0: Exited" in state.detail
+    assert "error: corpus: no column 'stem'" in state.detail
     assert str(log) in state.detail
     assert "what it waits for is not finished" in setting.state("rewrite/high").detail
     shown = "\n".join(describe_states(setting.studies, setting.jobs, setting.states()))
@@ -190,6 +191,8 @@ def test_the_error_of_a_log_is_its_last_error_line(tmp_path):
     log = tmp_path / "log"
     log.write_text("".join(f"line {number}\n" for number in range(20_000)) + "error: no space\nafterwards\n\n")
     assert last_error(log) == "error: no space"
+    log.write_text("a\nsrun: error: node2: task 1: Killed\n")
+    assert last_error(log) == "srun: error: node2: task 1: Killed"
     log.write_text("quiet end\n")
     assert last_error(log) == "quiet end"
 
@@ -290,6 +293,11 @@ def test_checkpoints_along_training_are_kept_exported_and_evaluated(setting):
     export = setting.node("export/low/seed0/iter_0000005")
     assert export.config(setting.work)["checkpoint"].endswith("/checkpoints/iter_0000005")
     assert "evaluate.low.seed0.iter_0000015" in setting.slurm.jobs
+    jobs = setting.slurm.jobs
+    early, last = jobs["export.low.seed0.iter_0000005"], jobs["export.low.seed0"]
+    assert option(early, "dependency") == f"after:{jobs['run.low.seed0']['id']}"  # it starts while the run goes on
+    assert f"TRAIN_JOB={jobs['run.low.seed0']['id']}" in option(early, "export")
+    assert option(last, "dependency") == f"afterok:{jobs['run.low.seed0']['id']}"
     plain = setting.load().node("run/low/seed0")
     assert plain.identity == run.identity  # what is evaluated does not make it another run
 

@@ -1,0 +1,123 @@
+"""tools.submit_study on a real cluster: the graph of run_study as jobs over two nodes, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from tests.slurm.cluster import ROOT
+from tests.study.test_whole_study import study_values
+from tests.unit.tiny_chat_model import make_tiny_chat_model
+
+pytestmark = pytest.mark.slow
+
+
+class Study:
+    """A tiny study, its work folder, and submit_study on the login node."""
+
+    def __init__(self, cluster, folder):
+        self.cluster, self.folder, self.work = cluster, folder, folder / "work"
+        values = study_values(make_tiny_chat_model(folder / "tiny"))
+        values["run"]["train"]["budget_tokens"] = 8 * 4 * 64
+        values["evaluation"]["checkpoints"] = "last"
+        (folder / "study.yaml").write_text(yaml.safe_dump(values))
+
+    def submit(self, *arguments, **environment):
+        """Exit code and output of submit_study."""
+        environment = {"XDG_CACHE_HOME": self.folder / "cache", **environment}
+        done = self.cluster.run(sys.executable, "-m", "tools.submit_study", self.folder / "study.yaml", "--work",
+                                self.work, *arguments, check=False, **environment)
+        return done.returncode, done.stdout + done.stderr
+
+    def queue(self):
+        """Ids and states of the jobs that Slurm still has."""
+        return self.cluster.run("squeue", "--noheader", "--array", "--format=%i %j %T %r").stdout.splitlines()
+
+    def wait(self, timeout_seconds):
+        """Wait until no job is left."""
+        deadline = time.monotonic() + timeout_seconds
+        while queue := self.queue():
+            assert time.monotonic() < deadline, "\n".join([*queue, self.submit("--status")[1]])
+            time.sleep(0.2)
+
+    def one(self, pattern, work=None):
+        (found,) = (work or self.work).glob(pattern)
+        return found
+
+
+@pytest.fixture(scope="module")
+def study(cluster, tmp_path_factory):
+    return Study(cluster, tmp_path_factory.mktemp("study"))
+
+
+def numbers(work):
+    """What a report rests on: losses of each run, scores of each model, the comparison."""
+    def rows(path):
+        kept = ("event", "iteration", "loss", "grad_norm", "sources")
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+        return [{key: row[key] for key in kept if key in row} for row in found if row["event"] != "checkpoint"]
+
+    files = {str(path.relative_to(work)): rows(path) for path in work.glob("run/*/*/metrics.jsonl")}
+    for pattern in ("compare/*/comparison.json", "evaluate/**/results.json", "run/*/*/exposure.json"):
+        files |= {str(path.relative_to(work)): json.loads(path.read_text()) for path in work.glob(pattern)}
+    return files
+
+
+def test_jobs_over_two_nodes_give_the_report_of_one_machine(study):
+    code, output = study.submit()
+    assert code == 0, output
+    reference = start_on_one_core(study)
+    study.wait(500)
+    code, status = study.submit("--status")
+    assert code == 0, status
+    assert "failed" not in status
+    output, _ = reference.communicate(timeout=300)
+    assert reference.returncode == 0, output
+    here, there = numbers(study.folder / "here"), numbers(study.work)
+    assert len(here) == 8  # two runs with their exposure, three evaluations, one comparison
+    assert there == here
+    report = study.one("report/tiny-*/report.html")
+    assert "high_with_rewrites" in report.read_text()
+    assert ", 1 processes each" in study.one("logs/run.low.seed0-*.log").read_text()
+    code, again = study.submit()
+    assert (code, again.splitlines()[-1]) == (0, "nothing to submit")
+
+
+def start_on_one_core(study):
+    """run_study with one thread a process, as the jobs have, beside them."""
+    core = str(min(os.sched_getaffinity(0)))
+    return subprocess.Popen(
+        ["taskset", "--cpu-list", core, sys.executable, "-m", "tools.run_study", str(study.folder / "study.yaml"),
+         "--work", str(study.folder / "here")], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "XDG_CACHE_HOME": str(study.folder / "cache")})
+
+
+def test_a_failed_stage_leaves_no_dependents_pending_and_its_error_is_told(study):
+    code, output = study.submit("corpus.scores={stem: stem_rating, edu: edu_score}")
+    assert code == 0, output
+    study.wait(120)
+    code, status = study.submit("--status", "corpus.scores={stem: stem_rating, edu: edu_score}")
+    assert code == 1
+    (line,) = (line for line in status.splitlines() if line.startswith("select/high "))
+    assert "failed" in line
+    assert "stem_rating" in line
+    assert "what it waits for is not finished" in status
+
+
+@pytest.mark.parametrize(("arguments", "site", "reason"), [
+    (["jobs.run.options=[--gres=gpu:9]"], {}, "Requested node configuration is not available"),
+    (["jobs.rewrite.gpus=9"], {"GPUS_PER_NODE": 8}, "jobs.rewrite.gpus = 9: a node has 8 GPUs"),
+    ([], {"CONTAINER_IMAGE": "/nowhere/image.sqsh"}, "/nowhere/image.sqsh"),
+    ([], {"SCRATCH": "/proc/scratch"}, "SCRATCH /proc/scratch cannot be written"),
+    (["conditions.low.overrides={optimizer.lr: 0.5}"], {}, "optimizer.lr = 0.5 differs from the other conditions"),
+])
+def test_what_cannot_run_is_refused_before_a_job_starts(study, arguments, site, reason):
+    code, output = study.submit(*arguments, SITE=study.cluster.write_site("other.env", **site))
+    assert code == 2
+    assert reason in output
+    assert "Traceback" not in output
+    assert study.queue() == []
