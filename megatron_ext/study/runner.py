@@ -82,14 +82,27 @@ def is_up_to_date(node: Node, work: Path) -> bool:
 
 
 def stage_seconds(nodes: list[Node], work: Path) -> dict[str, float]:
-    """Node name -> seconds its program ran: over all launches of run_study, else the last launch by the manifest."""
-    record, seconds = _read_record(work), {}
-    for node in nodes:
-        manifest = Artifact.open(node.output(work)).manifest
-        value = record.get(node.identity, {}).get("seconds", manifest["made_by"]["seconds"])
-        if value is not None:
-            seconds[node.name] = value
-    return seconds
+    """Node name -> seconds its program ran: over all launches of run_study; else, by what it made, the last launch, and
+    of a training run its iterations."""
+    record = _read_record(work)
+    return {node.name: record[node.identity]["seconds"] if node.identity in record else _seconds_noted(node, work)
+            for node in nodes}
+
+
+def _seconds_noted(node: Node, work: Path) -> float:
+    noted = Artifact.open(node.output(work)).manifest["made_by"]["seconds"]
+    return noted if noted is not None else _seconds_of_iterations(node.output(work) / "metrics.jsonl")
+
+
+def _seconds_of_iterations(metrics: Path) -> float:
+    """Sum over the iterations of a run, from the tokens so far and the tokens per second of each."""
+    seconds, tokens_before = 0.0, 0
+    with open(metrics, encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            if row["event"] == "train":
+                seconds += (row["tokens"] - tokens_before) / row["tokens_per_second"]
+                tokens_before = row["tokens"]
+    return round(seconds, 1)
 
 
 def write_config(node: Node, work: Path) -> Path:

@@ -23,7 +23,8 @@ class Study:
         self.cluster, self.folder, self.work = cluster, folder, folder / "work"
         values = study_values(make_tiny_chat_model(folder / "tiny"))
         values["run"]["train"]["budget_tokens"] = 8 * 4 * 64
-        values["evaluation"]["checkpoints"] = "last"
+        values["run"]["parallel"]["tensor_model_parallel_size"] = 2  # inside a node; the pipeline goes across nodes
+        values["evaluation"]["checkpoints"] = [4 * 4 * 64]
         (folder / "study.yaml").write_text(yaml.safe_dump(values))
 
     def submit(self, *arguments, **environment):
@@ -68,22 +69,28 @@ def numbers(work):
 
 
 def test_jobs_over_two_nodes_give_the_report_of_one_machine(study):
-    code, output = study.submit()
+    site = study.cluster.write_site("two.env", PROCESSES_PER_NODE=2, POLL_SECONDS=1)
+    code, output = study.submit(SITE=site)
     assert code == 0, output
     reference = start_on_one_core(study)
     study.wait(500)
-    code, status = study.submit("--status")
+    code, status = study.submit("--status", SITE=site)
     assert code == 0, status
     assert "failed" not in status
     output, _ = reference.communicate(timeout=300)
     assert reference.returncode == 0, output
     here, there = numbers(study.folder / "here"), numbers(study.work)
-    assert len(here) == 8  # two runs with their exposure, three evaluations, one comparison
+    assert len(here) == 10  # two runs with their exposure, five evaluations, one comparison
     assert there == here
     report = study.one("report/tiny-*/report.html")
     assert "high_with_rewrites" in report.read_text()
-    assert ", 1 processes each" in study.one("logs/run.low.seed0-*.log").read_text()
-    code, again = study.submit()
+    log = study.one("logs/run.low.seed0-*.log").read_text()
+    assert ", 2 processes each" in log
+    assert "0: " in log
+    assert "1: " in log  # srun's labels of two nodes
+    early = study.one("logs/export.low.seed0.iter_0000004-*.log").read_text()
+    assert "is not there yet: back in 1 s" in early  # it started with the training job and came back
+    code, again = study.submit(SITE=site)
     assert (code, again.splitlines()[-1]) == (0, "nothing to submit")
 
 

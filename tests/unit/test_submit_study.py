@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_ext.artifacts import produce
+from megatron_ext.artifacts import produce, publish_in_place
 from megatron_ext.errors import UserError
 from megatron_ext.study.checks import check_places, check_studies
 from megatron_ext.study.config import load_study
+from megatron_ext.study.graph import Node
 from megatron_ext.study.jobs import plan_jobs
 from megatron_ext.study.overview import describe_cost, describe_states
 from megatron_ext.study.reporting import keep_study
-from megatron_ext.study.runner import input_folders
+from megatron_ext.study.runner import input_folders, stage_seconds
 from megatron_ext.study.site import read_site
 from megatron_ext.study.status import comment, job_states, last_error, read_queue
 from megatron_ext.study.submission import keep_studies, plan_studies, submit_jobs
@@ -258,6 +259,17 @@ def test_a_kept_study_is_the_same_study(setting):
     study = setting.load("seeds=[3]", "jobs.import.time='1:00:00'").studies[0].study
     file = keep_study(study, setting.folder)
     assert load_study(file, []) == study
+
+
+def test_seconds_of_a_run_are_those_of_its_iterations(tmp_path):
+    rows = [{"event": "train", "tokens": 100, "tokens_per_second": 50.0}, {"event": "validation", "sources": {}},
+            {"event": "train", "tokens": 200, "tokens_per_second": 25.0}]
+    node = Node("run/a/seed0", "run", "megatron_ext.train", {})
+    folder = node.output(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    publish_in_place(folder, kind="run", settings={}, inputs={}, counts={})
+    assert stage_seconds([node], tmp_path) == {"run/a/seed0": 6.0}
 
 
 def test_a_time_that_yaml_reads_as_a_number_is_refused(setting):
