@@ -7,12 +7,13 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from megatron_ext.errors import UserError
+from megatron_ext.parts import Merge, Part
 
 
 class Settings(BaseModel):
@@ -72,18 +73,46 @@ def overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse_stage_arguments(cls: type[S], description: str, argv: Sequence[str] | None = None) -> tuple[S, Path]:
+@overload
+def parse_stage_arguments(cls: type[S], description: str, argv: Sequence[str] | None = None, *,
+                          parts: Literal[False] = False) -> tuple[S, Path]: ...
+
+
+@overload
+def parse_stage_arguments(cls: type[S], description: str, argv: Sequence[str] | None = None, *,
+                          parts: Literal[True]) -> tuple[S, Path, Part | Merge | None]: ...
+
+
+def parse_stage_arguments(cls: type[S], description: str, argv: Sequence[str] | None = None, *,
+                          parts: bool = False) -> tuple[S, Path] | tuple[S, Path, Part | Merge | None]:
     """The command line that all stage programs share: `--output DIR [--config FILE] [key=value …]`.
 
-    Returns the settings and the output folder. `--help` lists every field with its description and default.
+    Returns the settings and the output folder; with `parts`, for stages that many machines can share, also what
+    `--part K/N` or `--merge N` asked for. `--help` lists every field with its description and default.
     """
+    parser = _stage_parser(cls, description)
+    if parts:
+        share = parser.add_mutually_exclusive_group()
+        share.add_argument("--part", metavar="K/N", help="make part K (from 0) of N, in OUTPUT.parts/K-of-N")
+        share.add_argument("--merge", metavar="N", help="make OUTPUT of its N parts")
+    arguments = parser.parse_intermixed_args(argv)
+    settings = load_settings(cls, arguments.config, arguments.overrides)
+    return (settings, arguments.output, _asked_share(arguments)) if parts else (settings, arguments.output)
+
+
+def _asked_share(arguments: argparse.Namespace) -> Part | Merge | None:
+    if arguments.part is not None:
+        return Part.parse(arguments.part)
+    return Merge.parse(arguments.merge) if arguments.merge is not None else None
+
+
+def _stage_parser(cls: type[Settings], description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, epilog="settings:\n" + describe(cls),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the artifact to make")
     parser.add_argument("--config", type=Path, help="YAML file of settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
-    arguments = parser.parse_intermixed_args(argv)
-    return load_settings(cls, arguments.config, arguments.overrides), arguments.output
+    return parser
 
 
 def describe(cls: type[Settings], prefix: str = "  ") -> str:

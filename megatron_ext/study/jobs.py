@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_ext.artifacts import hash_json
 from megatron_ext.errors import UserError
+from megatron_ext.parts import Part
 from megatron_ext.study.config import StudyConfig
 from megatron_ext.study.graph import Inside, Node
 from megatron_ext.study.job_settings import ArrayJob, GpuJob, StageJob
@@ -65,7 +66,8 @@ class Job:
     def part(self, number: int) -> Path:
         """Folder that a task of the array makes."""
         assert self.output is not None
-        return self.output.with_name(self.output.name + ".parts") / f"{number}-of-{self.num_parts}"
+        assert self.num_parts is not None
+        return Part(number, self.num_parts).folder(self.output)
 
 
 @dataclass(frozen=True)
