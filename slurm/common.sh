@@ -2,36 +2,85 @@
 
 log() { echo "$(date '+%F %T') [$SLURM_JOB_NAME $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1))] $*"; }
 
-fail() { log "error: $2" >&2; exit "$1"; }
+fail() { log "error: $2" >&2; exit "$1"; }  # CODE MESSAGE
 
 # The checkout; sbatch runs a copy of the script elsewhere, so its own path does not tell.
 cd "${PROJECT:-$SLURM_SUBMIT_DIR}" || exit 2
 [ -e slurm/site.env ] || fail 2 "$PWD is no checkout of the project; submit from it or set PROJECT"
 # shellcheck source=site.env
 source "${SITE:-slurm/site.env}"
+bash slurm/check_site.sh || fail 2 "the job cannot run here (see above)"
 
-# One command in the job's environment, inside the container where there is one.
+# What srun needs to run a command in the job's environment.
 in_container=()
-if [ -n "$CONTAINER_IMAGE" ]; then
-    [ "${CONTAINER_IMAGE:0:1}" != / ] || [ -e "$CONTAINER_IMAGE" ] || fail 2 "container image $CONTAINER_IMAGE is missing"
-    in_container=(--container-image="$CONTAINER_IMAGE" --container-mounts="$CONTAINER_MOUNTS" --no-container-mount-home
-                  --container-workdir="$PWD")
-fi
+[ -z "$CONTAINER_IMAGE" ] || in_container=(
+    --container-image="$CONTAINER_IMAGE" --container-mounts="$CONTAINER_MOUNTS" --no-container-mount-home
+    --container-workdir="$PWD")
 
 # A command on one node of the job, e.g. a check before all nodes start.
-run_once() { srun --nodes=1 --ntasks=1 ${in_container[@]+"${in_container[@]}"} "$@"; }
+run_once() { srun --nodes=1 --ntasks=1 "${in_container[@]}" "$@"; }
 
-# record_provenance FOLDER: what this start ran with, to look up later.
+# record_provenance FOLDER: what this start ran with, to look up later; sets `provenance`, the folder that tells it.
 record_provenance() {
-    local folder="$1/provenance/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
-    mkdir -p "$folder" || fail 2 "$1 cannot be written"
-    cp "$0" "$folder/script"
-    cp "${SITE:-slurm/site.env}" "$folder/site.env"
-    git describe --always --dirty --abbrev=12 > "$folder/commit" 2>&1
-    git diff HEAD > "$folder/uncommitted.diff" 2> /dev/null
-    env | grep -vi -E 'token|secret|password|key=' | sort > "$folder/environment"
-    python -m pip freeze > "$folder/packages" 2> /dev/null
-    scontrol show job "$SLURM_JOB_ID" > "$folder/job" 2>&1
+    provenance="$1/provenance/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
+    mkdir -p "$provenance" || fail 2 "$1 cannot be written"
+    cp "$0" "$provenance/script"
+    cp "${SITE:-slurm/site.env}" "$provenance/site.env"
+    git describe --always --dirty --abbrev=12 > "$provenance/commit" 2>&1
+    git diff HEAD > "$provenance/uncommitted.diff" 2> /dev/null
+    env | grep -vi -E 'token|secret|password|key=' | sort > "$provenance/environment"
+    python -m pip freeze > "$provenance/packages" 2> /dev/null
+    scontrol show job "$SLURM_JOB_ID" > "$provenance/job" 2>&1
+}
+
+job_field() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep -oP "(?<= $1=)\S+"; }  # NAME
+
+# Whether Slurm takes the nodes for a job with more priority. A cluster without preempt_send_user_signal ends the steps
+# and tells the script nothing.
+preempted() { [ "$(job_field PreemptTime)" != None ]; }
+
+# requeue REASON: start again later, from the beginning of the script. Does not return.
+requeue() {
+    log "requeued: $1"
+    scontrol requeue "$SLURM_JOB_ID" || fail 1 "Slurm refused"
+    sleep 600   # Slurm ends this shell
+    exit 1
+}
+
+# requeue_without NODES REASON: the same, on other nodes. Slurm changes the excluded nodes of pending jobs alone, and this
+# one is pending from the requeue on, while its shell still has some seconds to live.
+requeue_without() {
+    local excluded
+    excluded=$( (job_field ExcNodeList | grep -v null; echo "$1") | paste -sd ,)
+    enough_nodes_without "$excluded" || fail 95 "$2, and there are too few other nodes"
+    [ "$(scontrol show hostnames "$excluded" | wc -l)" -le "$MAX_EXCLUDED_NODES" ] \
+        || fail 95 "$2; with this many nodes the mistake may be in ${SITE:-slurm/site.env}"
+    log "requeued without $excluded: $2"
+    trap "" TERM   # outlives the first signal
+    scontrol requeue "$SLURM_JOB_ID" || fail 1 "Slurm refused"
+    scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$excluded" || log "$excluded could not be excluded"
+    exit 1
+}
+
+enough_nodes_without() {  # NODES
+    local others
+    others=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --states=idle,mixed,allocated,completing \
+        --format=%N | sort -u | comm -23 - <(scontrol show hostnames "$1" | sort -u) | wc -l)
+    [ "$others" -ge "$SLURM_NNODES" ]
+}
+
+# check_nodes: returns when all nodes of the job are fit for it; else the job is requeued without the others.
+check_nodes() {
+    local mine healthy unfit
+    mine=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sort) && [ -n "$mine" ] \
+        || fail 2 "cannot tell the nodes of $SLURM_JOB_NODELIST"
+    healthy=$(timeout 300 srun --nodes="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --no-kill \
+        "${in_container[@]}" bash slurm/health_check.sh "${SLURM_GPUS_ON_NODE:-0}" | sed -n 's/^healthy //p' | sort)
+    [ -z "$EXCLUDED_NODES" ] || healthy=$(comm -23 <(echo "$healthy") <(scontrol show hostnames "$EXCLUDED_NODES" | sort))
+    unfit=$(comm -23 <(echo "$mine") <(echo "$healthy") | paste -sd ,)
+    [ -z "$unfit" ] && return
+    preempted && requeue "preempted during the check of its nodes"
+    requeue_without "$unfit" "$unfit unfit or excluded by site.env"
 }
 
 # run_stage PROGRAM ARGUMENTS…: a stage that is one process; in an array of NUM_PARTS tasks this task's part of it. What was

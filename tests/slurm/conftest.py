@@ -3,6 +3,7 @@
 import pytest
 
 from tests.slurm.cluster import Cluster, install_packages, why_not
+from tests.slurm.tiny_run import TinyRuns
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +14,8 @@ def cluster(tmp_path_factory):
     cluster = Cluster(tmp_path_factory.mktemp("slurm"), num_nodes=4)
     yield cluster
     cluster.close()
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    return TinyRuns(tmp_path_factory.mktemp("runs"))
