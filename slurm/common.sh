@@ -69,13 +69,13 @@ enough_nodes_without() {  # NODES
     [ "$others" -ge "$SLURM_NNODES" ]
 }
 
-# check_nodes: returns when all nodes of the job are fit for it; else the job is requeued without the others.
+# check_nodes NUM_GPUS: returns when all nodes of the job are fit for it; else the job is requeued without the others.
 check_nodes() {
     local mine healthy unfit
     mine=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sort) && [ -n "$mine" ] \
         || fail 2 "cannot tell the nodes of $SLURM_JOB_NODELIST"
     healthy=$(timeout 300 srun --nodes="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --no-kill \
-        "${in_container[@]}" bash slurm/health_check.sh "${SLURM_GPUS_ON_NODE:-0}" | sed -n 's/^healthy //p' | sort)
+        "${in_container[@]}" bash slurm/health_check.sh "$1" | sed -n 's/^healthy //p' | sort)
     [ -z "$EXCLUDED_NODES" ] || healthy=$(comm -23 <(echo "$healthy") <(scontrol show hostnames "$EXCLUDED_NODES" | sort))
     unfit=$(comm -23 <(echo "$mine") <(echo "$healthy") | paste -sd ,)
     [ -z "$unfit" ] && return

@@ -25,8 +25,8 @@ import sys
 import torch
 
 expected = int(sys.argv[1])
-if expected and torch.cuda.device_count() != expected:
-    sys.exit(f"{torch.cuda.device_count()} GPUs are visible, expected {expected}")
+if torch.cuda.device_count() < expected:
+    sys.exit(f"{torch.cuda.device_count()} GPUs are visible, needed are {expected}")
 for device in range(expected):
     free, total = torch.cuda.mem_get_info(device)
     if free < 0.9 * total:

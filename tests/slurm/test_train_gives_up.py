@@ -30,7 +30,7 @@ def test_a_right_site_passes(cluster):
 
 @pytest.mark.parametrize(("site", "overrides", "reason"), [
     ({"CONTAINER_IMAGE": "/images/absent.sqsh"}, [], "container image /images/absent.sqsh is missing"),
-    ({"GPUS_PER_NODE": 8, "PROCESSES_PER_NODE": ""}, [], "submit with --gpus-per-node=8"),
+    ({"GPUS_PER_NODE": 16, "PROCESSES_PER_NODE": ""}, [], "16 processes a node need as many GPUs, Slurm gave 8"),
     ({}, ["parallel.tensor_model_parallel_size=2"], "2 processes are no multiple of tensor_model_parallel_size 2"),
 ])
 def test_refused_at_the_start(cluster, runs, site, overrides, reason):
@@ -61,7 +61,7 @@ def test_no_fit_nodes_are_left(cluster, runs):
     job = TrainingJob(cluster, runs, "no_gpus", num_gpus=2, SITE=site)
     assert ended(cluster, job) == ("FAILED", 95, 1)
     for node in cluster.nodes:
-        assert f"{node} is unfit: python: 0 GPUs are visible, expected 2" in job.log
+        assert f"{node} is unfit: python: 0 GPUs are visible, needed are 2" in job.log
 
 
 def test_a_crash_without_progress_is_not_repeated(cluster, runs):

@@ -65,8 +65,8 @@ class TrainingJob:
                  num_gpus: int = 0, **environment: object) -> None:
         self._cluster, self._runs, self._name = cluster, runs, name
         self.folder = runs.folder / name
-        config = runs.config(name, has_checkpoints)
-        self.id = cluster.submit("--nodes=2", f"--gpus-per-node={num_gpus}", "slurm/train.sbatch", config, *overrides, **environment)
+        self.id = cluster.submit("--nodes=2", f"--gpus-per-node={num_gpus}", "slurm/train.sbatch",
+                                 runs.config(name, has_checkpoints), *overrides, **environment)
 
     @property
     def log(self) -> str:
