@@ -19,6 +19,8 @@ class ModelConfig(Settings):
     """`local` is plain PyTorch (scaled-dot-product attention) and runs everywhere; `transformer_engine` needs a GPU."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of weights and activations; the optimizer always keeps float32 main weights."""
+    fp8: bool = False
+    """Matrix products in fp8 (hybrid: E4M3 forward, E5M2 gradients); needs transformer_engine and a Hopper GPU."""
     recompute_activations: bool = False
     """Recompute every layer's activations in the backward pass: less memory, about a third more compute."""
 
@@ -55,6 +57,11 @@ class DataConfig(Settings):
     """Name -> source of the blend."""
     seq_length: int = Field(default=4096, gt=0)
     """Tokens in a sample."""
+    document_mask: bool = False
+    """A token sees only its own document, and predicts nothing of the next one: a packed sample's loss is that of its
+    documents alone."""
+    reset_positions: bool = False
+    """Positions begin at 0 in every document of a sample, not in every sample."""
 
 
 class TrainConfig(Settings):
@@ -66,6 +73,8 @@ class TrainConfig(Settings):
     """Samples in an iteration."""
     micro_batch_size: int = Field(default=1, gt=0)
     """Samples in one forward pass of one data-parallel rank."""
+    exit_duration_minutes: float | None = Field(default=None, gt=0)
+    """Save and leave after so many minutes, as if asked to stop; the same call goes on."""
     seed: int = 0
     """Seed of the order of samples; nothing else in a run is random."""
 
@@ -90,14 +99,35 @@ class OptimizerConfig(Settings):
 
 
 class ScheduleConfig(Settings):
-    """Learning rate over the run."""
+    """Learning rate over the run. Warm-up and WSD's decay are each given in one of three units."""
 
     style: Literal["cosine", "linear", "constant", "WSD"] = "cosine"
     """Shape of the decay after the warm-up."""
-    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
-    """Linear warm-up from zero, as a fraction of the run."""
-    decay_fraction: float = Field(default=0.1, gt=0, le=1)
-    """WSD only: last part of the run in which the learning rate falls."""
+    warmup_fraction: float | None = Field(default=None, ge=0, lt=1)
+    """Linear warm-up, as a fraction of the run; 0.05 when no warm-up is given."""
+    warmup_tokens: int | None = Field(default=None, ge=0)
+    """The same in tokens."""
+    warmup_iters: int | None = Field(default=None, ge=0)
+    """The same in iterations."""
+    warmup_init_lr: float = Field(default=0.0, ge=0)
+    """Learning rate that the warm-up starts from."""
+    decay_fraction: float | None = Field(default=None, gt=0, le=1)
+    """WSD: last part of the run in which the learning rate falls; 0.1 when no decay is given."""
+    decay_tokens: int | None = Field(default=None, gt=0)
+    """The same in tokens."""
+    decay_iters: int | None = Field(default=None, gt=0)
+    """The same in iterations."""
+    wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "linear"
+    """WSD: shape of that decay."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> ScheduleConfig:
+        for name in ("warmup", "decay"):
+            given = [key for unit in ("fraction", "tokens", "iters")
+                     if getattr(self, key := f"{name}_{unit}") is not None]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} say the same in two units; give one")
+        return self
 
 
 class ParallelConfig(Settings):
@@ -109,6 +139,8 @@ class ParallelConfig(Settings):
     """Ranks that hold consecutive layers (pp)."""
     virtual_pipeline_model_parallel_size: int | None = Field(default=None, gt=1)
     """Model chunks a pipeline rank holds, for the interleaved schedule; None for the plain one."""
+    context_parallel_size: int = Field(default=1, gt=0)
+    """Ranks that share each sequence (cp), for sequences whose activations do not fit one device."""
     sequence_parallel: bool = False
     """Shard norms and residuals along the sequence over the tp ranks."""
     use_distributed_optimizer: bool = True
@@ -128,6 +160,8 @@ class CheckpointConfig(Settings):
     """Checkpoints that are kept; older ones are removed after a new one is whole."""
     keep_tokens: list[int] = Field(default_factory=list)
     """Save after so many tokens of the run, too, and never remove these checkpoints (to be evaluated later)."""
+    asynchronous: bool = False
+    """Write in a process aside while training goes on; a copy of the state is kept in the host's memory meanwhile."""
 
 
 class ValidationConfig(Settings):
@@ -141,6 +175,20 @@ class ValidationConfig(Settings):
     """Tokens of each validation split that are used, from its beginning."""
 
 
+class GuardConfig(Settings):
+    """What protects a run. A loss or gradient that is not finite always ends it, before the update."""
+
+    spike_factor: float | None = Field(default=None, gt=1)
+    """An iteration whose gradient norm is above this multiple of the recent median makes no update; None: all do."""
+    spike_window_iters: int = Field(default=128, gt=0)
+    """Iterations that the median is over; before so many are done, nothing is skipped."""
+    max_skipped_in_a_row: int = Field(default=5, gt=0)
+    """More skipped iterations than this in a row end the run: it has diverged."""
+    hang_minutes: float | None = Field(default=30.0, gt=0)
+    """A rank that finishes no iteration, validation or checkpoint in so long writes the stack of all its threads and
+    ends; None waits for ever."""
+
+
 class LoggingConfig(Settings):
     """What the run tells."""
 
@@ -148,6 +196,10 @@ class LoggingConfig(Settings):
     """Iterations between lines on the console; metrics.jsonl has every iteration."""
     tensorboard: bool = False
     """Also write TensorBoard events."""
+    wandb_project: str | None = None
+    """Also log to this project of Weights & Biases (pip install wandb; WANDB_MODE=offline writes files alone)."""
+    mlflow_experiment: str | None = None
+    """Also log to this experiment of MLflow (pip install mlflow-skinny; MLFLOW_TRACKING_URI says where)."""
     peak_tflops: float | None = Field(default=None, gt=0)
     """Peak TFLOP/s of one device in the run's dtype, for the model FLOPs utilisation (H100 SXM bf16 dense: 989)."""
 
@@ -165,6 +217,7 @@ class RunConfig(Settings):
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
+    guard: GuardConfig = GuardConfig()
     logging: LoggingConfig = LoggingConfig()
 
     @property
@@ -181,6 +234,27 @@ class RunConfig(Settings):
     def kept_iterations(self) -> set[int]:
         """Iterations after which `checkpoint.keep_tokens` asks for a checkpoint that stays."""
         return {max(1, round(tokens / self.tokens_per_iteration)) for tokens in self.checkpoint.keep_tokens}
+
+    @property
+    def warmup_samples(self) -> int:
+        """Length of the warm-up; samples are the unit of the schedule, so that it does not depend on the layout."""
+        return self._samples("warmup", default_fraction=0.05)
+
+    @property
+    def decay_samples(self) -> int:
+        """Length of WSD's decay."""
+        return self._samples("decay", default_fraction=0.1)
+
+    def _samples(self, part: str, default_fraction: float) -> int:
+        schedule = self.schedule.model_dump()
+        tokens, iterations = schedule[f"{part}_tokens"], schedule[f"{part}_iters"]
+        if tokens is not None:
+            return round(tokens / self.data.seq_length)
+        if iterations is not None:
+            return iterations * self.train.global_batch_size
+        fraction = schedule[f"{part}_fraction"]
+        fraction = default_fraction if fraction is None else fraction
+        return round(fraction * self.train_iters * self.train.global_batch_size)
 
     def iterations(self, tokens: int | None) -> int | None:
         """An interval in tokens as iterations, at least one."""

@@ -8,6 +8,8 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+# Looked up once: in a child just forked from a process with threads, loading a library could block for ever.
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 def die_with_parent() -> None:
@@ -15,9 +17,9 @@ def die_with_parent() -> None:
 
     Without it a killed launcher would leave workers behind that write into a folder which the next launch uses.
     """
-    if sys.platform != "linux":
+    if _prctl is None:
         return
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the request
         os.kill(os.getpid(), signal.SIGKILL)

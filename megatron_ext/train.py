@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 def _train(config: RunConfig) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
+    os.register_at_fork(after_in_child=die_with_parent)  # the checkpoint's writers
     # Both warn at import and in every save of what a user cannot change; their errors still come through.
     warnings.filterwarnings("ignore", module=r"megatron\.|torch\.")
     logging.getLogger("megatron").setLevel(logging.ERROR)

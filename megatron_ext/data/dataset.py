@@ -4,6 +4,8 @@ One pass (epoch) over a source is its documents in a shuffled order, laid end to
 the samples of the pass are then shuffled. The last sample is padded and its padding masked, so that one pass shows
 every token exactly once.
 
+With `separate_documents` a document's last token predicts nothing: the token after it belongs to another document.
+
 Shapes: s = seq_length, b = samples in a micro-batch.
 """
 
@@ -12,8 +14,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,14 +24,14 @@ from megatron_ext.data.blend import BlendPlan
 from megatron_ext.data.indexed import IndexedReader
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One packed sequence. `tokens[i]` predicts `labels[i]`; `mask[i]` is 0 where that prediction does not count."""
 
     tokens: np.ndarray  # int64 [s]
     labels: np.ndarray  # int64 [s]
     mask: np.ndarray  # float32 [s]
-    source: int
+    documents: np.ndarray  # int64 [s], number of the document within the sample; padding is a document of its own
+    source: int = 0
     """Index of the source in the blend."""
 
 
@@ -43,41 +46,83 @@ class Passage:
     num_tokens: int
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over a source."""
+
+    documents: np.ndarray  # int64 [documents], in the order of the pass
+    ends: np.ndarray  # int64 [documents], where each ends in the pass's stream of tokens
+    samples: np.ndarray  # int64 [samples], their shuffled order
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where each document starts in the stream."""
+        return np.concatenate([[0], self.ends[:-1]])
+
+
 class PackedSource:
     """Random access to the samples of one source, over as many passes as asked for."""
 
-    def __init__(self, prefix: Path, name: str, seq_length: int, seed: int, *, shuffle: bool = True) -> None:
+    def __init__(self, prefix: Path, name: str, seq_length: int, seed: int, *, shuffle: bool = True,
+                 separate_documents: bool = False) -> None:
         self.name = name
         self.seq_length = seq_length
+        self.separate_documents = separate_documents
         self.reader = IndexedReader(prefix)
         self.num_tokens = int(self.reader.sequence_lengths.sum(dtype=np.int64))
         self.samples_per_epoch = -(-self.num_tokens // seq_length)
         self._seed = seed
         self._shuffle = shuffle
         # Two passes are kept: an iteration at the seam of two passes needs both.
-        self._epoch_order = lru_cache(maxsize=2)(self._build_epoch_order)
+        self._pass = lru_cache(maxsize=2)(self._build_pass)
+        self._count_all = lru_cache(maxsize=None)(lambda epoch: self._count(epoch).sum(axis=1))
 
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens, labels and mask of sample `index` (counted over all passes), each `[s]`."""
+    def read(self, index: int) -> Sample:
+        """Sample `index`, counted over all passes."""
         start, end = self._token_range(index)
+        passages = self._passages(index // self.samples_per_epoch, start, min(end + 1, self.num_tokens))
+        lengths = [passage.num_tokens for passage in passages]
+        num_read = sum(lengths)  # one token more than is shown: the last label; none after the end of the pass
         text = np.zeros(self.seq_length + 1, dtype=np.int64)
-        stream_end = min(end + 1, self.num_tokens)  # one token more: the last label
-        parts = [self.reader.read(passage.sequence, passage.start, passage.num_tokens)
-                 for passage in self._passages(index // self.samples_per_epoch, start, stream_end)]
-        text[: stream_end - start] = np.concatenate(parts)
+        text[:num_read] = np.concatenate([
+            self.reader.read(passage.sequence, passage.start, passage.num_tokens) for passage in passages])
+        documents = np.full(self.seq_length + 1, len(passages), dtype=np.int64)
+        documents[:num_read] = np.repeat(np.arange(len(passages)), lengths)
         mask = np.zeros(self.seq_length, dtype=np.float32)
-        mask[: stream_end - start - 1] = 1.0
-        return text[:-1], text[1:], mask
+        mask[: num_read - 1] = 1.0
+        if self.separate_documents:
+            mask *= documents[:-1] == documents[1:]
+        return Sample(text[:-1], text[1:], mask, documents[:-1])
 
-    def seen_tokens(self, num_samples: int) -> int:
-        """Tokens in the first `num_samples` samples, exactly: the padding of a pass's last sample does not count."""
-        if not self.samples_per_epoch:
-            return 0
-        epochs, rest = divmod(num_samples, self.samples_per_epoch)
-        shown = self._epoch_order(epochs)[2][:rest]
-        padding = self.samples_per_epoch * self.seq_length - self.num_tokens
-        in_pass = rest * self.seq_length - (padding if self.samples_per_epoch - 1 in shown else 0)
-        return epochs * self.num_tokens + in_pass
+    def exposure(self, num_samples: int) -> dict[str, int]:
+        """What the first `num_samples` samples show, counted exactly.
+
+        `seen_tokens`: the padding of a pass's last sample does not count. `masked_tokens`: those of them that predict
+        nothing. `truncated_tokens`: those of them whose document begins in another sample, so that they are seen
+        without its beginning.
+        """
+        totals = np.zeros(3, dtype=np.int64)
+        if self.samples_per_epoch:
+            epochs, rest = divmod(num_samples, self.samples_per_epoch)
+            for epoch in range(epochs + bool(rest)):
+                if epoch < epochs:
+                    totals += self._count_all(epoch)
+                else:
+                    totals += self._count(epoch)[:, self._pass(epoch).samples[:rest]].sum(axis=1)
+        return dict(zip(("seen_tokens", "masked_tokens", "truncated_tokens"), totals.tolist(), strict=True))
+
+    def _count(self, epoch: int) -> np.ndarray:
+        """Seen, masked and truncated tokens of a pass's samples, in the order of the stream: int64 `[3, samples]`."""
+        order = self._pass(epoch)
+        starts = np.arange(self.samples_per_epoch, dtype=np.int64) * self.seq_length
+        ends = np.minimum(starts + self.seq_length, self.num_tokens)
+        predicts_nothing = order.ends[-1:]
+        if self.separate_documents:
+            predicts_nothing = order.ends[order.ends > order.starts]  # an empty document has no last token
+        masked = np.bincount((predicts_nothing - 1) // self.seq_length, minlength=self.samples_per_epoch)
+        first = np.searchsorted(order.ends, starts, side="right")  # the document at the sample's first token
+        truncated = np.where(order.starts[first] < starts, np.minimum(order.ends[first], ends) - starts, 0)
+        return np.stack([ends - starts, masked, truncated])
 
     def passages(self, index: int) -> list[Passage]:
         """The documents, or parts of them, that sample `index` shows."""
@@ -87,25 +132,23 @@ class PackedSource:
     def _token_range(self, index: int) -> tuple[int, int]:
         """Where sample `index` lies in the stream of its pass: [start, end) in tokens."""
         epoch, place = divmod(index, self.samples_per_epoch)
-        start = int(self._epoch_order(epoch)[2][place]) * self.seq_length
+        start = int(self._pass(epoch).samples[place]) * self.seq_length
         return start, min(start + self.seq_length, self.num_tokens)
 
     def _passages(self, epoch: int, start: int, end: int) -> list[Passage]:
-        documents, ends, _ = self._epoch_order(epoch)
+        order = self._pass(epoch)
         passages = []
-        place = int(np.searchsorted(ends, start, side="right"))
+        place = int(np.searchsorted(order.ends, start, side="right"))
         while start < end:
-            document, document_end = int(documents[place]), int(ends[place])
-            offset = start - (document_end - int(self.reader.sequence_lengths[document]))
+            document_start, document_end = int(order.starts[place]), int(order.ends[place])
             taken = min(end, document_end) - start
             if taken:
-                passages.append(Passage(document, offset, taken))
+                passages.append(Passage(int(order.documents[place]), start - document_start, taken))
             start += taken
             place += 1
         return passages
 
-    def _build_epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Documents in the order of the pass, where each ends in its stream, and the shuffled sample numbers."""
+    def _build_pass(self, epoch: int) -> _Pass:
         num_documents = len(self.reader.sequence_lengths)
         if self._shuffle:
             name_key = int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "little")
@@ -113,8 +156,7 @@ class PackedSource:
             documents, samples = random.permutation(num_documents), random.permutation(self.samples_per_epoch)
         else:
             documents, samples = np.arange(num_documents), np.arange(self.samples_per_epoch)
-        ends = np.cumsum(self.reader.sequence_lengths[documents], dtype=np.int64)
-        return documents, ends, samples
+        return _Pass(documents, np.cumsum(self.reader.sequence_lengths[documents], dtype=np.int64), samples)
 
 
 class BlendedDataset:
@@ -129,25 +171,30 @@ class BlendedDataset:
 
     def __getitem__(self, position: int) -> Sample:
         number = int(self.plan.order[position])
-        tokens, labels, mask = self.sources[number].read(int(self.plan.index_in_source[position]))
-        return Sample(tokens, labels, mask, number)
+        return self.sources[number].read(int(self.plan.index_in_source[position]))._replace(source=number)
 
     def exposure(self, consumed_samples: int) -> dict[str, dict[str, float]]:
         """The exposure ledger: what the first `consumed_samples` samples of the run have shown of each source."""
         seen = self.plan.samples_seen(consumed_samples)
         ledger = {}
-        for source, planned in zip(self.sources, self.plan.sources, strict=True):
-            tokens = source.seen_tokens(seen[source.name])
+        for source, planned_tokens in zip(self.sources, self._planned_tokens, strict=True):
+            counts = source.exposure(seen[source.name])
+            tokens = counts["seen_tokens"]
             ledger[source.name] = {
                 "available_tokens": source.num_tokens,
-                "planned_tokens": source.seen_tokens(planned.num_samples),
-                "seen_tokens": tokens,
+                "planned_tokens": planned_tokens,
+                **counts,
                 # A pass shows every token before the next one shows any again.
                 "unique_tokens": min(tokens, source.num_tokens),
                 "epochs": tokens / source.num_tokens if source.num_tokens else 0.0,
                 "samples": seen[source.name],
             }
         return ledger
+
+    @cached_property
+    def _planned_tokens(self) -> list[int]:
+        return [source.exposure(planned.num_samples)["seen_tokens"]
+                for source, planned in zip(self.sources, self.plan.sources, strict=True)]
 
     def passages(self, position: int) -> tuple[str, list[Passage]]:
         """The source's name and the documents that the sample at `position` shows."""

@@ -13,10 +13,24 @@ from torch import Tensor
 from megatron_ext.config import ModelConfig, ParallelConfig
 from megatron_ext.errors import UserError
 from megatron_ext.model.hf_config import Architecture, Rope, check_layout, read_architecture
-from megatron_ext.model.layers import decoder_spec
+from megatron_ext.model.layers import DocumentRotaryEmbedding, decoder_spec
 
 VOCAB_DIVISIBLE_BY = 128
 """Each rank's part of the vocabulary is a multiple of this: matrix products on a GPU are slow otherwise."""
+
+
+class DecoderModel(GPTModel):
+    """megatron-core's GPTModel whose rotary angles follow the given positions."""
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Run this pipeline stage.
+
+        Args:
+            input_ids: `[b, c]`.
+            position_ids: `[b, c]`; None: 0 … s-1 in every sample.
+        """
+        self.rotary_pos_emb.position_ids = position_ids
+        return super().forward(input_ids, position_ids, *args, **kwargs)
 
 
 def build_model(model: ModelConfig, parallel: ParallelConfig) -> list[GPTModel]:
@@ -49,7 +63,7 @@ def compute_device() -> torch.device:
 
 def _build_chunk(architecture: Architecture, config: TransformerConfig, implementation: str,
                  vp_stage: int | None) -> GPTModel:
-    chunk = GPTModel(
+    chunk = DecoderModel(
         config=config,
         transformer_layer_spec=decoder_spec(config, implementation, vp_stage),
         vocab_size=padded_vocab_size(architecture.vocab_size, config.tensor_model_parallel_size),
@@ -60,6 +74,8 @@ def _build_chunk(architecture: Architecture, config: TransformerConfig, implemen
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
         vp_stage=vp_stage,
     )
+    chunk.rotary_pos_emb = DocumentRotaryEmbedding(architecture.kv_channels, rotary_percent=1.0,
+                                                   cp_group=parallel_state.get_context_parallel_group())
     chunk.to(compute_device())
     chunk.architecture = architecture
     # megatron-core's own scaling knows one factor and Llama 3's constants; the frequencies themselves say it all.
@@ -113,6 +129,7 @@ def _parallel_options(parallel: ParallelConfig) -> dict[str, Any]:
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
         "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+        "context_parallel_size": parallel.context_parallel_size,
         "sequence_parallel": parallel.sequence_parallel,
     }
 
@@ -152,6 +169,8 @@ def _model_options(model: ModelConfig) -> dict[str, Any]:
         "transformer_impl": model.layer_implementation,
         "cuda_graph_scope": [],  # the default is deprecated and warns
     }
+    if model.fp8:
+        options["fp8"] = "hybrid"
     if model.recompute_activations:
         options |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     return options

@@ -1,16 +1,21 @@
 """The decoder layer of the `local` implementation: megatron-core's own parts, but for the norm and the attention core.
 
-Shapes: s = sequence, b = micro-batch, n = heads of this rank, g = key/value heads of this rank, d = head size, h = n·d.
+Shapes: s = sequence, c = this rank's part of it (s / cp), b = micro-batch, n = heads of this rank, g = key/value heads
+of this rank, d = head size, h = n·d.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from megatron.core.models.common.embeddings import RotaryEmbedding
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
@@ -36,19 +41,36 @@ class RMSNorm(torch.nn.Module):
         return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
 
+class DocumentRotaryEmbedding(RotaryEmbedding):
+    """Rotary angles of given positions, where megatron-core's are those of 0 … s-1 alone."""
+
+    position_ids: Tensor | None = None
+    """Positions of the micro-batch `[b, c]`, set before each forward pass; None: 0 … s-1."""
+
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
+        """Angles `[c, b, 1, d]`, or `[c, 1, 1, d]` when all samples have the same positions."""
+        if self.position_ids is None:
+            return super().forward(*args, **kwargs)
+        angles = self.position_ids.T.float()[..., None] * self.inv_freq  # [c, b, d / 2]
+        return torch.cat([angles, angles], dim=-1)[:, :, None]
+
+
 class ScaledDotProductAttention(MegatronModule):
     """Causal attention core on `torch.nn.functional.scaled_dot_product_attention` (flash attention on a GPU).
 
-    With an attention mask only what it leaves open is attended to; without one every earlier position is.
+    With an attention mask only what it leaves open is attended to; without one every earlier position is. Under context
+    parallelism each rank gathers all keys and values and computes its own queries' rows (as arXiv 2407.21783, section
+    3.3.2).
     """
 
     def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str,
-                 softmax_scale: float | None = None, **unused: object) -> None:
+                 softmax_scale: float | None = None, pg_collection: ProcessGroupCollection | None = None,
+                 **unused: object) -> None:
         super().__init__(config=config)
         assert attn_mask_type == AttnMaskType.causal
-        assert config.context_parallel_size == 1
         assert not config.attention_dropout
         self.scale = softmax_scale
+        self.context_group = pg_collection.cp if config.context_parallel_size > 1 else None
 
     def forward(
         self,
@@ -63,17 +85,21 @@ class ScaledDotProductAttention(MegatronModule):
         """Attend.
 
         Args:
-            query: `[s, b, n, d]`; key and value: `[s, b, g, d]`, n a multiple of g.
-            attention_mask: bool `[b or 1, 1, s, s]`, True where a position (row) must not see another (column), as is
+            query: `[c, b, n, d]`; key and value: `[c, b, g, d]`, n a multiple of g.
+            attention_mask: bool `[b or 1, 1, c, s]`, True where a position (row) must not see another (column), as is
                 Megatron's convention; it must hide the future too. None: plain causal attention.
 
         Returns:
-            `[s, b, h]`.
+            `[c, b, h]`.
         """
         assert attention_bias is None
         assert packed_seq_params is None
-        query, key, value = (part.permute(1, 2, 0, 3) for part in (query, key, value))  # [b, n or g, s, d]
-        visible = None if attention_mask is None else ~attention_mask
+        if self.context_group is not None:
+            key, value = (_gather_sequence(part, self.context_group) for part in (key, value))
+            if attention_mask is None:
+                attention_mask = future_mask(positions_on_this_rank(key.shape[0], self.context_group), key.shape[0])
+        query, key, value = (part.permute(1, 2, 0, 3) for part in (query, key, value))  # [b, n or g, c or s, d]
+        visible = None if attention_mask is None else ~attention_mask.to(query.device)
         context = F.scaled_dot_product_attention(
             query, key, value, attn_mask=visible, is_causal=visible is None, scale=self.scale,
             enable_gqa=key.shape[1] != query.shape[1],
@@ -81,17 +107,44 @@ class ScaledDotProductAttention(MegatronModule):
         return context.permute(2, 0, 1, 3).flatten(2)
 
 
-def document_mask(document_ids: Tensor) -> Tensor:
+def positions_on_this_rank(seq_length: int, context_group: dist.ProcessGroup) -> Tensor:
+    """Positions of the sequence that a context-parallel rank holds, int64 `[c]`, in megatron-core's order.
+
+    Of 2 · cp equal pieces rank r has piece r and piece 2 · cp - 1 - r: under a causal mask all have the same work.
+    """
+    size, rank = context_group.size(), context_group.rank()
+    if size == 1:
+        return torch.arange(seq_length)
+    pieces = torch.arange(seq_length).chunk(2 * size)
+    return torch.cat([pieces[rank], pieces[2 * size - 1 - rank]])
+
+
+def _gather_sequence(part: Tensor, context_group: dist.ProcessGroup) -> Tensor:
+    """`[c, …]` of every rank as `[s, …]` in the order of the sequence; gradients are summed over the ranks."""
+    size = context_group.size()
+    pieces = gather_from_sequence_parallel_region(part.contiguous(), group=context_group).chunk(2 * size)
+    return torch.cat([*pieces[::2], *pieces[::-2]])
+
+
+def document_mask(document_ids: Tensor, rows: Tensor | None = None) -> Tensor:
     """The attention mask under which a token sees only earlier tokens of its own document.
 
     Args:
         document_ids: `[b, s]`, equal for tokens of one document.
+        rows: positions `[c]` whose rows are wanted; None: all.
 
     Returns:
-        bool `[b, 1, s, s]`, True = hidden.
+        bool `[b, 1, c, s]`, True = hidden.
     """
-    same_document = document_ids[:, :, None] == document_ids[:, None, :]
-    return ~same_document.tril()[:, None]
+    seq_length = document_ids.shape[1]
+    rows = torch.arange(seq_length) if rows is None else rows
+    other_document = document_ids[:, rows, None] != document_ids[:, None, :]
+    return (other_document | future_mask(rows, seq_length).to(document_ids.device))[:, None]
+
+
+def future_mask(rows: Tensor, seq_length: int) -> Tensor:
+    """The causal mask's rows of the given positions, bool `[c, s]`, True = hidden."""
+    return torch.arange(seq_length) > rows[:, None]
 
 
 def decoder_spec(config: TransformerConfig, implementation: str,

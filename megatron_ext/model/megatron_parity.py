@@ -90,8 +90,7 @@ def _repeat(tokens: Tensor, times: int) -> Iterator[Tensor]:
 
 def _forward_step(batches: Iterator[Tensor], model: GPTModel) -> tuple[Tensor, Any]:
     tokens = next(batches)
-    positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    return model(tokens, positions, None), _gather_logits
+    return model(tokens, None, None), _gather_logits
 
 
 def _gather_logits(logits: Tensor, non_loss_data: bool) -> Tensor:

@@ -1,20 +1,22 @@
 """Checkpoints of a run: complete or not there, loadable under any layout, refused when the run has changed.
 
 `<run>/checkpoints/iter_0000042/` is an artifact that holds megatron-core's distributed checkpoint (model, optimizer,
-schedule), `run_state.json` (iteration, identity of the run) and `hf/` (the base model's config and tokenizer files, so
-that it can be exported without the base model). `latest` names the newest whole one.
+schedule), `run_state.json` (iteration, identity of the run, memory of the spike guard) and `hf/` (the base model's
+config and tokenizer files, so that it can be exported without the base model). `latest` names the newest whole one.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
 from megatron_ext.artifacts import (
     Artifact,
@@ -44,30 +46,69 @@ def checkpoint_folder(config: RunConfig, iteration: int) -> Path:
 def run_identity(config: RunConfig) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued: everything but layout, places and what is only watched."""
     settings = config.model_dump(mode="json", exclude={"output", "parallel", "checkpoint", "validation", "logging"})
+    settings["guard"].pop("hang_minutes")
     settings["model"]["hf_folder"] = reference(config.model.hf_folder)["content_hash"]
     for name, source in config.data.sources.items():
         settings["data"]["sources"][name]["path"] = reference(source.path)["content_hash"]
-    settings["train"].pop("micro_batch_size")
+    for key in ("micro_batch_size", "exit_duration_minutes"):
+        settings["train"].pop(key)
     return settings
 
 
-def save_checkpoint(state: TrainState, identity: dict[str, Any]) -> Path:
-    """Save the state after `state.iteration` iterations; all ranks call it. Returns the checkpoint's folder."""
-    folder = checkpoint_folder(state.config, state.iteration)
-    partial = partial_folder(folder)
-    if is_main_rank():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    dist_checkpointing.save(
-        _sharded_state(state, is_loading=False), str(partial),
-        sharded_strategy=get_default_save_sharded_strategy("torch_dist"), content_metadata=_content_metadata(),
-    )
-    dist.barrier()
-    if is_main_rank():
-        _publish(state, identity, partial, folder)
-    dist.barrier()
-    return folder
+class CheckpointSaver:
+    """Saves the state of a run; all ranks call each method at the same iteration.
+
+    An asynchronous save copies the state to the host's memory and writes it in a forked process while training goes on;
+    it is published at the first `poll` after every rank has written its part.
+    """
+
+    def __init__(self, state: TrainState, identity: dict[str, Any], published: Callable[[int], None]) -> None:
+        """
+        Args:
+            published: called on the main rank, with its iteration, when a checkpoint is whole.
+        """
+        self._state = state
+        self._identity = identity
+        self._published = published
+        self._queue = AsyncCallsQueue(persistent=False)
+
+    def save(self) -> None:
+        """Save the state after `state.iteration` iterations."""
+        self.finish()  # one at a time: each holds a copy of the state
+        state = self._state
+        folder = checkpoint_folder(state.config, state.iteration)
+        partial = partial_folder(folder)
+        run_state = {"iteration": state.iteration, "identity": self._identity, "spikes": state.spikes.state_dict()}
+        if is_main_rank():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        dist.barrier()
+        request = dist_checkpointing.save(
+            _sharded_state(state, is_loading=False), str(partial),
+            async_sharded_save=state.config.checkpoint.asynchronous,
+            sharded_strategy=get_default_save_sharded_strategy("torch_dist"), content_metadata=_content_metadata(),
+        )
+
+        def publish() -> None:
+            dist.barrier()
+            if is_main_rank():
+                _publish(state.config, run_state, partial, folder)
+                self._published(run_state["iteration"])
+            dist.barrier()
+
+        if request is None:
+            publish()
+        else:
+            request.add_finalize_fn(publish)
+            self._queue.schedule_async_request(request)
+
+    def poll(self) -> None:
+        """Publish a checkpoint whose writers are done."""
+        self._queue.maybe_finalize_async_calls(blocking=False)
+
+    def finish(self) -> None:
+        """Wait for the writers, and publish."""
+        self._queue.maybe_finalize_async_calls(blocking=True)
 
 
 def load_latest_checkpoint(state: TrainState, identity: dict[str, Any]) -> bool:
@@ -87,6 +128,7 @@ def load_latest_checkpoint(state: TrainState, identity: dict[str, Any]) -> bool:
         chunk.module.load_state_dict(loaded[_chunk_key(state, number)], strict=False)
     state.optimizer.load_state_dict(loaded["optimizer"])
     state.scheduler.load_state_dict(loaded["scheduler"])
+    state.spikes.load_state_dict(run_state["spikes"])
     state.iteration = run_state["iteration"]
     return True
 
@@ -122,16 +164,16 @@ def _chunk_key(state: TrainState, number: int) -> str:
     return _MODEL_CHUNK.format(number) if len(state.model) > 1 else "model"
 
 
-def _publish(state: TrainState, identity: dict[str, Any], partial: Path, folder: Path) -> None:
+def _publish(config: RunConfig, run_state: dict[str, Any], partial: Path, folder: Path) -> None:
     """Main rank: the whole checkpoint appears under its name, then `latest` moves to it, then old ones go."""
-    config = state.config
+    iteration = run_state["iteration"]
     copy_hf_metadata(config.model.hf_folder, partial / "hf")
-    write_json(partial / RUN_STATE, {"iteration": state.iteration, "identity": identity})
+    write_json(partial / RUN_STATE, run_state)
     publish_in_place(
-        partial, kind="checkpoint", settings={"iteration": state.iteration, "run": identity},
+        partial, kind="checkpoint", settings={"iteration": iteration, "run": run_state["identity"]},
         inputs={"model": config.model.hf_folder,
                 **{f"source {name}": source.path for name, source in config.data.sources.items()}},
-        counts={"iteration": state.iteration, "tokens": state.iteration * config.tokens_per_iteration},
+        counts={"iteration": iteration, "tokens": iteration * config.tokens_per_iteration},
     )
     shutil.rmtree(folder, ignore_errors=True)  # only a damaged one could be there
     partial.rename(folder)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 import yaml
 
 from megatron_ext.artifacts import (
@@ -19,15 +22,16 @@ from megatron_ext.artifacts import (
     write_text,
 )
 from megatron_ext.config import RunConfig
-from megatron_ext.data.blend import BlendPlan, plan_blend
-from megatron_ext.data.dataset import BlendedDataset, PackedSource
+from megatron_ext.data.blend import plan_blend
+from megatron_ext.data.dataset import BlendedDataset
+from megatron_ext.data.provenance import open_run_data
 from megatron_ext.errors import UserError
-from megatron_ext.progress import format_seconds
-from megatron_ext.training.checkpoint import checkpoint_folder, load_latest_checkpoint, run_identity, save_checkpoint
-from megatron_ext.training.parallel import is_main_rank, main_rank_decides
+from megatron_ext.training.checkpoint import CheckpointSaver, checkpoint_folder, load_latest_checkpoint, run_identity
+from megatron_ext.training.guards import Watchdog
+from megatron_ext.training.parallel import any_rank, is_main_rank
 from megatron_ext.training.preflight import describe_run, source_sizes
 from megatron_ext.training.state import TrainState, build_train_state
-from megatron_ext.training.step import train_step
+from megatron_ext.training.step import StepResult, train_step
 from megatron_ext.training.throughput import train_flops_per_token
 from megatron_ext.training.validation import validate
 from megatron_ext.training.writers import Console, MetricsWriter
@@ -40,7 +44,7 @@ def train(config: RunConfig) -> bool:
     """Run, or go on with, a checked training run under the initialised process groups; all ranks call it.
 
     Returns True when the run is finished, False when it was asked to stop (a STOP file in the run folder, SIGTERM or
-    SIGUSR1); its state is saved then, and the same call goes on.
+    SIGUSR1, train.exit_duration_minutes); its state is saved then, and the same call goes on.
     """
     identity = run_identity(config)
     if is_finished(config.output):
@@ -54,48 +58,45 @@ def train(config: RunConfig) -> bool:
     state = build_train_state(config)
     if load_latest_checkpoint(state, identity) and is_main_rank():
         print(f"train: resumed after iteration {state.iteration}", flush=True)
-    dataset = open_dataset(config, plan)
+    dataset = open_run_data(config, plan)
     finished = _iterate(state, dataset, identity)
     if finished and is_main_rank():
         _finish(config, dataset, identity)
     return finished
 
 
-def open_dataset(config: RunConfig, plan: BlendPlan) -> BlendedDataset:
-    """The samples of the run, in its order."""
-    return BlendedDataset(plan, [
-        PackedSource(source.path / "train", name, config.data.seq_length, config.train.seed)
-        for name, source in config.data.sources.items()
-    ])
-
-
 def _iterate(state: TrainState, dataset: BlendedDataset, identity: dict[str, Any]) -> bool:
     config = state.config
-    stop = StopRequest(config.output / STOP_FILE)
-    recorder = _Recorder(state) if is_main_rank() else None
+    stop = StopRequest(config.output / STOP_FILE, config.train.exit_duration_minutes)
+    recorder = _Recorder(state, dataset) if is_main_rank() else None
+    saver = CheckpointSaver(state, identity, recorder.checkpoint if recorder else lambda iteration: None)
+    watchdog = Watchdog(config.guard.hang_minutes, config.output)
+    stopping = False
     if state.iteration == 0:
         _validate(state, recorder)
-    while state.iteration < config.train_iters:
+    while state.iteration < config.train_iters and not stopping:
         started = time.monotonic()
         result = train_step(state, dataset, state.iteration)
         if recorder:
-            recorder.iteration(state.iteration, vars(result), time.monotonic() - started)
+            recorder.iteration(state.iteration, result, time.monotonic() - started)
+        watchdog.tell_alive()
+        saver.poll()
         last = state.iteration == config.train_iters
-        stopping = not last and main_rank_decides(stop.is_requested())
+        stopping = not last and any_rank(stop.is_requested())
         if last or _is_due(state, config.validation.interval_tokens):
             _validate(state, recorder)
         kept = state.iteration in config.kept_iterations
         if last or stopping or kept or _is_due(state, config.checkpoint.interval_tokens):
-            started = time.monotonic()
-            save_checkpoint(state, identity)
-            if recorder:
-                write_json(config.output / EXPOSURE, _ledger(config, dataset, state.iteration))
-                recorder.checkpoint(state.iteration, time.monotonic() - started)
-        if stopping:
-            if recorder:
-                print(f"train: asked to stop; saved after iteration {state.iteration}", flush=True)
-            return False
-    return True
+            saver.save()
+        watchdog.tell_alive()
+    saver.finish()
+    watchdog.close()
+    if recorder:
+        recorder.close()
+    dist.barrier()  # nobody writes into the run folder any more
+    if stopping and recorder:
+        print(f"train: asked to stop; saved after iteration {state.iteration}", flush=True)
+    return not stopping
 
 
 def _is_due(state: TrainState, interval_tokens: int | None) -> bool:
@@ -113,15 +114,16 @@ def _validate(state: TrainState, recorder: _Recorder | None) -> None:
 class StopRequest:
     """Whether the run was asked to stop. A signal only leaves a note: saving inside a handler would be unsafe."""
 
-    def __init__(self, stop_file: Path) -> None:
+    def __init__(self, stop_file: Path, minutes: float | None = None) -> None:
         self._stop_file = stop_file
+        self._deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
         self._signalled = False
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._note)
 
     def is_requested(self) -> bool:
-        """True after SIGTERM or SIGUSR1, or when the STOP file is there."""
-        return self._signalled or self._stop_file.exists()
+        """True after SIGTERM or SIGUSR1, when the STOP file is there, or when the time is over."""
+        return self._signalled or self._stop_file.exists() or time.monotonic() > self._deadline
 
     def _note(self, number: int, frame: object) -> None:
         self._signalled = True
@@ -130,33 +132,42 @@ class StopRequest:
 class _Recorder:
     """The main rank's metrics file and console."""
 
-    def __init__(self, state: TrainState) -> None:
+    def __init__(self, state: TrainState, dataset: BlendedDataset) -> None:
         config = state.config
         self._config = config
+        self._dataset = dataset
+        self._clock = state.clock
         self._metrics = MetricsWriter(config, state.iteration)
         self._console = Console(config, state.iteration)
         self._flops_per_token = train_flops_per_token(state.model[0].module.architecture, config.data.seq_length)
-        parallel = config.parallel
-        self._num_ranks = (state.dp_size * parallel.tensor_model_parallel_size
-                           * parallel.pipeline_model_parallel_size)
+        self._num_ranks = dist.get_world_size()
 
-    def iteration(self, iteration: int, result: dict[str, Any], seconds: float) -> None:
+    def iteration(self, iteration: int, result: StepResult, seconds: float) -> None:
         tokens_per_second = self._config.tokens_per_iteration / seconds
         tflops = tokens_per_second * self._flops_per_token / self._num_ranks / 1e12
         values = {
-            **result,
+            **vars(result),
             "tokens": iteration * self._config.tokens_per_iteration,
             "tokens_per_second": round(tokens_per_second, 2),
             "tflops_per_rank": round(tflops, 4),
+            "seconds": {"iteration": round(seconds, 5),
+                        **{part: round(value, 5) for part, value in self._clock.read().items()}},
         }
+        if torch.cuda.is_available():
+            values["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         if self._config.logging.peak_tflops:
             values["mfu_percent"] = round(100 * tflops / self._config.logging.peak_tflops, 2)
         self._metrics.write("train", iteration, values)
         self._console.iteration(iteration, values)
 
-    def checkpoint(self, iteration: int, seconds: float) -> None:
-        self._metrics.write("checkpoint", iteration, {"seconds": round(seconds, 2)})
-        print(f"checkpoint after {iteration} iterations: saved in {format_seconds(seconds)}", flush=True)
+    def checkpoint(self, iteration: int) -> None:
+        """A checkpoint is whole: the ledger of what the model has seen goes with it."""
+        write_json(self._config.output / EXPOSURE, _ledger(self._config, self._dataset, iteration))
+        print(f"checkpoint after {iteration} iterations: saved", flush=True)
+
+    def close(self) -> None:
+        """Everything is recorded."""
+        self._metrics.close()
 
     def validation(self, iteration: int, losses: dict[str, dict[str, float]]) -> None:
         self._metrics.write("validation", iteration, {"sources": losses})

@@ -14,22 +14,25 @@ from megatron_ext.errors import UserError
 
 
 def initialize_parallel(config: ParallelConfig, seed: int = 0) -> None:
-    """Join the processes that torchrun started into tensor, pipeline and data parallel groups.
+    """Join the processes that torchrun started into tensor, pipeline, context and data parallel groups.
 
-    Raises UserError when the number of processes is not a multiple of tp x pp.
+    Raises UserError when the number of processes is not a multiple of tp x pp x cp.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     tp, pp = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
-    if world_size % (tp * pp):
+    cp = config.context_parallel_size
+    if world_size % (tp * pp * cp):
         raise UserError(f"{world_size} processes cannot be laid out as tensor_model_parallel_size {tp} x "
-                        f"pipeline_model_parallel_size {pp}: start a multiple of {tp * pp}")
+                        f"pipeline_model_parallel_size {pp} x context_parallel_size {cp}: start a multiple of "
+                        f"{tp * pp * cp}")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     # One process without torchrun needs no rendezvous, and no port that another could hold.
     alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group(backend, timeout=timedelta(minutes=30), **alone)
-    parallel_state.initialize_model_parallel(tp, pp, config.virtual_pipeline_model_parallel_size)
+    parallel_state.initialize_model_parallel(tp, pp, config.virtual_pipeline_model_parallel_size,
+                                             context_parallel_size=cp)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
 
 
@@ -51,20 +54,20 @@ def is_main_rank() -> bool:
 
 
 def sum_over_data_parallel(values: torch.Tensor) -> torch.Tensor:
-    """Sum over the data-parallel ranks, then give the last pipeline stage's result to every stage.
+    """Sum over the data- and context-parallel ranks, then give the last pipeline stage's result to every stage.
 
     Losses exist on the last stage alone; ranks of other stages pass zeros of the same shape.
     """
     values = values.contiguous()  # gloo gives wrong sums of non-contiguous tensors without a word
-    dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
+    dist.all_reduce(values, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         dist.broadcast(values, src=parallel_state.get_pipeline_model_parallel_last_rank(),
                        group=parallel_state.get_pipeline_model_parallel_group())
     return values
 
 
-def main_rank_decides(flag: bool) -> bool:
-    """The main rank's flag on every rank, so that all do the same."""
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank, the same answer on all, so that all do the same."""
     decision = torch.tensor([int(flag)], dtype=torch.int64, device=device())
-    dist.broadcast(decision, src=0)
+    dist.all_reduce(decision, op=dist.ReduceOp.MAX)
     return bool(decision.item())

@@ -17,6 +17,8 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_ext.config import RunConfig
 from megatron_ext.model.gpt import build_model
 from megatron_ext.model.hf_weights import load_hf_weights
+from megatron_ext.training.clock import Clock
+from megatron_ext.training.guards import SpikeGuard
 
 
 @dataclass
@@ -30,6 +32,8 @@ class TrainState:
     scheduler: OptimizerParamScheduler
     dp_rank: int
     dp_size: int
+    spikes: SpikeGuard
+    clock: Clock
     iteration: int = 0
     """Iterations that are done."""
 
@@ -43,10 +47,12 @@ def build_train_state(config: RunConfig) -> TrainState:
     """Model with the base model's weights, optimizer and schedule, under the initialised process groups."""
     model = _build_model(config)
     optimizer = _build_optimizer(config, model)
-    _connect(model, optimizer)
+    clock = Clock()
+    _connect(model, optimizer, clock)
     return TrainState(
         config, model, optimizer, _build_scheduler(config, optimizer),
         dp_rank=parallel_state.get_data_parallel_rank(), dp_size=parallel_state.get_data_parallel_world_size(),
+        spikes=SpikeGuard(config.guard), clock=clock,
     )
 
 
@@ -58,7 +64,6 @@ def _build_model(config: RunConfig) -> list[DistributedDataParallel]:
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,
         overlap_param_gather=config.parallel.overlap_param_gather,
-        check_for_nan_in_grad=True,  # stops before the update
     )
     for chunk in chunks:
         chunk.config.calculate_per_token_loss = True  # every predicted token counts the same, whatever the layout
@@ -89,10 +94,10 @@ def _build_optimizer(config: RunConfig, model: list[DistributedDataParallel]) ->
     return get_megatron_optimizer(optimizer_config, model, config_overrides=overrides)
 
 
-def _connect(model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+def _connect(model: list[DistributedDataParallel], optimizer: MegatronOptimizer, clock: Clock) -> None:
     """Tell megatron-core's schedules how to scale, synchronise and finish gradients."""
     config = model[0].config
-    config.finalize_model_grads_func = finalize_model_grads
+    config.finalize_model_grads_func = clock.measured("communication", finalize_model_grads)
     config.grad_scale_func = optimizer.scale_loss
     if model[0].ddp_config.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in model]
@@ -104,14 +109,14 @@ def _build_scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> Optimiz
     num_samples = config.train_iters * config.train.global_batch_size
     return OptimizerParamScheduler(
         optimizer,
-        init_lr=0.0,
+        init_lr=config.schedule.warmup_init_lr,
         max_lr=config.optimizer.lr,
         min_lr=config.optimizer.min_lr,
-        lr_warmup_steps=round(config.schedule.warmup_fraction * num_samples),
+        lr_warmup_steps=config.warmup_samples,
         lr_decay_steps=num_samples,
         lr_decay_style=config.schedule.style,
-        wsd_decay_steps=round(config.schedule.decay_fraction * num_samples),
-        lr_wsd_decay_style="linear",
+        wsd_decay_steps=config.decay_samples,
+        lr_wsd_decay_style=config.schedule.wsd_decay_style,
         start_wd=config.optimizer.weight_decay,
         end_wd=config.optimizer.weight_decay,
         wd_incr_steps=num_samples,

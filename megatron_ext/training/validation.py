@@ -16,10 +16,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_ext.artifacts import Artifact
-from megatron_ext.data.dataset import PackedSource, micro_batch_positions
+from megatron_ext.data.dataset import PackedSource, Sample, micro_batch_positions
+from megatron_ext.training.batch import Batch, forward
 from megatron_ext.training.parallel import device, sum_over_data_parallel
 from megatron_ext.training.state import TrainState
-from megatron_ext.training.step import position_ids
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,10 @@ class SourceLoss:
 
 
 def validate(state: TrainState) -> dict[str, dict[str, float]]:
-    """Loss of every validation source at the present weights; the same samples each time. All ranks call it."""
+    """Loss of every validation source at the present weights; the same samples each time. All ranks call it.
+
+    Documents are packed and masked as in training.
+    """
     for chunk in state.model:
         chunk.eval()
     losses = {}
@@ -49,23 +52,23 @@ def validate(state: TrainState) -> dict[str, dict[str, float]]:
 
 def _validate_source(state: TrainState, name: str, artifact: Artifact) -> SourceLoss:
     seq_length = state.config.data.seq_length
-    source = PackedSource(artifact.path / "valid", name, seq_length, seed=0, shuffle=False)
+    source = PackedSource(artifact.path / "valid", name, seq_length, seed=0, shuffle=False,
+                          separate_documents=state.config.data.document_mask)
     token_bytes = torch.from_numpy(np.load(artifact.path / "token_bytes.npy")).to(device())
     wanted = -(-state.config.validation.max_tokens_per_source // seq_length)
     num_samples = min(source.samples_per_epoch, wanted)
     micro_batch_size = state.config.train.micro_batch_size
     num_micro_batches = -(-num_samples // (micro_batch_size * state.dp_size))
 
-    def batches() -> Iterator[dict[str, Tensor]]:
+    def batches() -> Iterator[Batch]:
         for micro_batch in range(num_micro_batches):
             positions = micro_batch_positions(0, micro_batch, global_batch_size=0, micro_batch_size=micro_batch_size,
                                               dp_rank=state.dp_rank, dp_size=state.dp_size)
-            yield _read_batch(source, positions, num_samples)
+            yield Batch.of([_read(source, position, num_samples) for position in positions], state.config.data)
 
-    def forward_step(batches: Iterator[dict[str, Tensor]], model: torch.nn.Module) -> tuple[Tensor, object]:
+    def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, object]:
         batch = next(batches)
-        output = model(batch["tokens"], position_ids(batch["tokens"]), None, labels=batch["labels"])
-        return output, lambda loss: (loss.sum(), _sum_losses(loss, batch, token_bytes))
+        return forward(model, batch), lambda loss: (loss.sum(), _sum_losses(loss, batch, token_bytes))
 
     outputs = get_forward_backward_func()(
         forward_step_func=forward_step,
@@ -81,18 +84,16 @@ def _validate_source(state: TrainState, name: str, artifact: Artifact) -> Source
     return SourceLoss(nats / tokens, text_nats / math.log(2) / text_bytes if text_bytes else math.nan, int(tokens))
 
 
-def _read_batch(source: PackedSource, positions: range, num_samples: int) -> dict[str, Tensor]:
-    """Samples as tensors `[b, s]`; positions past the end repeat the last sample with nothing counted."""
-    rows = [source.read(min(position, num_samples - 1)) for position in positions]
-    tokens, labels, mask = (torch.from_numpy(np.stack(column)).to(device()) for column in zip(*rows, strict=True))
-    counted = torch.tensor([position < num_samples for position in positions], device=device())
-    return {"tokens": tokens, "labels": labels, "mask": mask * counted[:, None]}
+def _read(source: PackedSource, position: int, num_samples: int) -> Sample:
+    """A sample; past the end the last one again, with nothing counted."""
+    sample = source.read(min(position, num_samples - 1))
+    return sample if position < num_samples else sample._replace(mask=np.zeros_like(sample.mask))
 
 
-def _sum_losses(loss: Tensor, batch: dict[str, Tensor], token_bytes: Tensor) -> Tensor:
+def _sum_losses(loss: Tensor, batch: Batch, token_bytes: Tensor) -> Tensor:
     """Nats and tokens of all predictions; nats and bytes of those that stand for text. float64 `[4]`."""
-    mask = batch["mask"].double()
+    mask = batch.mask.double()
     nats = loss.double() * mask
-    num_bytes = token_bytes[batch["labels"]] * mask
+    num_bytes = token_bytes[batch.labels] * mask
     is_text = num_bytes > 0
     return torch.stack([nats.sum(), mask.sum(), (nats * is_text).sum(), num_bytes.sum()])

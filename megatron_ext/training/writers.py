@@ -1,13 +1,14 @@
-"""Where a run's metrics go: always metrics.jsonl and the console, TensorBoard when asked."""
+"""Where a run's metrics go: always metrics.jsonl and the console; TensorBoard, W&B and MLflow when asked."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from megatron_ext.config import RunConfig
 from megatron_ext.progress import format_seconds
@@ -22,26 +23,94 @@ class MetricsWriter:
         self._path = config.output / METRICS
         _drop_after(self._path, iteration)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  (open as long as the run)
-        self._tensorboard = None
-        if config.logging.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(config.output / "tensorboard"), purge_step=iteration + 1)
+        self._trackers = open_trackers(config, iteration)
 
     def write(self, event: str, iteration: int, values: Mapping[str, Any]) -> None:
         """Record an event of an iteration (1-based; 0 is before the first)."""
         self._file.write(json.dumps({"event": event, "iteration": iteration, **values}) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        if self._tensorboard is not None:
-            for name, value in _flatten(values, event):
-                self._tensorboard.add_scalar(name, value, iteration)
+        scalars = dict(_flatten(values, event)) if self._trackers else {}
+        for tracker in self._trackers:
+            tracker.log(scalars, iteration)
 
     def close(self) -> None:
         """Flush and close."""
         self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+class Tracker(Protocol):
+    """A service that shows scalars over iterations."""
+
+    def log(self, scalars: Mapping[str, float], iteration: int) -> None:
+        """Record scalars of an iteration, by name such as `train/loss`."""
+
+    def close(self) -> None:
+        """Send what is not sent yet."""
+
+
+def open_trackers(config: RunConfig, iteration: int) -> list[Tracker]:
+    """The trackers that the configuration asks for; a resumed run goes on in the one it began."""
+    trackers: list[Tracker] = []
+    if config.logging.tensorboard:
+        trackers.append(_TensorBoard(config, iteration))
+    if config.logging.wandb_project:
+        trackers.append(_WeightsAndBiases(config))
+    if config.logging.mlflow_experiment:
+        trackers.append(_MLflow(config))
+    return trackers
+
+
+class _TensorBoard:
+    def __init__(self, config: RunConfig, iteration: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(config.output / "tensorboard"), purge_step=iteration + 1)
+
+    def log(self, scalars: Mapping[str, float], iteration: int) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, iteration)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, config: RunConfig) -> None:
+        import wandb
+
+        self._run = wandb.init(project=config.logging.wandb_project, name=config.output.name, id=_run_id(config),
+                               resume="allow", dir=config.output.parent, config=config.model_dump(mode="json"))
+
+    def log(self, scalars: Mapping[str, float], iteration: int) -> None:
+        self._run.log(dict(scalars), step=iteration)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _MLflow:
+    def __init__(self, config: RunConfig) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        experiment = mlflow.set_experiment(config.logging.mlflow_experiment).experiment_id
+        known = mlflow.search_runs([experiment], f"tags.run_id = '{_run_id(config)}'", output_format="list")
+        mlflow.start_run(known[0].info.run_id if known else None, experiment_id=experiment,
+                         run_name=config.output.name, tags={"run_id": _run_id(config)})
+
+    def log(self, scalars: Mapping[str, float], iteration: int) -> None:
+        self._mlflow.log_metrics(dict(scalars), step=iteration)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+def _run_id(config: RunConfig) -> str:
+    """The same after a restart."""
+    return hashlib.sha256(str(config.output.resolve()).encode()).hexdigest()[:16]
 
 
 class Console:
@@ -59,10 +128,11 @@ class Console:
             return
         elapsed = time.monotonic() - self._started
         remaining = elapsed / (iteration - self._first) * (total - iteration)
+        skipped = "  SPIKE, no update" if values["skipped"] else ""
         mfu = f"  MFU {values['mfu_percent']:.1f} %" if "mfu_percent" in values else ""
         print(f"train: {iteration}/{total} iterations  {100 * iteration / total:.0f} %  loss {values['loss']:.4f}  "
               f"gradient norm {values['grad_norm']:.2f}  lr {values['lr']:.2e}  "
-              f"{values['tokens_per_second']:,.0f} tokens/s{mfu}  ETA {format_seconds(remaining)}", flush=True)
+              f"{values['tokens_per_second']:,.0f} tokens/s{mfu}  ETA {format_seconds(remaining)}{skipped}", flush=True)
 
     def validation(self, iteration: int, sources: Mapping[str, Mapping[str, float]]) -> None:
         """Tell of a validation after `iteration` iterations."""

@@ -34,7 +34,7 @@ def test_one_pass_shows_every_token_once_and_predicts_its_successor(tmp_path_fac
         shown = []
         for index in range(source.samples_per_epoch):
             sample = epoch * source.samples_per_epoch + index
-            tokens, labels, mask = source.read(sample)
+            tokens, labels, mask, *_ = source.read(sample)
             passages = source.passages(sample)
             num_tokens = sum(passage.num_tokens for passage in passages)
             shown += tokens[:num_tokens].tolist()
@@ -93,21 +93,39 @@ def test_blended_dataset_follows_the_plan(tmp_path):
     assert dataset.passages(int(np.argmax(plan.order)))[0] == "b"
 
 
-def test_exposure_equals_a_recount_of_every_sample(tmp_path):
+@pytest.mark.parametrize("separate", [False, True], ids=["packed", "separate_documents"])
+def test_exposure_equals_a_recount_of_every_sample(tmp_path, separate):
     write_dataset(tmp_path / "a", numbered_documents([13, 9, 16]))
     write_dataset(tmp_path / "b", [list(range(1000, 1021))])
     plan = BlendPlan((SourcePlan("a", 38, 8, 20), SourcePlan("b", 21, 5, 4)), seq_length=5)
-    dataset = BlendedDataset(plan, [PackedSource(tmp_path / name, name, 5, seed=3) for name in "ab"])
+    dataset = BlendedDataset(plan, [
+        PackedSource(tmp_path / name, name, 5, seed=3, separate_documents=separate) for name in "ab"])
     recount = {"a": [], "b": []}
+    masked, truncated = {"a": 0, "b": 0}, {"a": 0, "b": 0}
     for position in range(len(dataset) + 1):
         ledger = dataset.exposure(position)
         for name, tokens in recount.items():
             assert ledger[name]["seen_tokens"] == len(tokens)
             assert ledger[name]["unique_tokens"] == len(set(tokens))
+            assert ledger[name]["masked_tokens"] == masked[name]
+            assert ledger[name]["truncated_tokens"] == truncated[name]
         if position < len(dataset):
             name, passages = dataset.passages(position)
-            recount[name] += [(p.sequence, p.start + i) for p in passages for i in range(p.num_tokens)]
+            shown = [(p.sequence, p.start + i) for p in passages for i in range(p.num_tokens)]
+            recount[name] += shown
+            masked[name] += len(shown) - int(dataset[position].mask.sum())
+            truncated[name] += passages[0].num_tokens if passages[0].start else 0
     assert dataset.exposure(0)["a"]["planned_tokens"] == len(recount["a"])
+
+
+def test_separate_documents_predict_nothing_of_each_other(tmp_path):
+    write_dataset(tmp_path / "train", numbered_documents([5, 3, 6]))
+    source = PackedSource(tmp_path / "train", "a", 7, seed=0, shuffle=False, separate_documents=True)
+    first, second = source.read(0), source.read(1)
+    assert first.documents.tolist() == [0] * 5 + [1] * 2
+    assert first.mask.tolist() == [1, 1, 1, 1, 0, 1, 1]
+    assert second.documents.tolist() == [0] + [1] * 6
+    assert second.mask.tolist() == [0, 1, 1, 1, 1, 1, 0]
 
 
 def test_missing_data_is_told(tmp_path):
