@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         config = load_settings(RunConfig, arguments.config, arguments.overrides)
         check_run(config, arguments.num_processes)
         if arguments.dry_run:
-            print(describe_run(config))
+            print(describe_run(config, arguments.num_processes))
         else:
             _train(config)
     except UserError:

@@ -5,6 +5,7 @@ Nothing here needs a GPU or torch.distributed.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,13 @@ from megatron_ext.config import RunConfig
 from megatron_ext.data.blend import plan_blend
 from megatron_ext.errors import UserError
 from megatron_ext.model.hf_config import layout_problems, read_architecture
+from megatron_ext.training.memory import describe_memory
 from megatron_ext.training.throughput import train_flops_per_token
+
+_H100_TFLOPS = 989.0
+"""Peak of an H100 SXM in dense bfloat16."""
+_ASSUMED_MFU = 0.40
+"""Model FLOPs utilisation that GPU-hours are worked out with."""
 
 
 def check_run(config: RunConfig, world_size: int | None = None, data_is_there: bool = True) -> None:
@@ -26,8 +33,8 @@ def check_run(config: RunConfig, world_size: int | None = None, data_is_there: b
     """
     if world_size is None:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    problems = _layout_problems(config, world_size) + _model_problems(config)
-    problems += _data_problems(config) if data_is_there else []
+    problems = _layout_problems(config, world_size) + _schedule_problems(config) + _model_problems(config)
+    problems += _missing_packages(config) + _data_problems(config) if data_is_there else []
     if problems:
         raise UserError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
@@ -38,12 +45,22 @@ def source_sizes(config: RunConfig) -> dict[str, int]:
             for name, source in config.data.sources.items()}
 
 
-def describe_run(config: RunConfig) -> str:
-    """The run's arithmetic, as lines."""
+def describe_run(config: RunConfig, world_size: int | None = None) -> str:
+    """The run's arithmetic, as lines.
+
+    Args:
+        world_size: number of processes; None takes it from torchrun's environment.
+    """
+    if world_size is None:
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
     plan = plan_blend(config, source_sizes(config))
     train, seq_length = config.train, config.data.seq_length
     tokens = config.train_iters * config.tokens_per_iteration
-    flops = tokens * train_flops_per_token(read_architecture(config.model.hf_folder), seq_length)
+    architecture = read_architecture(config.model.hf_folder)
+    flops = tokens * train_flops_per_token(architecture, seq_length)
+    dp = world_size // _model_parallel_size(config)
+    peak = config.logging.peak_tflops or _H100_TFLOPS
+    device_hours = flops / (peak * 1e12 * _ASSUMED_MFU) / 3600
     lines = [
         f"run folder: {config.output}",
         f"iteration: {train.global_batch_size} samples x {seq_length:,} tokens = "
@@ -52,35 +69,92 @@ def describe_run(config: RunConfig) -> str:
         f"{flops:.3g} model FLOPs",
     ]
     for source in plan.sources:
-        lines.append(f"source {source.name}: {source.num_samples * seq_length:,} tokens, {source.epochs:.2f} epochs of "
+        lines.append(
+            f"source {source.name}: {source.num_samples * seq_length:,} tokens, {source.epochs:.2f} epochs of "
                      f"{source.available_tokens:,}, {100 * source.num_samples / plan.num_samples:.1f} % of the samples")
+    lines.append(f"layout: {world_size} processes = {_layout(config)} x dp {dp}; each runs "
+                 f"{train.global_batch_size // (train.micro_batch_size * dp)} micro-batches of "
+                 f"{train.micro_batch_size} an iteration")
+    lines.append(f"schedule: {config.schedule.style}, warm-up {config.warmup_samples / train.global_batch_size:,.1f} "
+                 f"iterations to {config.optimizer.lr:g}, end {config.optimizer.min_lr:g}")
+    lines += describe_memory(config, architecture, dp)
+    lines.append(f"time: {flops:.3g} FLOPs / ({peak:g} TFLOP/s x {100 * _ASSUMED_MFU:.0f} % MFU assumed) = "
+                 f"{device_hours:,.1f} device-hours, {device_hours / world_size:,.1f} h on {world_size} devices")
     return "\n".join(lines)
+
+
+def _layout(config: RunConfig) -> str:
+    parallel = config.parallel
+    sizes = {"tp": parallel.tensor_model_parallel_size, "pp": parallel.pipeline_model_parallel_size,
+             "cp": parallel.context_parallel_size}
+    return " x ".join(f"{name} {size}" for name, size in sizes.items() if name != "cp" or size > 1)
+
+
+def _model_parallel_size(config: RunConfig) -> int:
+    parallel = config.parallel
+    return (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+            * parallel.context_parallel_size)
 
 
 def _layout_problems(config: RunConfig, world_size: int) -> list[str]:
     parallel, train = config.parallel, config.train
-    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    tp, pp, cp = (parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size,
+                  parallel.context_parallel_size)
     problems = []
-    if world_size % (tp * pp):
+    if world_size % (tp * pp * cp):
+        context = f" x context_parallel_size {cp}" if cp > 1 else ""
         problems.append(f"{world_size} processes are no multiple of tensor_model_parallel_size {tp} x "
-                        f"pipeline_model_parallel_size {pp} = {tp * pp}")
+                        f"pipeline_model_parallel_size {pp}{context} = {tp * pp * cp}")
     else:
-        dp = world_size // (tp * pp)
+        dp = world_size // (tp * pp * cp)
         if train.global_batch_size % (train.micro_batch_size * dp):
             problems.append(f"train.global_batch_size {train.global_batch_size} is no multiple of micro_batch_size "
                             f"{train.micro_batch_size} x data-parallel size {dp}")
+        elif parallel.virtual_pipeline_model_parallel_size and (
+                train.global_batch_size // (train.micro_batch_size * dp) % pp):
+            problems.append(f"the interleaved schedule needs micro-batches (train.global_batch_size "
+                            f"{train.global_batch_size} / micro_batch_size {train.micro_batch_size} / dp {dp}) in "
+                            f"multiples of pipeline_model_parallel_size {pp}")
     if parallel.virtual_pipeline_model_parallel_size and pp == 1:
         problems.append("parallel.virtual_pipeline_model_parallel_size needs pipeline_model_parallel_size of 2 or more")
+    if cp > 1 and config.data.seq_length % (2 * cp):
+        problems.append(f"data.seq_length {config.data.seq_length} must be a multiple of 2 x context_parallel_size "
+                        f"= {2 * cp}")
     if parallel.sequence_parallel and tp == 1:
         problems.append("parallel.sequence_parallel needs tensor_model_parallel_size of 2 or more")
-    if parallel.sequence_parallel and config.data.seq_length % tp:
+    if parallel.sequence_parallel and config.data.seq_length % (tp * cp):
         problems.append(f"data.seq_length {config.data.seq_length} must be a multiple of tensor_model_parallel_size "
-                        f"{tp} with sequence_parallel")
+                        f"{tp}{f' x context_parallel_size {cp}' if cp > 1 else ''} with sequence_parallel")
     if parallel.overlap_param_gather and not parallel.use_distributed_optimizer:
         problems.append("parallel.overlap_param_gather needs use_distributed_optimizer")
-    if config.optimizer.min_lr > config.optimizer.lr:
-        problems.append(f"optimizer.min_lr {config.optimizer.min_lr:g} is above optimizer.lr {config.optimizer.lr:g}")
     return problems
+
+
+def _schedule_problems(config: RunConfig) -> list[str]:
+    optimizer, num_samples = config.optimizer, config.train_iters * config.train.global_batch_size
+    problems = []
+    if optimizer.min_lr > optimizer.lr:
+        problems.append(f"optimizer.min_lr {optimizer.min_lr:g} is above optimizer.lr {optimizer.lr:g}")
+    if config.schedule.warmup_init_lr > optimizer.lr:
+        problems.append(f"schedule.warmup_init_lr {config.schedule.warmup_init_lr:g} is above optimizer.lr "
+                        f"{optimizer.lr:g}")
+    if config.warmup_samples >= num_samples:
+        problems.append(f"the warm-up takes {config.warmup_samples:,} samples, the whole run {num_samples:,}; shorten "
+                        "schedule.warmup_* or raise train.budget_tokens")
+    elif config.schedule.style == "WSD" and config.warmup_samples + config.decay_samples > num_samples:
+        problems.append(f"warm-up {config.warmup_samples:,} and decay {config.decay_samples:,} are longer than the run "
+                        f"of {num_samples:,} samples; shorten schedule.warmup_* or schedule.decay_*")
+    return problems
+
+
+def _missing_packages(config: RunConfig) -> list[str]:
+    packages = {"logging.tensorboard": ("tensorboard", "tensorboard"), "logging.wandb_project": ("wandb", "wandb"),
+                "logging.mlflow_experiment": ("mlflow", "mlflow-skinny")}
+    wanted = [(key, *packages[key]) for key in packages if getattr(config.logging, key.partition(".")[2])]
+    if config.model.layer_implementation == "transformer_engine":
+        wanted.append(("model.layer_implementation", "transformer_engine", "transformer-engine[pytorch]"))
+    return [f"{key}: the package {module} is not installed; pip install {package}, or change the setting"
+            for key, module, package in wanted if importlib.util.find_spec(module) is None]
 
 
 def _model_problems(config: RunConfig) -> list[str]:
@@ -89,6 +163,12 @@ def _model_problems(config: RunConfig) -> list[str]:
     except UserError as error:
         return [f"model.hf_folder: {error}"]
     problems = layout_problems(architecture, config.parallel)
+    if config.model.layer_implementation == "transformer_engine":
+        problems += [f"data.{key} needs model.layer_implementation local: Transformer Engine's attention gets no such "
+                     "mask or positions here" for key in ("document_mask", "reset_positions")
+                     if getattr(config.data, key)]
+    elif config.model.fp8:
+        problems.append("model.fp8 needs model.layer_implementation transformer_engine")
     if config.data.seq_length > architecture.max_sequence_length:
         problems.append(f"data.seq_length {config.data.seq_length} is above the model's max_position_embeddings "
                         f"{architecture.max_sequence_length}")
