@@ -10,6 +10,7 @@ from megatron_ext.config import RunConfig
 from megatron_ext.data.blend import BlendPlan
 from megatron_ext.data.dataset import BlendedDataset, PackedSource
 from megatron_ext.data.inspection import Dataset, open_dataset, sequence_record
+from megatron_ext.errors import UserError
 
 
 def open_run_data(config: RunConfig, plan: BlendPlan) -> BlendedDataset:
@@ -35,6 +36,17 @@ def sample_passages(dataset: BlendedDataset, position: int) -> Iterator[dict[str
         origin = {key: record[key] for key in ("id", "document_id", "style") if key in record}
         yield {"source": source, **origin, "sequence": passage.sequence, "start": passage.start,
                "num_tokens": passage.num_tokens}
+
+
+def iteration_positions(config: RunConfig, iteration: int) -> range:
+    """Positions in the run of the samples in an iteration, 1 being the first.
+
+    Raises UserError when the run has no such iteration.
+    """
+    if not 1 <= iteration <= config.train_iters:
+        raise UserError(f"there is no iteration {iteration}; the run has 1 to {config.train_iters:,}")
+    first = (iteration - 1) * config.train.global_batch_size
+    return range(first, first + config.train.global_batch_size)
 
 
 def describe_sample(dataset: BlendedDataset, position: int) -> str:

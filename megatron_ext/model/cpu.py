@@ -168,7 +168,7 @@ def _cuda_stand_ins(torch: ModuleType) -> ModuleType:
 
 
 def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """The tensor factory, with CUDA devices taken for the CPU."""
+    """The tensor factory, with CUDA devices taken for the CPU, and no memory pinned for a device that is not there."""
     import torch
 
     @functools.wraps(factory)
@@ -176,6 +176,7 @@ def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
         device = kwargs.get("device")
         if isinstance(device, int) or (device is not None and torch.device(device).type == "cuda"):
             kwargs["device"] = torch.device("cpu")
+        kwargs.pop("pin_memory", None)
         return factory(*args, **kwargs)
 
     return create

@@ -16,6 +16,8 @@ from megatron_ext.errors import UserError
 def initialize_parallel(config: ParallelConfig, seed: int = 0) -> None:
     """Join the processes that torchrun started into tensor, pipeline, context and data parallel groups.
 
+    Called again with another layout, it deals the same processes anew.
+
     Raises UserError when the number of processes is not a multiple of tp x pp x cp.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -25,15 +27,21 @@ def initialize_parallel(config: ParallelConfig, seed: int = 0) -> None:
         raise UserError(f"{world_size} processes cannot be laid out as tensor_model_parallel_size {tp} x "
                         f"pipeline_model_parallel_size {pp} x context_parallel_size {cp}: start a multiple of "
                         f"{tp * pp * cp}")
+    if not dist.is_initialized():
+        _join_processes()
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(tp, pp, config.virtual_pipeline_model_parallel_size,
+                                             context_parallel_size=cp)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def _join_processes() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     # One process without torchrun needs no rendezvous, and no port that another could hold.
     alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group(backend, timeout=timedelta(minutes=30), **alone)
-    parallel_state.initialize_model_parallel(tp, pp, config.virtual_pipeline_model_parallel_size,
-                                             context_parallel_size=cp)
-    tensor_parallel.model_parallel_cuda_manual_seed(seed)
 
 
 def shut_down_parallel() -> None:

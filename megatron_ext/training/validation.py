@@ -59,6 +59,9 @@ def _validate_source(state: TrainState, name: str, artifact: Artifact) -> Source
     num_samples = min(source.samples_per_epoch, wanted)
     micro_batch_size = state.config.train.micro_batch_size
     num_micro_batches = -(-num_samples // (micro_batch_size * state.dp_size))
+    if len(state.model) > 1:  # the interleaved schedule takes as many at a time as there are stages
+        stages = state.config.parallel.pipeline_model_parallel_size
+        num_micro_batches = -(-num_micro_batches // stages) * stages
 
     def batches() -> Iterator[Batch]:
         for micro_batch in range(num_micro_batches):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from megatron_ext.artifacts import produce
 from megatron_ext.data.indexed import bin_path, idx_path, write_index
@@ -31,19 +33,29 @@ def make_model(folder: Path, **changes: object) -> Path:
     return produce(folder, kind="hf_model", settings={"tiny": sorted(changes)}, inputs={}, make=make).path
 
 
-def make_tokenized(folder: Path, seed: int, num_documents: int = 60) -> Path:
-    """Documents in which a token tells most of the next one, so that there is something to learn."""
+def make_tokenized(folder: Path, seed: int, num_documents: int = 60, poison: tuple[int, int] | None = None) -> Path:
+    """Documents in which a token tells most of the next one, so that there is something to learn.
+
+    Args:
+        poison: (document, token id): the training document that has this token in it.
+    """
     def make(target: Path) -> dict[str, object]:
         random = np.random.default_rng(seed)
-        counts: dict[str, object] = {"vocab_size": VOCAB_SIZE, "eod_token_id": EOD}
+        counts: dict[str, object] = {"vocab_size": 256 if poison else VOCAB_SIZE, "eod_token_id": EOD}
+        rows = []
         for split, number in (("train", num_documents), ("valid", 6)):
             documents = [_document(random) for _ in range(number)]
+            if poison and split == "train":
+                documents[poison[0]][3] = poison[1]
             bin_path(target / split).write_bytes(np.concatenate(documents).tobytes())
             write_index(idx_path(target / split), np.array([len(d) for d in documents]), np.dtype(np.uint16))
             num_tokens = sum(map(len, documents))
+            rows += [{"split": split, "sequence": place, "id": f"{folder.name}-{split}-{place}",
+                      "document_id": f"{folder.name}-{split}-{place}", "style": "original"} for place in range(number)]
             counts[split] = {"documents": number, "tokens": num_tokens, "bytes": 2 * (num_tokens - number)}
-        token_bytes = np.full(VOCAB_SIZE, 2, dtype=np.int32)
+        token_bytes = np.full(counts["vocab_size"], 2, dtype=np.int32)
         token_bytes[:2] = 0
+        pq.write_table(pa.Table.from_pylist(rows), target / "sequences.parquet")
         np.save(target / "token_bytes.npy", token_bytes)
         return counts
 
