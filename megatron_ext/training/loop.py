@@ -46,6 +46,7 @@ def train(config: RunConfig) -> bool:
     Returns True when the run is finished, False when it was asked to stop (a STOP file in the run folder, SIGTERM or
     SIGUSR1, train.exit_duration_minutes); its state is saved then, and the same call goes on.
     """
+    stop = StopRequest(config.output / STOP_FILE, config.train.exit_duration_minutes)
     identity = run_identity(config)
     if is_finished(config.output):
         _refuse_other_run(config, identity)
@@ -59,15 +60,14 @@ def train(config: RunConfig) -> bool:
     if load_latest_checkpoint(state, identity) and is_main_rank():
         print(f"train: resumed after iteration {state.iteration}", flush=True)
     dataset = open_run_data(config, plan)
-    finished = _iterate(state, dataset, identity)
+    finished = _iterate(state, dataset, identity, stop)
     if finished and is_main_rank():
         _finish(config, dataset, identity)
     return finished
 
 
-def _iterate(state: TrainState, dataset: BlendedDataset, identity: dict[str, Any]) -> bool:
+def _iterate(state: TrainState, dataset: BlendedDataset, identity: dict[str, Any], stop: StopRequest) -> bool:
     config = state.config
-    stop = StopRequest(config.output / STOP_FILE, config.train.exit_duration_minutes)
     recorder = _Recorder(state, dataset) if is_main_rank() else None
     saver = CheckpointSaver(state, identity, recorder.checkpoint if recorder else lambda iteration: None)
     watchdog = Watchdog(config.guard.hang_minutes, config.output)

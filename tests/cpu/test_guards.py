@@ -80,7 +80,8 @@ def test_every_tracker_gets_the_losses(lab, monkeypatch):
     import mlflow
 
     store = (lab.folder / "mlflow").as_uri()
-    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_TRACKING_URI": store}.items():
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_TRACKING_URI": store,
+                        "MLFLOW_ALLOW_FILE_STORE": "true"}.items():
         monkeypatch.setenv(name, value)
     settings = lab.settings("tracked")
     settings["logging"] = {"tensorboard": True, "wandb_project": "tests", "mlflow_experiment": "tests"}

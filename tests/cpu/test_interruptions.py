@@ -58,7 +58,7 @@ def test_sigterm_saves_once_on_all_ranks(lab, undisturbed):
     """torchrun hands the signal to every worker."""
     settings = lab.settings("terminated", checkpoint={"interval_tokens": None})
     process = lab.start(settings, 2)
-    lab.wait_for("terminated", "metrics.jsonl", process)
+    lab.wait_for("terminated", "hang-rank1.txt", process)  # the loop begins
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert output.count("asked to stop; saved after iteration") == 1, output
@@ -91,7 +91,7 @@ def test_the_time_is_over(lab, undisturbed):
 
 def test_spikes_are_skipped_and_the_rule_survives_a_restart(lab):
     def spiky(name, **train):
-        return lab.settings(name, guard={"spike_factor": 1.02, "spike_window_iters": 3, "max_skipped_in_a_row": 9},
+        return lab.settings(name, guard={"spike_factor": 1.1, "spike_window_iters": 3, "max_skipped_in_a_row": 24},
                             train=train, validation={"sources": {"a": str(lab.sources["a"])},
                                                      "interval_tokens": 8 * 32})
 
@@ -99,7 +99,7 @@ def test_spikes_are_skipped_and_the_rule_survives_a_restart(lab):
     rows = events(lab.folder / "spikes", "train")
     accepted = []
     for row in rows:
-        spike = len(accepted) >= 3 and row["grad_norm"] > 1.02 * sorted(accepted[-3:])[1]
+        spike = len(accepted) >= 3 and row["grad_norm"] > 1.1 * sorted(accepted[-3:])[1]
         assert row["skipped"] == spike
         accepted += [] if spike else [row["grad_norm"]]
     assert 0 < len(rows) - len(accepted) < len(rows) / 2
