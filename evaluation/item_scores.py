@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from evaluation.npm import preferred_score
+from evaluation.poeta import Profile
 from megatron_ext.errors import UserError
 
 _TOLERANCE = 1e-4  # of the metric's range; stored scores may be rounded to two decimals of a hundred
@@ -90,7 +91,7 @@ class ListScores:
 
 
 def item_scores(task: str, metric: str, scores: Sequence[float], max_score: float,
-                runs: Sequence[Sequence[Metrics]]) -> list[ItemScores]:
+                runs: Sequence[Sequence[Metrics]], profile: Profile = "official") -> list[ItemScores]:
     """The items of a task for each of several models, in the fastest form that reproduces all stored scores.
 
     Args:
@@ -103,10 +104,11 @@ def item_scores(task: str, metric: str, scores: Sequence[float], max_score: floa
     Raises UserError when the per-example metrics do not give a stored score.
     """
     def score_list(items: Sequence[Metrics]) -> float:
-        return float(preferred_score(task, list(items)))
+        return float(preferred_score(task, list(items), profile))
 
     values = [[item.get(metric) for item in items] for items in runs]
-    for form in (_as_means, _as_macro_f1, _as_pearson):
+    undefined = 0.0 if profile == "clean" else np.nan
+    for form in (_as_means, _as_macro_f1, lambda pairs: _as_pearson(pairs, undefined)):
         made = form(values)
         if made is not None and _wrong_score(made, scores, max_score) is None:
             return made
@@ -146,8 +148,8 @@ def macro_f1_scores(pairs: Sequence[Sequence[str]], labels: Sequence[str] | None
     return SumScores(features, finish)
 
 
-def pearson_scores(pairs: Sequence[Sequence[float]]) -> SumScores:
-    """Pearson's r of pairs of numbers; NaN where a side is constant or not finite."""
+def pearson_scores(pairs: Sequence[Sequence[float]], undefined: float = np.nan) -> SumScores:
+    """Pearson's r of pairs of numbers; `undefined` where a side is constant or not finite."""
     x, y = np.asarray(pairs, dtype=np.float64).T
     features = np.stack([x, y, x * x, y * y, x * y], axis=1)
 
@@ -156,7 +158,7 @@ def pearson_scores(pairs: Sequence[Sequence[float]]) -> SumScores:
         with np.errstate(invalid="ignore", divide="ignore"):
             var_x, var_y = sum_xx - sum_x**2 / n, sum_yy - sum_y**2 / n
             defined = (var_x > 1e-9 * sum_xx) & (var_y > 1e-9 * sum_yy)
-            return np.where(defined, (sum_xy - sum_x * sum_y / n) / np.sqrt(var_x * var_y), np.nan)
+            return np.where(defined, (sum_xy - sum_x * sum_y / n) / np.sqrt(var_x * var_y), undefined)
 
     return SumScores(features, finish)
 
@@ -174,10 +176,10 @@ def _as_macro_f1(runs: Sequence[Sequence[Any]]) -> list[ItemScores] | None:
     return [macro_f1_scores(values, sorted(labels)) for values in runs]
 
 
-def _as_pearson(runs: Sequence[Sequence[Any]]) -> list[ItemScores] | None:
+def _as_pearson(runs: Sequence[Sequence[Any]], undefined: float) -> list[ItemScores] | None:
     if not all(_is_pair_of((int, float), value) for values in runs for value in values):
         return None
-    return [pearson_scores(values) for values in runs]
+    return [pearson_scores(values, undefined) for values in runs]
 
 
 def _is_pair_of(kind: type | tuple[type, ...], value: Any) -> bool:

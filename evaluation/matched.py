@@ -149,4 +149,4 @@ def _match(name: str, evaluations: Sequence[Evaluation]) -> MatchedTask:
     return MatchedTask(
         name, info["metric"], info["random_score"], info["max_score"], bool(info["translated"]), scores,
         [result.get("invalid_rate") for result in results],
-        item_scores(name, info["metric"], scores, info["max_score"], runs))
+        item_scores(name, info["metric"], scores, info["max_score"], runs, evaluations[0].results["profile"]))

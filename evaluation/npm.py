@@ -13,35 +13,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.poeta import load_task, task_spec
+from evaluation.poeta import Profile, load_task, task_spec
 from megatron_ext.artifacts import Artifact
 from megatron_ext.errors import UserError
 
 SAME_IN_COMPARISON = ("profile", "data", "task_set", "deviations")
 
 
-def preferred_score(task_name: str, examples: Sequence[Mapping[str, Any]]) -> float:
+def preferred_score(task_name: str, examples: Sequence[Mapping[str, Any]], profile: Profile = "official") -> float:
     """The task's preferred metric over per-example metrics, as `examples.jsonl` holds them, on the metric's scale.
 
     Examples may be repeated or left out (a bootstrap sample). NaN where the metric is undefined on them.
     """
-    task = load_task(task_name)
+    task = load_task(task_name, profile)
     metric = task.spec.metric
     values = [metrics[metric] for metrics in examples if metric in metrics]
     return task.aggregations[metric](values) if values else math.nan
 
 
 def task_npm(task_name: str, score: float) -> float:
-    """NPM of one task from its preferred metric."""
+    """NPM of one task from its preferred metric, profile official (clean computes its random scores from the data)."""
     return task_spec(task_name).normalise(score)
 
 
-def mean_npm(npm_per_task: Mapping[str, float]) -> dict[str, float | None]:
+def mean_npm(npm_per_task: Mapping[str, float], profile: Profile = "official") -> dict[str, float | None]:
     """{"all", "native", "translated"}: plain means over tasks; None for a group without a task."""
     groups = {
         "all": list(npm_per_task),
-        "native": [name for name in npm_per_task if not task_spec(name).translated],
-        "translated": [name for name in npm_per_task if task_spec(name).translated],
+        "native": [name for name in npm_per_task if not task_spec(name, profile).translated],
+        "translated": [name for name in npm_per_task if task_spec(name, profile).translated],
     }
     return {group: _mean([npm_per_task[name] for name in names]) for group, names in groups.items()}
 

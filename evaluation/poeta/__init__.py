@@ -7,6 +7,6 @@ A task is one row of `data/tasks.yaml` (shots, limits, scores) and one class of 
 """
 
 from evaluation.poeta.families import load_task
-from evaluation.poeta.table import TaskSpec, task_names, task_spec
+from evaluation.poeta.table import Profile, TaskSpec, task_names, task_spec
 
-__all__ = ["TaskSpec", "load_task", "task_names", "task_spec"]
+__all__ = ["Profile", "TaskSpec", "load_task", "task_names", "task_spec"]

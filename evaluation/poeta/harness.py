@@ -20,9 +20,10 @@ from lm_eval.api.task import Task, TaskConfig
 from lm_eval.filters import build_filter_ensemble
 
 from evaluation.poeta import metrics, sources
-from evaluation.poeta.families import load_task
-from evaluation.poeta.prompts import Request, build_requests
-from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS
+from evaluation.poeta.prepared import PreparedTask, prepare
+from evaluation.poeta.prompts import Request
+from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS, task_spec
+from evaluation.poeta.task import Task as PoetaTask
 
 PREFIX = "poeta_"
 STOP = "\n"
@@ -33,18 +34,18 @@ class HarnessTask(Task):
     """A task of PoETa V2 for the harness.
 
     Args:
-        config: `task` is `poeta_` and the official name; `metadata` may hold `max_gen_toks`.
-        requests: the built requests; None: find the raw data as `sources.find_raw_data` does and build them.
+        config: `task` is `poeta_` and the official name; `metadata` may hold `max_gen_toks` and `profile`.
+        prepared: the task with its requests; None: find the raw data as `sources.find_raw_data` does.
     """
 
     VERSION = 2
     OUTPUT_TYPE = "generate_until"
 
-    def __init__(self, config: Mapping[str, Any], requests: Sequence[Request] | None = None) -> None:
+    def __init__(self, config: Mapping[str, Any], prepared: PreparedTask | None = None) -> None:
         # Like the harness' own ConfigurableTask, no super().__init__(): it would download from a hub and make an
         # empty configuration.
-        self.poeta_task = load_task(config["task"].removeprefix(PREFIX))
-        self._given_requests = requests
+        self.spec = task_spec(config["task"].removeprefix(PREFIX))
+        self._given = prepared
         self._instances = None
         self._filters = [build_filter_ensemble("none", [["take_first", None]])]
         self.fewshot_rnd = None
@@ -52,20 +53,29 @@ class HarnessTask(Task):
         max_gen_toks = metadata.get("max_gen_toks", OFFICIAL_MAX_GEN_TOKS)
         self._config = TaskConfig(
             task=config["task"],
-            num_fewshot=self.poeta_task.spec.num_fewshot,
+            num_fewshot=self.spec.num_fewshot,
             output_type=self.OUTPUT_TYPE,
             generation_kwargs={"until": [STOP], "do_sample": False, "max_gen_toks": max_gen_toks},
             metadata={**metadata, "version": self.VERSION},
         )
 
     @cached_property
+    def prepared(self) -> PreparedTask:
+        """The task with its requests."""
+        if self._given is not None:
+            return self._given
+        profile = self.config.metadata.get("profile", "official")
+        return prepare(self.spec.name, profile, sources.find_raw_data([self.spec], None))
+
+    @property
+    def poeta_task(self) -> PoetaTask:
+        """The task itself."""
+        return self.prepared.task
+
+    @property
     def requests(self) -> list[Request]:
-        """The official requests of the task."""
-        if self._given_requests is not None:
-            return list(self._given_requests)
-        spec = self.poeta_task.spec
-        raw = sources.open_raw_data(spec, sources.find_raw_data([spec], None))
-        return build_requests(self.poeta_task, self.poeta_task.load(raw))
+        """The requests in the order of the protocol."""
+        return self.prepared.requests
 
     @cached_property
     def _documents(self) -> list[dict[str, Any]]:

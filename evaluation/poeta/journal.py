@@ -1,25 +1,30 @@
-"""Answers that survive an interruption: a language model that writes down what it has answered.
+"""Answers that survive: a language model that writes down what it has answered.
 
-Requests are sorted by length and cut into batches once, for the whole list, so that a batch holds the same requests
-whether or not the run was interrupted: what a model answers may depend on its batch in the last bits. A batch counts
-as answered when all of its answers are in the journal.
+The requests of a task are sorted by length and cut into batches once, so that a batch holds the same requests whatever
+else is evaluated and whether or not the run was interrupted: what a model answers may depend on its batch in the last
+bits. An answer is filed under the hashes of its prompt and of its batch, in the journal of the run, and at the end in a
+cache that later evaluations of the same model with the same settings read. So a reused answer is the very answer that
+would be given again.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from megatron_ext.progress import Progress
 
-Key = tuple[str, int, str]
+Key = tuple[str, str]
+"""sha256 of the prompt, sha256 of the batch."""
 
 
 class JournalingLM(LM):
@@ -27,31 +32,39 @@ class JournalingLM(LM):
 
     Args:
         lm: does the generating, one batch a call.
-        journal: JSONL file of answers; made if it is not there.
+        journal: JSONL file of this run's answers; made if it is not there.
         batch_size: requests in a batch.
+        cache: JSONL file of answers of the same model with the same settings from all runs; None: there is none.
     """
 
-    def __init__(self, lm: LM, journal: Path, batch_size: int) -> None:
+    def __init__(self, lm: LM, journal: Path, batch_size: int, cache: Path | None = None) -> None:
         super().__init__()
         self.lm = lm
         self.journal = journal
         self.batch_size = batch_size
+        self.cache = cache
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers in the order of the requests; those in the journal are not asked for again."""
-        answers = read_journal(self.journal)
-        batches = cut_into_batches(requests, self.batch_size)
-        unanswered = [batch for batch in batches if any(key_of(request) not in answers for request in batch)]
-        already_done = len(requests) - sum(map(len, unanswered))
-        progress = Progress("evaluate", len(requests), "examples", already_done=already_done)
-        with open(self.journal, "a", encoding="utf-8") as file:
-            for batch in unanswered:
-                outputs = self.lm.generate_until(batch, disable_tqdm=True)
-                rows = {key_of(request): output for request, output in zip(batch, outputs, strict=True)}
-                _append(file, rows)
-                answers.update(rows)
-                progress.advance(len(batch))
-        return [answers[key_of(request)] for request in requests]
+        """Answers in the order of the requests; those that are on disk are not asked for again."""
+        kept = read_answers(self.cache) if self.cache else {}
+        answers = kept | read_answers(self.journal)
+        batches = [(batch, keys_of(batch)) for batch in cut_into_batches(requests, self.batch_size)]
+        unanswered = [(batch, keys) for batch, keys in batches if not all(key in answers for key in keys)]
+        num_done = len(requests) - sum(len(batch) for batch, _ in unanswered)
+        progress = Progress("evaluate", len(requests), "examples", already_done=num_done)
+        for batch, keys in unanswered:
+            outputs = self.lm.generate_until(batch, disable_tqdm=True)
+            rows = dict(zip(keys, outputs, strict=True))
+            append_answers(self.journal, rows)
+            answers.update(rows)
+            progress.advance(len(batch))
+        if self.cache:
+            wanted = {key: answers[key] for _, keys in batches for key in keys if key not in kept}
+            with suppress(OSError):  # a cache that cannot be written only costs the time to answer again
+                append_answers(self.cache, wanted)
+        outputs_of = {id(request): answers[key] for batch, keys in batches
+                      for request, key in zip(batch, keys, strict=True)}
+        return [outputs_of[id(request)] for request in requests]
 
     def loglikelihood(self, requests: list[Instance]) -> NoReturn:
         """No task of PoETa V2 asks for it."""
@@ -63,32 +76,40 @@ class JournalingLM(LM):
 
 
 def cut_into_batches(requests: Sequence[Instance], batch_size: int) -> list[list[Instance]]:
-    """Batches of prompts of similar length, the longest first: they show at once whether memory suffices."""
-    ordered = sorted(requests, key=lambda request: (-len(request.args[0]), key_of(request)))
-    return [ordered[start:start + batch_size] for start in range(0, len(ordered), batch_size)]
+    """Batches of one task's prompts of similar length, the longest first: they show at once whether memory suffices."""
+    batches = []
+    for task in dict.fromkeys(request.task_name for request in requests):
+        own = [request for request in requests if request.task_name == task]
+        own.sort(key=lambda request: (-len(request.args[0]), request.doc_id))
+        batches += [own[start:start + batch_size] for start in range(0, len(own), batch_size)]
+    return batches
 
 
-def key_of(request: Instance) -> Key:
-    """What an answer is filed under: task, document, sha256 of the prompt."""
-    return request.task_name, request.doc_id, hashlib.sha256(request.args[0].encode()).hexdigest()
+def keys_of(batch: Sequence[Instance]) -> list[Key]:
+    """What the answers of a batch are filed under."""
+    prompts = [hashlib.sha256(request.args[0].encode()).hexdigest() for request in batch]
+    whole = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    return [(prompt, whole) for prompt in prompts]
 
 
-def read_journal(path: Path) -> dict[Key, str]:
-    """The answers in a journal. What follows the last whole line, of a write that was interrupted, is cut off."""
+def read_answers(path: Path) -> dict[Key, str]:
+    """The answers in a file. What follows the last whole line, of a write that was interrupted, does not count."""
     if not path.exists():
         return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
-    rows = [json.loads(line) for line in whole.splitlines()]
-    return {(row["task"], row["doc_id"], row["prompt_sha256"]): row["output"] for row in rows}
+    rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    return {(row["prompt_sha256"], row["batch_sha256"]): row["output"] for row in rows}
 
 
-def _append(file: Any, rows: dict[Key, str]) -> None:
-    """Durable when it returns."""
-    for (task, doc_id, prompt_sha256), output in rows.items():
-        row = {"task": task, "doc_id": doc_id, "prompt_sha256": prompt_sha256, "output": output}
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    file.flush()
-    os.fsync(file.fileno())
+def append_answers(path: Path, answers: Mapping[Key, str]) -> None:
+    """Add answers to a file, durably; other processes may do so at the same time. A torn last line is cut off first."""
+    lines = [json.dumps({"prompt_sha256": prompt, "batch_sha256": batch, "output": output}, ensure_ascii=False) + "\n"
+             for (prompt, batch), output in answers.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+        file.write("".join(lines).encode())
+        file.flush()
+        os.fsync(file.fileno())

@@ -46,6 +46,12 @@ def pearson(pairs: Sequence[Sequence[float]]) -> float:
         return float(pearsonr(golds, predictions)[0])
 
 
+def pearson_or_zero(pairs: Sequence[Sequence[float]]) -> float:
+    """As `pearson`; 0, the level of guessing, where it is undefined."""
+    correlation = pearson(pairs)
+    return 0.0 if math.isnan(correlation) else correlation
+
+
 def _f1_per_gold_label(pairs: Sequence[Sequence[str]]) -> tuple[list[float], list[int]]:
     """F1 of each gold label (0 where undefined) and its number of golds; predictions outside the labels cost recall."""
     golds = Counter(gold for _, gold in pairs)

@@ -70,7 +70,11 @@ def _draw_shots(task: Task, loaded: Loaded, document: Document, generator: rando
     if num_shots == 0:
         return []
     pool = task.shot_pool(loaded, document)
-    if len(pool) < num_shots:
+    num_leaks = loaded.pool_texts[document.text] if task.spec.profile == "clean" else 0
+    if len(pool) < num_shots + num_leaks:
         raise UserError(f"{task.spec.name}: {num_shots} few-shot examples are needed and the raw data holds "
-                        f"{len(pool)} to choose from; a file may be cut short")
-    return generator.sample(pool, num_shots)
+                        f"{len(pool) - num_leaks} to choose from; a file may be cut short")
+    drawn = generator.sample(pool, num_shots + num_leaks)  # any order of the rest is equally likely
+    if num_leaks:
+        drawn = [shot for shot in drawn if shot.text != document.text]
+    return drawn[:num_shots]

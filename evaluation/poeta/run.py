@@ -6,19 +6,17 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from evaluation import npm
 from evaluation.poeta import sources
-from evaluation.poeta.families import load_task
-from evaluation.poeta.prompts import Request, build_requests
-from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS, expand_names, task_spec
-from evaluation.poeta.task import Task
-from megatron_ext.artifacts import Artifact, produce, reference, write_json, write_text
+from evaluation.poeta.prepared import PreparedTask, prepare
+from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS, Profile, expand_names, task_spec
+from megatron_ext.artifacts import Artifact, hash_json, produce, reference, write_json, write_text
 from megatron_ext.errors import UserError
 from megatron_ext.settings import Settings
 
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
 
 JOURNAL = "answers.jsonl"
 RESULTS, EXAMPLES = "results.json", "examples.jsonl"
+_WITHOUT_EFFECT = ("model", "data", "allow_download", "allow_sample_data", "reuse_answers")  # or told by a hash
+_PACKAGES = ("torch", "transformers", "vllm", "lm-eval")
 
 
 class PoetaSettings(Settings):
@@ -36,10 +36,12 @@ class PoetaSettings(Settings):
     """Folder of a Hugging Face model; for backends that serve models, the model's name there."""
     tasks: tuple[str, ...] = ("all",)
     """Official names of tasks; `all`: the 44."""
-    profile: Literal["official"] = "official"
-    """official: prompts, scores and quirks of the official harness."""
+    profile: Profile = "official"
+    """official: prompts, scores, limits and quirks of the official harness; clean: no example that is the evaluated
+    question, chance levels computed from the data, no undefined score, whole test sets. Never compared with each other.
+    """
     limit: int | None = Field(default=None, ge=1)
-    """Examples a task at most, the first of the official order; none: the official limits."""
+    """Examples a task at most, the first of the profile's order; none: all that the profile asks for."""
     data: Path | None = None
     """Folder of raw data that is looked at first; none: the environment variable POETA_DATA."""
     allow_download: bool = True
@@ -58,22 +60,8 @@ class PoetaSettings(Settings):
     """Precision of the weights with `hf`: auto (as saved), float32, bfloat16, float16."""
     device: str | None = None
     """Device with `hf`; none: the GPU if there is one."""
-
-
-@dataclass(frozen=True)
-class TaskRun:
-    """A task with the requests that are evaluated."""
-
-    task: Task
-    requests: list[Request]
-    num_official: int
-    """Examples of the official protocol."""
-    data: sources.Origin
-
-    @property
-    def name(self) -> str:
-        """Official name."""
-        return self.task.spec.name
+    reuse_answers: bool = True
+    """Whether batches that this model has answered before, in whatever evaluation, are taken from the cache."""
 
 
 def evaluate_model(settings: PoetaSettings, output: Path) -> Artifact:
@@ -91,7 +79,7 @@ def evaluate_model(settings: PoetaSettings, output: Path) -> Artifact:
         raise UserError(f"model {settings.model} is not a folder of a Hugging Face model (no config.json there); "
                         "tools.fetch_model makes one of a hub name")
     inputs = {"model": model} if model.is_dir() else {}
-    request = settings.model_dump(mode="json", exclude={"model", "data", "allow_download", "allow_sample_data"})
+    request = settings.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT))
     request |= {"tasks": names, "raw_data": {name: piece.sha256 for name, piece in found.items()}}
     if not inputs:
         request["model"] = settings.model
@@ -102,7 +90,7 @@ def evaluate_model(settings: PoetaSettings, output: Path) -> Artifact:
 def _make(settings: PoetaSettings, names: list[str], found: Mapping[str, sources.Found],
           folder: Path) -> dict[str, Any]:
     if not (folder / RESULTS).exists():
-        runs = [_prepare(name, settings, found) for name in names]
+        runs = [prepare(name, settings.profile, found, settings.limit) for name in names]
         examples, num_truncated = _answer(settings, runs, folder / JOURNAL)
         _write_examples(folder / EXAMPLES, examples)
         write_json(folder / RESULTS, _summarise(settings, runs, examples, num_truncated))
@@ -113,16 +101,7 @@ def _make(settings: PoetaSettings, names: list[str], found: Mapping[str, sources
             "deviations": results["deviations"]}
 
 
-def _prepare(name: str, settings: PoetaSettings, found: Mapping[str, sources.Found]) -> TaskRun:
-    task = load_task(name)
-    loaded = task.load(sources.open_raw_data(task.spec, found))
-    requests = build_requests(task, loaded, settings.limit)
-    num_official = min(len(loaded.documents), task.spec.limit or len(loaded.documents))
-    origin = sources.least_official(found[raw_name].origin for raw_name in task.spec.raw_names())
-    return TaskRun(task, requests, num_official, origin)
-
-
-def _answer(settings: PoetaSettings, runs: list[TaskRun],
+def _answer(settings: PoetaSettings, runs: list[PreparedTask],
             journal: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int | None]]:
     """Task -> rows of `examples.jsonl`, and task -> number of truncated prompts (None: the backend does not tell)."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; ours are plain lines
@@ -132,7 +111,7 @@ def _answer(settings: PoetaSettings, runs: list[TaskRun],
     from evaluation.poeta.journal import JournalingLM
 
     tasks = {
-        run.name: HarnessTask({"task": run.name, "metadata": {"max_gen_toks": settings.max_gen_toks}}, run.requests)
+        run.name: HarnessTask({"task": run.name, "metadata": {"max_gen_toks": settings.max_gen_toks}}, run)
         for run in runs
     }
     lm = _load_model(settings)
@@ -140,21 +119,40 @@ def _answer(settings: PoetaSettings, runs: list[TaskRun],
     num_truncated = {
         run.name: counter([request.prompt for request in run.requests]) if counter else None for run in runs
     }
-    evaluated = evaluator.evaluate(
-        lm=JournalingLM(lm, journal, settings.batch_size), task_dict={"tasks": tasks, "groups": {}}, bootstrap_iters=0,
-    )
+    journaling = JournalingLM(lm, journal, settings.batch_size, _answer_cache(settings))
+    evaluated = evaluator.evaluate(lm=journaling, task_dict={"tasks": tasks, "groups": {}}, bootstrap_iters=0)
     return {run.name: _example_rows(run, evaluated["samples"][run.name]) for run in runs}, num_truncated
+
+
+def _answer_cache(settings: PoetaSettings) -> Path | None:
+    """Where answers of this model with these settings are kept; None for a model that is known by name alone."""
+    if not settings.reuse_answers or not Path(settings.model).is_dir():
+        return None
+    how = settings.model_dump(mode="json", include={"backend", "model_args", "dtype", "max_gen_toks"})
+    versions = {package: _version(package) for package in _PACKAGES}
+    key = hash_json({"model": reference(settings.model), "device": _device(settings), "versions": versions, **how})
+    return sources.cache_folder() / "answers" / f"{key[:32]}.jsonl"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _device(settings: PoetaSettings) -> str:
+    import torch
+
+    return settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _load_model(settings: PoetaSettings) -> LM:
     if settings.backend == "hf":
-        import torch
-
         from evaluation.poeta.hf_model import PoetaHFLM
 
-        device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return PoetaHFLM(settings.model, dtype=settings.dtype, device=device, batch_size=settings.batch_size,
-                         **settings.model_args)
+        return PoetaHFLM(settings.model, dtype=settings.dtype, device=_device(settings),
+                         batch_size=settings.batch_size, **settings.model_args)
     from lm_eval.api.registry import get_model
 
     try:
@@ -165,7 +163,7 @@ def _load_model(settings: PoetaSettings) -> LM:
     return model_class.create_from_arg_obj(place | settings.model_args, {"batch_size": settings.batch_size})
 
 
-def _example_rows(run: TaskRun, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _example_rows(run: PreparedTask, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for sample in samples:
         request = run.requests[sample["doc_id"]]
@@ -186,7 +184,7 @@ def _write_examples(path: Path, examples: Mapping[str, list[dict[str, Any]]]) ->
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows))
 
 
-def _summarise(settings: PoetaSettings, runs: list[TaskRun], examples: Mapping[str, list[dict[str, Any]]],
+def _summarise(settings: PoetaSettings, runs: list[PreparedTask], examples: Mapping[str, list[dict[str, Any]]],
                num_truncated: Mapping[str, int | None]) -> dict[str, Any]:
     """`results.json`. NaN is written as Python's json does."""
     tasks = {run.name: _summarise_task(run, examples[run.name], num_truncated[run.name]) for run in runs}
@@ -197,12 +195,12 @@ def _summarise(settings: PoetaSettings, runs: list[TaskRun], examples: Mapping[s
         "model": reference(settings.model) if Path(settings.model).is_dir() else {"name": settings.model},
         "backend": settings.backend,
         "tasks": tasks,
-        "npm": npm.mean_npm({name: task["npm"] for name, task in tasks.items()}),
+        "npm": npm.mean_npm({name: task["npm"] for name, task in tasks.items()}, settings.profile),
         "task_set": [run.name for run in runs],
     }
 
 
-def _summarise_task(run: TaskRun, rows: list[dict[str, Any]], num_truncated: int | None) -> dict[str, Any]:
+def _summarise_task(run: PreparedTask, rows: list[dict[str, Any]], num_truncated: int | None) -> dict[str, Any]:
     spec, per_example = run.task.spec, [row["metrics"] for row in rows]
     metrics = run.task.aggregate(per_example)
     score = metrics.get(spec.metric, math.nan)
@@ -214,7 +212,7 @@ def _summarise_task(run: TaskRun, rows: list[dict[str, Any]], num_truncated: int
         "npm": spec.normalise(score),
         "translated": spec.translated,
         "num_examples": len(rows),
-        "num_official_examples": run.num_official,
+        "num_whole_examples": run.num_whole,
         "num_truncated_prompts": num_truncated,
         "invalid_rate": sum(values["invalid"] for values in per_example) / len(per_example),
         "data": run.data,
@@ -222,11 +220,12 @@ def _summarise_task(run: TaskRun, rows: list[dict[str, Any]], num_truncated: int
     }
 
 
-def _deviations(settings: PoetaSettings, runs: list[TaskRun]) -> list[str]:
-    """In what the run differs from the official protocol, in words."""
+def _deviations(settings: PoetaSettings, runs: list[PreparedTask]) -> list[str]:
+    """In what the run differs from its profile, in words."""
     deviations = []
-    if any(len(run.requests) < run.num_official for run in runs):
-        deviations.append(f"at most {settings.limit} examples a task, fewer than the official limits")
+    if any(len(run.requests) < run.num_whole for run in runs):
+        whole = "the official limits" if settings.profile == "official" else "the whole test sets"
+        deviations.append(f"at most {settings.limit} examples a task, fewer than {whole}")
     if settings.max_gen_toks != OFFICIAL_MAX_GEN_TOKS:
         deviations.append(f"answers of at most {settings.max_gen_toks} tokens instead of {OFFICIAL_MAX_GEN_TOKS}")
     return deviations

@@ -18,6 +18,10 @@ from megatron_ext.settings import Settings, validate
 DATA = Path(__file__).parent / "data"
 OFFICIAL_MAX_GEN_TOKS = 2048
 
+Profile = Literal["official", "clean"]
+"""official: prompts, scores, limits and quirks of the official harness. clean: no few-shot example that is the
+evaluated question, chance levels computed from the data, no undefined score, whole test sets."""
+
 
 class TaskSpec(Settings):
     """One task of the official configuration."""
@@ -52,7 +56,11 @@ class TaskSpec(Settings):
     max_score: float
     """Best score, on the metric's scale."""
     translated: bool
-    """Whether the official configuration counts the task as translated (else as native)."""
+    """Whether the profile counts the task as translated (else as native)."""
+    native_in_fact: bool = False
+    """Written in Portuguese, though the official configuration says translated; clean counts it as native."""
+    profile: Profile = "official"
+    """The protocol that the row is for."""
     prefix: str = ""
     """BigBench format: text before the input."""
     option_names: dict[str, str] = Field(default_factory=dict)
@@ -70,6 +78,11 @@ class TaskSpec(Settings):
         """Normalised preferred metric: 0 for guessing, 100 for the best; not clipped; NaN stays NaN."""
         return 100 * (score - self.random_score) / (self.max_score - self.random_score)
 
+    def cleaned(self) -> TaskSpec:
+        """The row for the profile clean; its random score is known when the documents are."""
+        translated = self.translated and not self.native_in_fact
+        return self.model_copy(update={"profile": "clean", "limit": None, "translated": translated})
+
 
 @cache
 def task_table() -> Mapping[str, TaskSpec]:
@@ -84,10 +97,11 @@ def task_names() -> list[str]:
     return list(task_table())
 
 
-def task_spec(name: str) -> TaskSpec:
+def task_spec(name: str, profile: Profile = "official") -> TaskSpec:
     """The row of one task. Raises UserError for an unknown name."""
     try:
-        return task_table()[name]
+        spec = task_table()[name]
+        return spec.cleaned() if profile == "clean" else spec
     except KeyError:
         near = difflib.get_close_matches(name, task_names(), n=1, cutoff=0.3)
         raise UserError(f"PoETa V2 has no task {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")) from None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 from evaluation.poeta.metrics import mean, mean_stderr
@@ -27,6 +30,8 @@ class Document:
     """The answer as it stands in a few-shot example; begins with a space."""
     exam: str | None = None
     """Exam it comes from, where examples must come from another one."""
+    num_options: int | None = None
+    """Answers that the question offers; none: the answer is free."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """What else its scoring needs."""
 
@@ -42,6 +47,11 @@ class Loaded:
 
     documents: list[Document]
     pool: list[Document]
+
+    @cached_property
+    def pool_texts(self) -> Counter[str]:
+        """How often each text occurs in the pool."""
+        return Counter(document.text for document in self.pool)
 
 
 class Task(ABC):
@@ -80,13 +90,17 @@ class Task(ABC):
     def aggregate(self, examples: Sequence[Metrics]) -> dict[str, float]:
         """Final metrics over per-example metrics, with `<metric>_stderr` for plain means.
 
-        A metric that only some documents have (an exam's year) is taken over those; one that none has is left out.
+        A metric that only some documents have (an exam's year) is taken over those; one that none has is left out, and
+        with the profile clean one that is undefined.
         """
         aggregated = {}
         for name, aggregation in self.aggregations.items():
             values = [metrics[name] for metrics in examples if name in metrics]
             if values:
-                aggregated[name] = aggregation(values)
+                score = aggregation(values)
+                if self.spec.profile == "clean" and not math.isfinite(score):
+                    continue
+                aggregated[name] = score
                 if aggregation is mean:
                     aggregated[f"{name}_stderr"] = mean_stderr(values)
         return aggregated

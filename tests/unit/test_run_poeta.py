@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,15 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import LM  # noqa: E402
 
 from evaluation import npm  # noqa: E402
-from evaluation.poeta import run, sources, task_names  # noqa: E402
+from evaluation.poeta import prepared, run, sources, task_names  # noqa: E402
 from evaluation.poeta.hf_model import PoetaHFLM  # noqa: E402
-from evaluation.poeta.journal import cut_into_batches, read_journal  # noqa: E402
+from evaluation.poeta.journal import append_answers, cut_into_batches, keys_of, read_answers  # noqa: E402
 from evaluation.run_poeta import main  # noqa: E402
 from megatron_ext.errors import UserError  # noqa: E402
 from megatron_ext.settings import load_settings  # noqa: E402
 
 TASK = "tweetsentbr_greedy"
+CHECKOUT = Path(__file__).parents[2]
 LABELS = (" negativa", " neutra", " positiva", " não sei")
 
 
@@ -84,7 +87,7 @@ def test_results_and_examples(oracle: Oracle, tmp_path: Path) -> None:
     right = sum(row["output"] == row["target"] for row in examples)
     assert task["metrics"]["acc"] == pytest.approx(100 * right / 11)
     assert task["invalid_rate"] == pytest.approx(sum(row["output"] == " não sei" for row in examples) / 11)
-    assert (task["num_examples"], task["num_official_examples"]) == (11, 42)
+    assert (task["num_examples"], task["num_whole_examples"]) == (11, 42)
 
 
 def test_deviations_are_stated(oracle: Oracle, tmp_path: Path) -> None:
@@ -103,7 +106,7 @@ def test_killed_and_run_again(oracle: Oracle, tmp_path: Path) -> None:
         run.evaluate_model(settings(), tmp_path / "killed")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert len(read_journal(tmp_path / "killed.partial" / run.JOURNAL)) == 6
+    assert len(read_answers(tmp_path / "killed.partial" / run.JOURNAL)) == 6
     oracle.batches = []
     resumed = run.evaluate_model(settings(), tmp_path / "killed")
     assert oracle.batches == [3, 2]
@@ -139,12 +142,60 @@ def test_other_data_is_another_request(oracle: Oracle, tmp_path: Path) -> None:
         run.evaluate_model(settings(data=tmp_path / "mine"), tmp_path / "scores")
 
 
-def test_batches_do_not_depend_on_the_order_of_requests() -> None:
-    requests = [Instance("generate_until", {}, ("x" * (i % 5), {}), 0, (TASK, i, 1)) for i in range(12)]
+def ask(task: str, number: int) -> list[Instance]:
+    return [Instance("generate_until", {}, (f"{task}{i}" + "x" * (i % 5), {}), 0, (task, i, 1)) for i in range(number)]
+
+
+def test_batches_depend_on_nothing_but_the_requests_of_their_task() -> None:
+    requests = ask("a", 12)
     batches = cut_into_batches(requests, 5)
-    assert batches == cut_into_batches(requests[::-1], 5)
     assert [len(batch) for batch in batches] == [5, 5, 2]
-    assert len(batches[0][0].args[0]) == 4
+    assert batches[0][0].args[0].endswith("xxxx")
+    assert batches == cut_into_batches(requests[::-1], 5) == cut_into_batches([*requests, *ask("b", 3)], 5)[:3]
+    keys = [key for batch in batches for key in keys_of(batch)]
+    assert len(set(keys)) == 12
+    assert keys_of(batches[0]) != keys_of(batches[0][:-1])
+
+
+def test_appending_to_answers_cuts_off_a_torn_line(tmp_path: Path) -> None:
+    append_answers(tmp_path / "kept", {("p", "b"): "um\u2028a"})
+    (tmp_path / "kept").write_bytes((tmp_path / "kept").read_bytes() + b'{"prompt')
+    assert read_answers(tmp_path / "kept") == {("p", "b"): "um\u2028a"}
+    append_answers(tmp_path / "kept", {("q", "b"): "dois"})
+    assert read_answers(tmp_path / "kept") == {("p", "b"): "um\u2028a", ("q", "b"): "dois"}
+
+
+def test_answers_are_reused_by_model_prompt_and_settings(oracle: Oracle, tmp_path: Path) -> None:
+    for name in ("model", "copy", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(str(name == "other"))
+
+    def asked(output: str, **values: Any) -> int:
+        oracle.batches = []
+        run.evaluate_model(settings(**{"model": str(tmp_path / "model"), **values}), tmp_path / output)
+        return len(oracle.batches)
+
+    assert asked("first") == 4
+    assert asked("again") == asked("copied", model=str(tmp_path / "copy")) == 0
+    assert npm.load_examples(tmp_path / "again") == npm.load_examples(tmp_path / "first")
+    assert asked("anew", reuse_answers=False) == asked("other model", model=str(tmp_path / "other")) == 4
+    assert asked("shorter", max_gen_toks=8) == 4
+    assert asked("fewer", limit=9) == 1  # two batches of three hold the same prompts as before
+    assert asked("other batches", batch_size=4) == 3
+    assert asked("by name", model="served") == asked("by name again", model="served") == 4
+
+
+def test_prompts_are_rendered_once(oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run.evaluate_model(settings(), tmp_path / "first")
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "build_requests", None)
+        again = run.evaluate_model(settings(), tmp_path / "again")
+        assert again.content_hash == first.content_hash
+        with pytest.raises(TypeError):  # another profile: other prompts
+            run.evaluate_model(settings(profile="clean"), tmp_path / "clean")
+    [place] = (sources.cache_folder() / "prompts").iterdir()
+    place.write_bytes(place.read_bytes()[:-9])  # damaged: built again
+    assert run.evaluate_model(settings(), tmp_path / "mended").content_hash == first.content_hash
 
 
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,8 +243,7 @@ def test_tasks_for_the_harness_own_command_line(oracle: Oracle, tmp_path: Path,
     assert their_metrics["acc_stderr,none"] == pytest.approx(metrics["acc_stderr"])
 
 
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def write_tiny_model(folder: Path, context_tokens: int = 2048 + 300) -> Path:
     """A random Llama over bytes, as a folder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -202,15 +252,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(["</s>", "<s>", *alphabet])}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    folder = tmp_path_factory.mktemp("tiny")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>",
                             pad_token="</s>").save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=258, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=2, max_position_embeddings=2048 + 300, initializer_range=0.5,
+                         num_attention_heads=2, max_position_embeddings=context_tokens, initializer_range=0.5,
                          eos_token_id=0, pad_token_id=0, bos_token_id=1)
     LlamaForCausalLM(config).save_pretrained(folder)
-    yield folder
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def generate(lm: PoetaHFLM, prompts: list[str], max_gen_toks: int = 24) -> list[str]:
@@ -277,3 +331,60 @@ def test_hf_folder_from_end_to_end(tiny_model: Path, tmp_path: Path) -> None:
     assert results["model"]["content_hash"] == artifact.manifest["request"]["inputs"]["model"]["content_hash"]
     assert results["tasks"][TASK]["num_truncated_prompts"] == 3
     assert len(json.loads((artifact.path / "examples.jsonl").read_text().splitlines()[0])["prompt_sha256"]) == 64
+
+
+def start(arguments: list[str], output: Path) -> subprocess.Popen:
+    """`python -m evaluation.run_poeta` in a process of its own."""
+    command = [sys.executable, "-m", "evaluation.run_poeta", "--output", str(output), *arguments]
+    return subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL)
+
+
+def test_a_killed_process_goes_on_to_the_same_files(tiny_model: Path, tmp_path: Path) -> None:
+    values = {"model": str(tiny_model), "backend": "hf", "limit": 24, "batch_size": 2, "max_gen_toks": 24,
+              "device": "cpu", "reuse_answers": False}
+    arguments = [f"{name}={value}" for name, value in values.items()]
+    arguments += ["allow_sample_data=true", "allow_download=false", f"tasks=[{TASK}]"]
+    journal = tmp_path / "killed.partial" / run.JOURNAL
+    process = start(arguments, tmp_path / "killed")
+    while process.poll() is None and len(read_answers(journal)) < 4:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    answered = len(read_answers(journal))
+    assert 4 <= answered < 24
+    assert start(arguments, tmp_path / "killed").wait() == 0
+    undisturbed = run.evaluate_model(settings(**values), tmp_path / "undisturbed")
+    for name in (run.RESULTS, run.EXAMPLES):
+        assert (tmp_path / "killed" / name).read_bytes() == (undisturbed.path / name).read_bytes()
+
+
+def test_the_harness_own_command_line_gives_the_same_numbers(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model", context_tokens=16_384)
+    ours = run.evaluate_model(settings(model=str(model), backend="hf", limit=6, max_gen_toks=8, device="cpu"),
+                              tmp_path / "scores")
+    command = [
+        sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={model},add_bos_token=False",
+        "--include_path", "evaluation/poeta/lm_eval_tasks", "--tasks", f"poeta_{TASK}", "--limit", "6",
+        "--gen_kwargs", "max_gen_toks=8", "--device", "cpu", "--batch_size", "2", "--log_samples",
+        "--output_path", str(tmp_path / "theirs"),
+    ]
+    environment = {**os.environ, "POETA_DATA": str(sources.SAMPLE), "HF_HUB_OFFLINE": "1"}
+    subprocess.run(command, cwd=CHECKOUT, env=environment, check=True, capture_output=True)
+    [results] = (tmp_path / "theirs").rglob("results_*.json")
+    [samples] = (tmp_path / "theirs").rglob("samples_*.jsonl")
+    theirs = json.loads(results.read_text())["results"][f"poeta_{TASK}"]
+    for name, value in npm.load_results(ours.path)["tasks"][TASK]["metrics"].items():
+        assert theirs[f"{name},none"] == pytest.approx(value)
+    rows = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])
+    assert [row["filtered_resps"][0] for row in rows] == [row["output"] for row in npm.load_examples(ours.path)]
+    assert any(row["filtered_resps"][0] for row in rows)
+
+
+def test_profile_clean_in_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setenv("POETA_DATA", str(sources.SAMPLE))
+    folder = Path(run.__file__).parent / "lm_eval_tasks"
+    manager = TaskManager(include_path=folder, include_defaults=False, metadata={"profile": "clean"})
+    [task] = manager.load([f"poeta_{TASK}"])["tasks"].values()
+    assert task.poeta_task.spec.profile == "clean"

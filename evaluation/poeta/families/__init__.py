@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evaluation.poeta.families import arc, bigbench, exams, faquad, labels, mkqa, offensive, sts, wsc
-from evaluation.poeta.table import task_spec
+from evaluation.poeta.table import Profile, task_spec
 from evaluation.poeta.task import Task
 
 FAMILIES: dict[str, type[Task]] = {
@@ -33,7 +33,7 @@ FAMILIES: dict[str, type[Task]] = {
 }
 
 
-def load_task(name: str) -> Task:
+def load_task(name: str, profile: Profile = "official") -> Task:
     """A task of PoETa V2 by its official name. Raises UserError for an unknown one."""
-    spec = task_spec(name)
+    spec = task_spec(name, profile)
     return FAMILIES[spec.family](spec)

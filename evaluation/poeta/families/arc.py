@@ -26,7 +26,8 @@ class Arc(Task):
             if all(label.isalpha() for label in labels):
                 options = [f"{label}. {text}" for label, text in zip(labels, texts, strict=True)]
                 text = "\n".join([row["question"], *options, "Resposta:"])
-                documents.append(Document(row["id"], text, f" {row['answerKey']}", fields={"labels": list(labels)}))
+                documents.append(Document(row["id"], text, f" {row['answerKey']}", num_options=len(labels),
+                                          fields={"labels": list(labels)}))
         return Loaded(documents, documents)
 
     def score(self, document: Document, output: str) -> Metrics:

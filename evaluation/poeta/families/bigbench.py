@@ -60,7 +60,7 @@ class Choice(BigBench):
                             f"{len(LETTERS)}")
         lines = [f"{letter}) {self.option_name(key)}\n" for letter, (key, _) in zip(LETTERS, options, strict=False)]
         text = f"{self.spec.prefix}{row['input']}\n{''.join(lines)}Resposta:"
-        return Document(row["id"], text, f" {LETTERS[right[-1]]})")
+        return Document(row["id"], text, f" {LETTERS[right[-1]]})", num_options=len(lines))
 
     def arrange_options(self, options: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
         """The order of the options."""
@@ -82,7 +82,8 @@ class Spelled(BigBench):
         right = next((key for key, score in row["target_scores"].items() if score == 1), None)
         if right is None:
             raise UserError(f"{self.spec.name}: example {row['id']!r} has no right answer")
-        return Document(row["id"], f"{self.spec.prefix}{row['input']}\nResposta:", f" {self.option_name(right)}")
+        return Document(row["id"], f"{self.spec.prefix}{row['input']}\nResposta:", f" {self.option_name(right)}",
+                        num_options=len(self.spec.classes))
 
     def score(self, document: Document, output: str) -> Metrics:
         """The leftmost class in the output counts, inside words too."""

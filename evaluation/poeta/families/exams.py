@@ -77,7 +77,8 @@ class HubExam(ExamTask):
         text = "\n".join([f"Enunciado: {self.clean(row['question'])}", "Alternativas:", *choices, "Resposta:"])
         year = _id_part(row, 1)
         groups = [year, *(flag for flag in self.flags if row[flag]), *self.other_groups(row)]
-        return Document(row["id"], text, f" {row['answer'].upper()}.", year, {"choices": choices, "groups": groups})
+        return Document(row["id"], text, f" {row['answer'].upper()}.", year, len(choices),
+                        {"choices": choices, "groups": groups})
 
     def clean(self, text: str) -> str:
         """A text as it stands in the prompt."""
@@ -170,7 +171,8 @@ class Enem2022(Enem):
         number = int(row["id"].split("_")[-1])
         groups = [row["exam"], ENEM_AREAS[math.ceil(number / 45) - 1]]
         return Document(row["id"], enem_text(row["context"], row["question"], row["options"]),
-                        f" {row['label'].upper()}.", row["exam"], {"choices": row["options"], "groups": groups})
+                        f" {row['label'].upper()}.", row["exam"], len(row["options"]),
+                        {"choices": row["options"], "groups": groups})
 
 
 def read_enem_xml(path: Path, exam: str) -> list[Document]:
@@ -184,7 +186,7 @@ def read_enem_xml(path: Path, exam: str) -> list[Document]:
         answer = next(option.get("id") for option in options if option.get("correct") == "Yes")
         header, statement = (clean_spaces(question.findtext(part)) for part in ("header", "statement"))
         text = enem_text(header, statement, choices)
-        documents.append(Document(f"{exam}_{question.get('id')}", text, f" {answer}.", exam,
+        documents.append(Document(f"{exam}_{question.get('id')}", text, f" {answer}.", exam, len(choices),
                                   {"choices": choices, "groups": [exam]}))
     return documents
 

@@ -39,7 +39,8 @@ class LabelTask(Task):
 
     def document(self, row: Row) -> Document:
         """One row as a document."""
-        return Document(row.get("id"), self.template.format_map(row), f" {self.labels[row[self.label_field]]}")
+        return Document(row.get("id"), self.template.format_map(row), f" {self.labels[row[self.label_field]]}",
+                        num_options=len(self.labels))
 
     def score(self, document: Document, output: str) -> Metrics:
         """Accuracy, and [prediction, gold] for each F1 that the task aggregates."""

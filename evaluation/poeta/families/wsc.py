@@ -30,7 +30,7 @@ def _document(row: Row) -> Document:
     is_correct_first = row["question_id"] % 2 == 0
     first, second = (correct, incorrect) if is_correct_first else (incorrect, correct)
     text = f"{correct[:position]}\nA.{first[position:]}\nB.{second[position:]}\nResposta:"
-    return Document(row["question_id"], text, " A." if is_correct_first else " B.")
+    return Document(row["question_id"], text, " A." if is_correct_first else " B.", num_options=2)
 
 
 def _end_of_common_words(first: str, second: str) -> int:
