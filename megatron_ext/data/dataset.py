@@ -69,6 +69,8 @@ class PackedSource:
         self.seq_length = seq_length
         self.separate_documents = separate_documents
         self.reader = IndexedReader(prefix)
+        if shuffle:
+            self.reader.expect_random_reads()
         self.num_tokens = int(self.reader.sequence_lengths.sum(dtype=np.int64))
         self.samples_per_epoch = -(-self.num_tokens // seq_length)
         self._seed = seed

@@ -9,6 +9,7 @@ A document of ours is one sequence; an empty one is a boundary without a sequenc
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from pathlib import Path
@@ -108,6 +109,11 @@ class IndexedReader:
             raise IndexError(f"tokens {start} to {start + count} of sequence {sequence}, which has {length}")
         first = int(self.sequence_offsets[sequence]) // self.dtype.itemsize + start
         return self._tokens[first:first + count]
+
+    def expect_random_reads(self) -> None:
+        """Tell the system that reads jump about: reading ahead of each would cost a hundred times the read itself."""
+        if isinstance(self._tokens, np.memmap) and hasattr(mmap, "MADV_RANDOM"):
+            self._tokens._mmap.madvise(mmap.MADV_RANDOM)
 
     def largest_token_id(self, chunk_tokens: int = 2**24) -> int:
         """The largest id in the `.bin` (-1 when it is empty); reads all of it."""
