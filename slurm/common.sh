@@ -89,6 +89,7 @@ run_stage() {
     local part=() step code
     [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || part=(--part "$SLURM_ARRAY_TASK_ID/${NUM_PARTS:-$SLURM_ARRAY_TASK_COUNT}")
     prepare_environment
+    record_provenance "${PROVENANCE:-$SCRATCH}"
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
     trap requeue_stage USR1
     log "python -m $* ${part[*]}"
@@ -113,6 +114,7 @@ requeue_stage() {
 run_torchrun() {
     local first_node code
     prepare_environment
+    record_provenance "${PROVENANCE:-$SCRATCH}"
     first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) && [ -n "$first_node" ] \
         || fail 2 "cannot tell the first node of $SLURM_JOB_NODELIST"
     log "torchrun -m $*"

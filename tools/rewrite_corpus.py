@@ -15,13 +15,13 @@ from megatron_ext.settings import parse_stage_arguments
 @exit_on_user_error
 def main() -> None:
     """Run the stage."""
-    settings, output = parse_stage_arguments(RewriteSettings, __doc__)
-    rewrites = rewrite_corpus(settings, output)
+    settings, output, share = parse_stage_arguments(RewriteSettings, __doc__, parts=True)
+    rewrites = rewrite_corpus(settings, output, share)
     for style, counts in rewrites.counts["chunks"].items():
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["reasons"].items())
         print(f"  {style}: {counts['num_survived']:,} of {counts['num_chunks']:,} chunks survived the checks"
               + (f" ({reasons})" if reasons else ""))
-    print(f"{rewrites.counts['documents']:,} rewrites, {rewrites.counts['tokens']:,} tokens -> {output}")
+    print(f"{rewrites.counts['documents']:,} rewrites, {rewrites.counts['tokens']:,} tokens -> {rewrites.path}")
 
 
 if __name__ == "__main__":

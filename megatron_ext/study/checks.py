@@ -12,6 +12,7 @@ from megatron_ext.artifacts import is_finished
 from megatron_ext.errors import UserError
 from megatron_ext.study.config import planned_run
 from megatron_ext.study.contract import check_contract
+from megatron_ext.study.cost import Forecast, reads_originals_alone
 from megatron_ext.study.graph import Inside, Node
 from megatron_ext.study.jobs import Job, PlannedStudy
 from megatron_ext.study.runner import check_node
@@ -73,6 +74,9 @@ def _study_problems(studies: Sequence[PlannedStudy], work: Path) -> Iterator[str
         checks = [lambda study=study, runs=runs: check_contract(runs, study.allow_differences),
                   lambda planned=planned: _check_tokenizers(planned, work)]
         checks += [lambda node=node: check_node(node, work, data_is_there=False) for node in planned.nodes]
+        forecast = Forecast(study.cost, work)
+        checks += [lambda node=node, forecast=forecast: _check_blend(node, forecast) for node in planned.nodes
+                   if node.stage == "run" and reads_originals_alone(node)]
         told: set[str] = set()
         for check in checks:
             try:
@@ -81,6 +85,13 @@ def _study_problems(studies: Sequence[PlannedStudy], work: Path) -> Iterator[str
                 if str(error) not in told:
                     yield f"{study.name}: {error}"
                 told.add(str(error))
+
+
+def _check_blend(run: Node, forecast: Forecast) -> None:
+    try:
+        forecast.blend(run)
+    except UserError as error:
+        raise UserError(f"{run.name}: {error}") from None
 
 
 def _check_tokenizers(planned: PlannedStudy, work: Path) -> None:

@@ -1,6 +1,7 @@
 """What a study will cost, before it runs: GPU-hours and disk of each job, with the arithmetic.
 
-Everything rests on megatron_ext.study.cost_settings and on token counts that follow from the study file.
+Everything rests on megatron_ext.study.cost_settings and on token counts: those of the study file, or those that a
+finished stage wrote. A rewriting is taken to rewrite all that it is given.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from typing import Any
 
 from megatron_ext.artifacts import Artifact, is_finished
 from megatron_ext.config import RunConfig
+from megatron_ext.data.blend import BlendPlan, plan_blend
 from megatron_ext.data.rewriting.rewrite import RewriteSettings
 from megatron_ext.errors import UserError
 from megatron_ext.settings import validate
 from megatron_ext.study.cost_settings import CostSettings
 from megatron_ext.study.graph import Inside, Node
-from megatron_ext.study.jobs import Job
 
 _REWRITER_BILLION = 8.0  # size that rewrite_tokens_per_second is given for
+_MODEL_KEYS = ("model", "model.hf_folder", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -31,101 +33,111 @@ class Cost:
     """How the numbers came about."""
 
 
-def job_cost(job: Job, settings: CostSettings, work: Path) -> Cost:
-    """The forecast for one job; a merge costs nothing beside its array, which writes what it joins.
+class Forecast:
+    """Forecasts for the nodes of a study."""
 
-    Raises UserError for a model whose size is not known.
-    """
-    node = job.node
-    if node is None or (job.num_parts is None and job.script == "merge.sbatch"):
-        return Cost()
-    return node_cost(node, settings, work)
+    def __init__(self, settings: CostSettings, work: Path) -> None:
+        self._settings = settings
+        self._work = work
 
+    def cost(self, node: Node) -> Cost:
+        """The cost of a node.
 
-def node_cost(node: Node, settings: CostSettings, work: Path) -> Cost:
-    """The forecast for one node."""
-    match node.stage:
-        case "select":
-            return _select(node, settings)
-        case "rewrite":
-            return _rewrite(node, settings, work)
-        case "tokenize":
-            tokens, size = num_tokens(node, settings), settings.bytes_per_token_id
-            return Cost(0, tokens * size, f"{_billions(tokens)} tokens x {size} B")
-        case "run":
-            return _run(node, settings, work)
-        case "export":
-            parameters = num_parameters(_parent(node, "checkpoint"), settings, work)
-            return Cost(0, parameters * settings.model_bytes_per_parameter,
-                        f"{_billions(parameters)} x {settings.model_bytes_per_parameter:g} B")
-        case "evaluate":
-            return _evaluate(node, settings, work)
-    return Cost()
+        Raises UserError for a model whose size is not known.
+        """
+        stages = {"select": self._select, "rewrite": self._rewrite, "tokenize": self._tokenize, "run": self._run,
+                  "export": self._export, "evaluate": self._evaluate}
+        return stages[node.stage](node) if node.stage in stages else Cost()
 
+    def blend(self, run: Node) -> BlendPlan:
+        """The blend of a run with the sizes that its sources are expected to have.
 
-def num_tokens(node: Node, settings: CostSettings) -> float:
-    """Tokens that a data stage is expected to write."""
-    match node.stage:
-        case "select":
+        Raises UserError when the amounts do not fit these sizes.
+        """
+        sizes = {}
+        for name in run.settings["data"]["sources"]:
+            source = run.inputs[f"data.sources.{name}.path"]
+            assert isinstance(source, Node)
+            sizes[name] = round(self._tokens(source) * (1 - source.settings.get("valid_fraction", 0.0)))
+        return plan_blend(self._run_config(run), sizes)
+
+    def _tokens(self, node: Node) -> float:
+        """Tokens that a data stage has written, or is expected to write."""
+        if is_finished(node.output(self._work)):
+            counts = Artifact.open(node.output(self._work)).counts
+            return counts["train"]["tokens"] + counts["valid"]["tokens"] if "train" in counts else counts["tokens"]
+        if node.stage == "select":
             return node.settings["budget_tokens"]
-        case "rewrite":
-            return num_tokens(_parent(node, "documents"), settings) * settings.rewrite_yield * len(_styles(node))
-    documents = _parent(node, "documents")
-    wanted = node.settings.get("styles")
-    share = len(wanted) / len(_styles(documents)) if wanted else 1.0
-    return num_tokens(documents, settings) * share
+        documents = _parent(node, "documents")
+        if node.stage == "rewrite":
+            return self._tokens(documents) * self._settings.rewrite_yield * len(_styles(node))
+        wanted = node.settings.get("styles")
+        return self._tokens(documents) * (len(wanted) / len(_styles(documents)) if wanted else 1.0)
+
+    def _parameters(self, node: Node) -> float:
+        """Parameters of the model that a node holds or was made from."""
+        while node.stage != "model":
+            node = _parent(node, next(key for key in _MODEL_KEYS if key in node.inputs))
+        if is_finished(node.output(self._work)):
+            return Artifact.open(node.output(self._work)).counts["num_parameters"]
+        model = str(node.inputs.get("model", node.settings.get("model")))
+        if model not in self._settings.billion_parameters:
+            raise UserError(f"the size of {model} is not known before it is fetched: name it in "
+                            "cost.billion_parameters")
+        return self._settings.billion_parameters[model] * 1e9
+
+    def _select(self, node: Node) -> Cost:
+        tokens, size, smaller = self._tokens(node), self._settings.bytes_per_token, self._settings.parquet_compression
+        return Cost(0, tokens * size / smaller, f"{_short(tokens)} tokens x {size:g} B / {smaller:g}")
+
+    def _rewrite(self, node: Node) -> Cost:
+        settings, source, written = self._settings, self._tokens(_parent(node, "documents")), self._tokens(node)
+        billions = self._parameters(_parent(node, "model")) / 1e9
+        speed = settings.rewrite_tokens_per_second * _REWRITER_BILLION / billions
+        text_bytes = written * settings.bytes_per_token * (1 + settings.rewrite_records) / settings.parquet_compression
+        return Cost(written / speed / 3600, text_bytes,
+                    f"{_short(source)} tokens x {len(_styles(node))} styles x {settings.rewrite_yield:g} = "
+                    f"{_short(written)} tokens / {speed:,.0f} a second and GPU")
+
+    def _tokenize(self, node: Node) -> Cost:
+        tokens, size = self._tokens(node), self._settings.bytes_per_token_id
+        return Cost(0, tokens * size, f"{_short(tokens)} tokens x {size} B")
+
+    def _run(self, node: Node) -> Cost:
+        config, parameters = self._run_config(node), self._parameters(node)
+        tokens = config.train_iters * config.tokens_per_iteration
+        interval = config.iterations(config.checkpoint.interval_tokens) or config.train_iters
+        saved = len(config.kept_iterations | {config.train_iters, *range(interval, config.train_iters, interval)})
+        kept = min(saved, len(config.kept_iterations) + config.checkpoint.keep_last)
+        tflops, size = self._settings.train_tflops_per_gpu, self._settings.checkpoint_bytes_per_parameter
+        return Cost(6 * parameters * tokens / (tflops * 1e12) / 3600, kept * parameters * size,
+                    f"6 x {_short(parameters)} x {_short(tokens)} tokens / {tflops:g} TFLOP/s; "
+                    f"{kept} checkpoints x {_short(parameters)} x {size:g} B")
+
+    def _export(self, node: Node) -> Cost:
+        parameters, size = self._parameters(node), self._settings.model_bytes_per_parameter
+        return Cost(0, parameters * size, f"{_short(parameters)} x {size:g} B")
+
+    def _evaluate(self, node: Node) -> Cost:
+        parameters, tokens = self._parameters(node), self._settings.evaluate_prompt_tokens
+        tflops = self._settings.evaluate_tflops_per_gpu
+        return Cost(2 * parameters * tokens / (tflops * 1e12) / 3600, 0,
+                    f"2 x {_short(parameters)} x {_short(tokens)} tokens / {tflops:g} TFLOP/s")
+
+    def _run_config(self, node: Node) -> RunConfig:
+        return validate(RunConfig, node.config(self._work) | {"output": "."}, where=node.name)
 
 
-def num_parameters(node: Node, settings: CostSettings, work: Path) -> float:
-    """Parameters of the model that a node holds or was made from.
-
-    Raises UserError when the model is not fetched and the study file does not tell its size.
-    """
-    while node.stage != "model":
-        node = _parent(node, next(key for key in ("model", "model.hf_folder", "checkpoint") if key in node.inputs))
-    if is_finished(node.output(work)):
-        return Artifact.open(node.output(work)).counts["num_parameters"]
-    model = str(node.inputs.get("model", node.settings.get("model")))
-    if model not in settings.billion_parameters:
-        raise UserError(f"the size of {model} is not known before it is fetched: name it in cost.billion_parameters")
-    return settings.billion_parameters[model] * 1e9
+def reads_originals_alone(run: Node) -> bool:
+    """Whether all sources of a run are text as it was selected, so that their sizes are known before they are made."""
+    sources = [run.inputs[f"data.sources.{name}.path"] for name in run.settings["data"]["sources"]]
+    return all(isinstance(source, Node) and _parent(source, "documents").stage == "select" for source in sources)
 
 
-def _select(node: Node, settings: CostSettings) -> Cost:
-    tokens = num_tokens(node, settings)
-    return Cost(0, tokens * settings.bytes_per_token / settings.parquet_compression,
-                f"{_billions(tokens)} tokens x {settings.bytes_per_token:g} B / {settings.parquet_compression:g}")
-
-
-def _rewrite(node: Node, settings: CostSettings, work: Path) -> Cost:
-    source, written = num_tokens(_parent(node, "documents"), settings), num_tokens(node, settings)
-    billions = num_parameters(_parent(node, "model"), settings, work) / 1e9
-    speed = settings.rewrite_tokens_per_second * _REWRITER_BILLION / billions
-    text_bytes = written * settings.bytes_per_token * (1 + settings.rewrite_records) / settings.parquet_compression
-    return Cost(written / speed / 3600, text_bytes,
-                f"{_billions(source)} tokens x {len(_styles(node))} styles x {settings.rewrite_yield:g} = "
-                f"{_billions(written)} tokens / {speed:,.0f} a second and GPU")
-
-
-def _run(node: Node, settings: CostSettings, work: Path) -> Cost:
-    config = validate(RunConfig, node.config(work) | {"output": "."}, where=node.name)
-    tokens = config.train_iters * config.tokens_per_iteration
-    parameters = num_parameters(node, settings, work)
-    interval = config.iterations(config.checkpoint.interval_tokens) or config.train_iters
-    saved = len(config.kept_iterations | {config.train_iters, *range(interval, config.train_iters, interval)})
-    kept = min(saved, len(config.kept_iterations) + config.checkpoint.keep_last)
-    tflops, size = settings.train_tflops_per_gpu, settings.checkpoint_bytes_per_parameter
-    return Cost(6 * parameters * tokens / (tflops * 1e12) / 3600, kept * parameters * size,
-                f"6 x {_billions(parameters)} x {_billions(tokens)} tokens / {tflops:g} TFLOP/s; "
-                f"{kept} checkpoints x {_billions(parameters)} x {size:g} B")
-
-
-def _evaluate(node: Node, settings: CostSettings, work: Path) -> Cost:
-    parameters = num_parameters(node, settings, work)
-    tokens = settings.evaluate_prompt_tokens
-    return Cost(2 * parameters * tokens / (settings.evaluate_tflops_per_gpu * 1e12) / 3600, 0,
-                f"2 x {_billions(parameters)} x {_billions(tokens)} tokens / {settings.evaluate_tflops_per_gpu:g} "
-                "TFLOP/s")
+def describe_blend(plan: BlendPlan) -> str:
+    """`high 10B (1.00 epochs) + high_rewrites 30B (1.00 epochs)`."""
+    return " + ".join(f"{source.name} {_short(source.num_samples * plan.seq_length)} ({source.epochs:.2f} epochs)"
+                      for source in plan.sources)
 
 
 def _styles(node: Node) -> list[str]:
@@ -137,5 +149,5 @@ def _parent(node: Node, key: str) -> Node:
     return value.node if isinstance(value, Inside) else value
 
 
-def _billions(value: float) -> str:
+def _short(value: float) -> str:
     return f"{value / 1e9:.3g}B" if value >= 1e7 else f"{value:,.0f}"

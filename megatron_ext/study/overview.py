@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from megatron_ext.study.cost import Cost, job_cost
+from megatron_ext.errors import UserError
+from megatron_ext.study.cost import Cost, Forecast, describe_blend
+from megatron_ext.study.graph import Node
 from megatron_ext.study.jobs import Job, PlannedStudy
 from megatron_ext.study.status import JobState
 
@@ -23,8 +25,9 @@ def describe_cost(studies: Sequence[PlannedStudy], jobs: Sequence[Job], states: 
 
     Raises UserError for a model whose size is not known.
     """
-    settings = {node.identity: planned.study.cost for planned in reversed(studies) for node in planned.nodes}
-    costs = {job.key: job_cost(job, settings[job.node.identity], work) if job.node else Cost() for job in jobs}
+    forecasts = {node.identity: Forecast(planned.study.cost, work)
+                 for planned in reversed(studies) for node in planned.nodes}
+    costs = {job.key: _job_cost(job, forecasts) for job in jobs}
     titles = _titles(studies, jobs)
     groups: dict[str, list[Job]] = {}
     for job in jobs:
@@ -33,6 +36,8 @@ def describe_cost(studies: Sequence[PlannedStudy], jobs: Sequence[Job], states: 
     width = max(map(len, groups))
     for name, members in groups.items():
         yield from _group_lines(name, width, members, [costs[job.key] for job in members], names, states)
+        if members[0].node and members[0].node.stage == "run":
+            yield f"{'':{width}}  = {_blend(members[0].node, forecasts)}"
     left = sum(costs[job.key].gpu_hours for job in jobs if states[job.key].state != "done")
     total = sum(cost.gpu_hours for cost in costs.values())
     yield (f"{len(jobs)} jobs, {_hours(total)} GPU-hours ({_hours(left)} of them still to do), "
@@ -49,6 +54,20 @@ def describe_states(studies: Sequence[PlannedStudy], jobs: Sequence[Job],
         yield f"{titles[job.key]:{width}}  {state.state:11}  {state.detail}".rstrip()
     counts = Counter(states[job.key].state for job in jobs)
     yield ", ".join(f"{number} {state}" for state, number in counts.items())
+
+
+def _job_cost(job: Job, forecasts: Mapping[str, Forecast]) -> Cost:
+    """A merge costs nothing beside its array, which is the one that is counted."""
+    if job.node is None or job.script == "merge.sbatch":
+        return Cost()
+    return forecasts[job.node.identity].cost(job.node)
+
+
+def _blend(run: Node, forecasts: Mapping[str, Forecast]) -> str:
+    try:
+        return describe_blend(forecasts[run.identity].blend(run))
+    except UserError as error:
+        return f"with the sizes that are expected (cost.rewrite_yield) this run would be refused: {error}"
 
 
 def _titles(studies: Sequence[PlannedStudy], jobs: Sequence[Job]) -> dict[str, str]:

@@ -99,15 +99,16 @@ def _submit(job: Job, parts: Sequence[int], awaited: Mapping[str, Sequence[str]]
     if dependencies:
         options += [f"--dependency={','.join(dependencies)}", "--kill-on-invalid-dep=yes"]
     environment = {"TRAIN_JOB": training[-1]} if training else {}
-    job_id = call_slurm("sbatch", "--parsable", *options, *_command(job, site, environment)).strip().split(";")[0]
+    answer = call_slurm("sbatch", "--parsable", *options, *_command(job, work, site, environment))
+    job_id = answer.strip().split(";")[0]  # of several clusters: `id;cluster`
     note_submission(work, job, job_id, logs / name.replace("%A", job_id).replace("%j", job_id))
     return job_id
 
 
-def _command(job: Job, site: Site, more: Mapping[str, str]) -> list[str]:
+def _command(job: Job, work: Path, site: Site, more: Mapping[str, str]) -> list[str]:
     """Options that every try and submission of a job has, its script and arguments."""
     project = Path.cwd()
-    environment = {"PROJECT": str(project), "SITE": str(site.file), **job.environment, **more}
+    environment = {"PROJECT": str(project), "SITE": str(site.file), "PROVENANCE": str(work), **job.environment, **more}
     exported = ",".join(["ALL", *(f"{name}={value}" for name, value in environment.items())])
     return [*site.sbatch_options, *job.options, f"--export={exported}", str(project / "slurm" / job.script),
             *job.arguments]

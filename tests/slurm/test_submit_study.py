@@ -88,6 +88,8 @@ def test_jobs_over_two_nodes_give_the_report_of_one_machine(study):
     assert ", 2 processes each" in log
     assert "0: " in log
     assert "1: " in log  # srun's labels of two nodes
+    (provenance, *_) = study.work.glob("provenance/*")
+    assert {"script", "commit", "packages", "environment"} <= {path.name for path in provenance.iterdir()}
     early = study.one("logs/export.low.seed0.iter_0000004-*.log").read_text()
     assert "is not there yet: back in 1 s" in early  # it started with the training job and came back
     code, again = study.submit(SITE=site)

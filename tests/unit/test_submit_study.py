@@ -37,8 +37,8 @@ def values(tmp_path):
                 "checkpoint": {"interval_tokens": 1280}},
         "data_parallel_size": 4,
         "conditions": {
-            "low": {"sources": {"low": {"fill": True}}},
-            "high": {"sources": {"high": {"fill": True}, "high_rewrites": {"epochs": 1}}},
+            "low": {"sources": {"low": {"fill": True, "max_epochs": 6}}},
+            "high": {"sources": {"high": {"fill": True, "max_epochs": 6}, "high_rewrites": {"epochs": 1}}},
         },
         "evaluation": {"baseline": "low"},
         "jobs": {"rewrite": {"parts": 8, "gpus": 2}},
@@ -143,8 +143,8 @@ def test_jobs_carry_the_sites_options_and_the_layout(setting):
 
 def test_submitting_again_submits_what_is_neither_finished_nor_alive(setting):
     setting.submit()
-    setting.finish(setting.node("select/high"), {"a": "1"})
-    setting.finish(setting.node("select/low"), {"a": "2"})
+    setting.finish(setting.node("select/high"), {"a": "1"}, {"tokens": 1000})
+    setting.finish(setting.node("select/low"), {"a": "2"}, {"tokens": 1000})
     alive = [name for name in setting.slurm.jobs if not name.startswith(("select", "rewrite.high-parts", "run.low"))]
     ids = {name: setting.slurm.jobs[name]["id"] for name in alive}
     keys = {job.label.rsplit("-", 1)[0]: job.key for job in setting.jobs}
@@ -245,6 +245,11 @@ def test_a_layout_that_does_not_fit_the_model_is_refused(setting):
         setting, "run.parallel.tensor_model_parallel_size=3", "data_parallel_size=8")
 
 
+def test_original_text_that_would_be_repeated_more_often_than_allowed_is_refused(setting):
+    message = refused(setting, "conditions.low.sources.low={fill: true, max_epochs: 4}")
+    assert "run/low/seed0: source 'low' has 1,000 tokens and is asked for 5,120 (5.12 epochs)" in message
+
+
 def test_processes_that_do_not_fill_nodes_are_refused(setting):
     assert "12 processes" in refused(setting, "data_parallel_size=12")
 
@@ -283,6 +288,7 @@ def test_the_forecast_shows_its_arithmetic(setting):
     # 6 x 10^9 parameters x 5,120 tokens: next to nothing; what counts is that the factors are the study's.
     assert "6 x 1B x 5,120 tokens / 400 TFLOP/s" in lines
     assert "1,000 tokens x 4 styles x 0.75 = 3,000 tokens" in lines
+    assert "= high 2,112 (2.06 epochs) + high_rewrites 3,008 (1.00 epochs)" in lines
     assert "8 (1 x 2 GPU), merge" in lines
     assert f"{len(setting.jobs)} jobs" in lines
 
@@ -316,9 +322,10 @@ def test_checkpoints_along_training_are_kept_exported_and_evaluated(setting):
 
 def test_a_checkpoint_that_a_finished_run_did_not_keep_is_told(setting):
     setting.load()
+    counts = {"train": {"tokens": 1000}, "valid": {"tokens": 0}, "vocab_size": 64}
     for name in ("select/high", "select/low", "rewrite/high", "tokenize/high", "tokenize/low",
                  "tokenize/high_rewrites", "run/low/seed0"):
-        setting.finish(setting.node(name), {"a": name}, {"vocab_size": 64})
+        setting.finish(setting.node(name), {"a": name}, counts)
     assert "did not keep checkpoints/iter_0000005" in refused(setting, "evaluation.checkpoints=all")
 
 
@@ -332,6 +339,7 @@ def test_the_shipped_studies_load_keep_the_contract_and_have_a_forecast(path, tm
     lines = list(describe_cost(studies, jobs, job_states(jobs, tmp_path / "work", {}), tmp_path / "work"))
     assert "GPU-hours" in lines[-1]
     assert float(lines[-1].split(" jobs, ")[1].split(" ")[0].replace(",", "")) > 500
+    assert "would be refused" not in "\n".join(lines)  # with the paper's yield every blend can be had
 
 
 def test_the_papers_two_sizes_share_their_data():

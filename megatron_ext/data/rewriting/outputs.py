@@ -20,7 +20,7 @@ from megatron_ext.data.rewriting.work import Attempt
 FailedChunks = Literal["survivors", "drop_document"]
 CHUNKS_FILE = "chunks.parquet"
 SUMMARY_FILE = "summary.json"
-_CHUNK_SCHEMA = pa.schema({
+CHUNK_SCHEMA = pa.schema({
     "document_id": pa.string(), "chunk": pa.int64(), "num_chunks": pa.int64(), "style": pa.string(),
     "prompt_version": pa.int64(), "attempt": pa.int64(), "seed": pa.int64(), "status": pa.string(),
     "reasons": pa.list_(pa.string()), "source": pa.string(), "output": pa.string(), "text": pa.string(),
@@ -38,7 +38,7 @@ def write_chunks(folder: Path, attempts: Sequence[Attempt], prompts: dict[str, P
     by the engine.
     """
     rows = [_chunk_row(attempt, prompts[attempt.item.style].version) for attempt in _sorted(attempts)]
-    write_parquet(folder / CHUNKS_FILE, pa.Table.from_pylist(rows, schema=_CHUNK_SCHEMA))
+    write_parquet(folder / CHUNKS_FILE, pa.Table.from_pylist(rows, schema=CHUNK_SCHEMA))
 
 
 def write_documents(folder: Path, attempts: Sequence[Attempt], failed_chunks: FailedChunks,
@@ -83,19 +83,26 @@ def _summarize_style(attempts: Sequence[Attempt]) -> dict[str, Any]:
     survivors = [attempt for attempt in last.values() if attempt.accepted]
     tokens_in = sum(attempt.item.num_source_tokens for attempt in survivors)
     tokens_out = sum(attempt.num_tokens for attempt in survivors)
-    return {
+    return with_ratios({
         "num_chunks": len(first),
         "num_survived": len(survivors),
         "num_saved_by_retry": sum(attempt.attempt > 0 for attempt in survivors),
-        "survived_percent": round(100 * len(survivors) / len(first), 2) if first else None,
         "reasons": _count_reasons(attempt for attempt in last.values() if not attempt.accepted),
         "first_attempt_reasons": _count_reasons(first),
         "num_source_tokens": sum(attempt.item.num_source_tokens for attempt in first),
         "num_survivor_source_tokens": tokens_in,
         "num_survivor_tokens": tokens_out,
-        "length_ratio": round(tokens_out / tokens_in, 4) if tokens_in else None,
         "num_prompt_tokens": sum(attempt.completion.num_prompt_tokens for attempt in attempts),
         "num_completion_tokens": sum(attempt.completion.num_tokens for attempt in attempts),
+    })
+
+
+def with_ratios(style: dict[str, Any]) -> dict[str, Any]:
+    """The counts of a style with what follows from them."""
+    chunks, tokens_in = style["num_chunks"], style["num_survivor_source_tokens"]
+    return style | {
+        "survived_percent": round(100 * style["num_survived"] / chunks, 2) if chunks else None,
+        "length_ratio": round(style["num_survivor_tokens"] / tokens_in, 4) if tokens_in else None,
     }
 
 

@@ -18,7 +18,9 @@ from megatron_ext.data.rewriting.checks import load_thresholds
 from megatron_ext.data.rewriting.chunking import CountTokens, split_into_chunks
 from megatron_ext.data.rewriting.engines import EngineName, Sampling, open_engine
 from megatron_ext.data.rewriting.prompts import Order, load_prompts
+from megatron_ext.data.rewriting.sharing import PART, check_parts, merge_parts
 from megatron_ext.errors import UserError
+from megatron_ext.parts import Merge, Part
 from megatron_ext.settings import Settings
 
 _PATHS = {"documents", "model", "tokenizer", "prompts_folder", "thresholds_file"}
@@ -75,11 +77,12 @@ class RewriteSettings(Settings):
         return styles
 
 
-def rewrite_corpus(settings: RewriteSettings, output: Path) -> Artifact:
+def rewrite_corpus(settings: RewriteSettings, output: Path, share: Part | Merge | None = None) -> Artifact:
     """Make the artifact `output` (kind "rewrites"); it goes on after an interruption.
 
     It holds documents/ (see megatron_ext.data.documents), chunks.parquet (every attempt, with the reasons against it)
-    and summary.json (by style). No survivor is no error: documents/ then holds no row.
+    and summary.json (by style). No survivor is no error: documents/ then holds no row. A part rewrites its share of the
+    documents into a folder beside `output`; a merge makes `output` of the parts, without an engine.
 
     Raises UserError for a missing input, an unknown style, a model without chat template, a selection without a
     document that may be rewritten.
@@ -91,6 +94,12 @@ def rewrite_corpus(settings: RewriteSettings, output: Path) -> Artifact:
         "thresholds": {style: values.model_dump() for style, values in thresholds.items()},
     }
 
+    inputs = {"documents": settings.documents, "model": settings.model, "tokenizer": settings.tokenizer}
+    if isinstance(share, Merge):
+        return _merge(share, output, request, inputs)
+    if share is not None:
+        output, request = share.folder(output), request | {PART: [share.index, share.count]}
+
     def make(folder: Path) -> dict[str, Any]:
         summary_file = folder / outputs.SUMMARY_FILE
         if not summary_file.exists():
@@ -100,7 +109,7 @@ def rewrite_corpus(settings: RewriteSettings, output: Path) -> Artifact:
                 max_new_tokens_ratio=settings.max_new_tokens_ratio, min_new_tokens=settings.min_new_tokens,
                 batch_size=settings.batch_size, retries=settings.retries, count_tokens=count_tokens,
                 open_engine=lambda: open_engine(settings.engine, settings.model, settings.sampling))
-            items, ledger = plan_items(settings, count_tokens)
+            items, ledger = plan_items(settings, count_tokens, share)
             attempts = work.run(rewriter, items, folder / work.COMPLETIONS_FOLDER)
             outputs.write_chunks(folder, attempts, prompts)
             outcomes = outputs.write_documents(folder, attempts, settings.failed_chunks, count_tokens)
@@ -110,14 +119,26 @@ def rewrite_corpus(settings: RewriteSettings, output: Path) -> Artifact:
         shutil.rmtree(folder / work.COMPLETIONS_FOLDER, ignore_errors=True)
         return _counts(json.loads(summary_file.read_text(encoding="utf-8")))
 
-    inputs = {"documents": settings.documents, "model": settings.model, "tokenizer": settings.tokenizer}
     return produce(output, kind="rewrites", settings=request, inputs=inputs, make=make)
 
 
-def plan_items(settings: RewriteSettings, count_tokens: CountTokens) -> tuple[list[work.Item], dict[str, int]]:
-    """Every (chunk, style) to be written, and the ledger of what was left out by the settings."""
+def _merge(share: Merge, output: Path, request: dict[str, Any], inputs: dict[str, Path]) -> Artifact:
+    def make(folder: Path) -> dict[str, Any]:
+        parts = share.folders(output)
+        check_parts(parts, request, inputs)
+        merge_parts(parts, folder)
+        return _counts(json.loads((folder / outputs.SUMMARY_FILE).read_text(encoding="utf-8")))
+
+    return produce(output, kind="rewrites", settings=request, inputs=inputs, make=make)
+
+
+def plan_items(settings: RewriteSettings, count_tokens: CountTokens,
+               part: Part | None = None) -> tuple[list[work.Item], dict[str, int]]:
+    """Every (chunk, style) to be written, by a part of its own documents, and the ledger of what was left out."""
     documents = list(read_documents(settings.documents))
     chosen = choose_documents(documents, settings)
+    if part is not None:
+        chosen = [document for position, document in enumerate(chosen) if part.takes(position)]
     items: list[work.Item] = []
     ledger = {"num_documents": len(documents), "num_chosen_documents": len(chosen), "num_chunks": 0,
               "num_chunks_left_out": 0}
