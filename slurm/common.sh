@@ -89,12 +89,13 @@ run_stage() {
     local part=() step code
     [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || part=(--part "$SLURM_ARRAY_TASK_ID/${NUM_PARTS:-$SLURM_ARRAY_TASK_COUNT}")
     prepare_environment
+    [ "${SLURM_GPUS_ON_NODE:-0}" = 0 ] || check_nodes "$SLURM_GPUS_ON_NODE"
     record_provenance "${PROVENANCE:-$SCRATCH}"
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
     trap requeue_stage USR1
     log "python -m $* ${part[*]}"
     srun --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 \
-        ${in_container[@]+"${in_container[@]}"} python -m "$@" ${part[@]+"${part[@]}"} &
+        "${in_container[@]}" python -m "$@" "${part[@]}" &
     step=$!
     while :; do  # a trapped signal interrupts wait
         wait "$step"
@@ -106,21 +107,20 @@ run_stage() {
 
 requeue_stage() {
     [ "${SLURM_RESTART_COUNT:-0}" -lt "$MAX_RESTARTS" ] || fail 94 "started $((MAX_RESTARTS + 1)) times: given up"
-    log "the time limit is near: requeued, to go on where it stopped"
-    scontrol requeue "$SLURM_JOB_ID"
+    requeue "the time limit is near; it goes on where it stopped"
 }
 
 # run_torchrun PROGRAM ARGUMENTS…: torchrun on all nodes of the job.
 run_torchrun() {
-    local first_node code
+    local first_node code processes=${NUM_PROCESSES_PER_NODE:-${PROCESSES_PER_NODE:-$GPUS_PER_NODE}}
     prepare_environment
+    [ "$GPUS_PER_NODE" = 0 ] || check_nodes "$processes"
     record_provenance "${PROVENANCE:-$SCRATCH}"
     first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) && [ -n "$first_node" ] \
         || fail 2 "cannot tell the first node of $SLURM_JOB_NODELIST"
     log "torchrun -m $*"
-    srun --kill-on-bad-exit=1 --label ${in_container[@]+"${in_container[@]}"} \
-        torchrun --nnodes "$SLURM_NNODES" --max-restarts 0 \
-        --nproc-per-node "${NUM_PROCESSES_PER_NODE:-${PROCESSES_PER_NODE:-$GPUS_PER_NODE}}" \
+    srun --kill-on-bad-exit=1 --label "${in_container[@]}" \
+        torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$processes" --max-restarts 0 \
         --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
         --rdzv-endpoint "$first_node:$((20000 + SLURM_JOB_ID % 20000))" --rdzv-conf join_timeout=300 -m "$@" \
         || { code=$?; log "$1 ended with code $code"; exit "$code"; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from megatron_ext.study.cost import Forecast, reads_originals_alone
 from megatron_ext.study.graph import Inside, Node
 from megatron_ext.study.jobs import Job, PlannedStudy
 from megatron_ext.study.runner import check_node
-from megatron_ext.study.site import Site
+from megatron_ext.study.site import CHECK_SITE, Site
 
 _PROBE = "Ação, coração e 3,14 pães: não há «fim»?\n\tÀs 10h, it's over."
 
@@ -44,13 +45,12 @@ def _corpus_problems(studies: Sequence[PlannedStudy]) -> Iterator[str]:
 
 
 def _site_problems(site: Site, work: Path) -> Iterator[str]:
-    image = site.container_image
-    if image.startswith("/") and not Path(image).exists():
-        yield f"CONTAINER_IMAGE={image} ({site.file}) does not exist: make the image, or mend its path"
-    for name, folder in (("SCRATCH", site.scratch), ("--work", str(work))):
-        if folder and (problem := _unwritable(Path(folder))):
-            yield (f"{name} {folder} cannot be written ({problem}): choose a folder that is yours and that all nodes "
-                   "share")
+    done = subprocess.run(["bash", str(CHECK_SITE)], env={**os.environ, "SITE": str(site.file)}, capture_output=True,
+                          text=True)
+    told = [line.removeprefix("error: ") for line in done.stderr.splitlines()]
+    yield from told if done.returncode else []
+    if problem := _unwritable(work):
+        yield f"--work {work} cannot be written ({problem}): choose a folder that is yours and that all nodes share"
 
 
 def _unwritable(folder: Path) -> str | None:

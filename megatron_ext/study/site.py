@@ -9,8 +9,10 @@ from pathlib import Path
 from megatron_ext.errors import UserError
 
 SITE_FILE = Path("slurm/site.env")
-_READ = ('source "$1" >&2 && printf "%s\\0" "$GPUS_PER_NODE" "$PROCESSES_PER_NODE" "$CONTAINER_IMAGE" "$SCRATCH" '
-         '"$EXCLUDED_NODES" "${SBATCH_OPTIONS[@]}"')
+CHECK_SITE = Path("slurm/check_site.sh")
+"""Program that tells what is wrong with the places that a site file names."""
+_READ = ('source "$1" >&2 && printf "%s\\0" "$GPUS_PER_NODE" "$PROCESSES_PER_NODE" "$EXCLUDED_NODES" '
+         '"${SBATCH_OPTIONS[@]}"')
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,6 @@ class Site:
     """0: the stages run on CPUs."""
     processes_per_node: int
     """Training processes of a full node."""
-    container_image: str
-    """Path or name of the image; empty: no container."""
-    scratch: str
-    """Folder that all nodes share."""
     sbatch_options: tuple[str, ...]
     """Options of every sbatch call."""
 
@@ -40,14 +38,12 @@ def read_site(file: Path = SITE_FILE) -> Site:
     done = subprocess.run(["bash", "-c", _READ, "site", str(file.absolute())], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{file}: bash cannot read it: {done.stderr.strip()}")
-    gpus, processes, image, scratch, excluded, *options, _ = done.stdout.split("\0")
+    gpus, processes, excluded, *options, _ = done.stdout.split("\0")
     num_gpus = _number(file, "GPUS_PER_NODE", gpus)
     return Site(
         file=file.absolute(),
         gpus_per_node=num_gpus,
         processes_per_node=_number(file, "PROCESSES_PER_NODE", processes) if processes else max(1, num_gpus),
-        container_image=image,
-        scratch=scratch,
         sbatch_options=(*filter(None, options), *([f"--exclude={excluded}"] if excluded else [])),
     )
 

@@ -45,8 +45,20 @@ class Study:
             assert time.monotonic() < deadline, "\n".join([*queue, self.submit("--status")[1]])
             time.sleep(0.2)
 
-    def one(self, pattern, work=None):
-        (found,) = (work or self.work).glob(pattern)
+    def wait_for(self, condition):
+        """Poll for a minute or two."""
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < deadline, "\n".join(self.queue())
+            time.sleep(0.1)
+
+    def ids(self, output):
+        """Job id by name, as submit_study printed them."""
+        lines = [line.split(None, 1) for line in output.splitlines() if line[:1].isdigit()]
+        return {rest.split(" (")[0]: job_id for job_id, rest in lines}
+
+    def one(self, pattern):
+        (found,) = self.work.glob(pattern)
         return found
 
 
@@ -117,11 +129,39 @@ def test_a_failed_stage_leaves_no_dependents_pending_and_its_error_is_told(study
     assert "what it waits for is not finished" in status
 
 
+def test_of_an_array_only_the_killed_tasks_run_again(study):
+    values = ["jobs.rewrite.parts=8", "jobs.rewrite.options=[--cpus-per-task=2]", "rewriter.settings.max_documents=8",
+              "rewriter.settings.styles=[easy]", "rewriter.settings.batch_size=1"]
+    code, output = study.submit(*values)
+    assert code == 0, output
+    array = study.ids(output)["rewrite/high parts"]
+    for task in (2, 5):
+        study.wait_for(lambda task=task: list(study.work.glob(f"logs/*.{array}_{task}.log")))
+        study.cluster.run("scancel", f"{array}_{task}")
+    study.wait(300)
+    code, status = study.submit("--status", *values)
+    assert code == 1
+    assert "2 of 8 parts" in status
+    parts = study.one("rewrite/high-*.parts")
+    made = {part.name: (part / "manifest.json").stat().st_mtime_ns for part in parts.glob("?-of-8")}
+    assert sorted(made) == [f"{part}-of-8" for part in (0, 1, 3, 4, 6, 7)]
+
+    code, output = study.submit(*values)
+    assert code == 0, output
+    assert "rewrite/high parts (parts 2, 5)" in output
+    merge = study.ids(output)["rewrite/high"]
+    assert study.cluster.wait(merge, 300) == "COMPLETED", study.submit("--status", *values)[1]
+    assert {name: (parts / name / "manifest.json").stat().st_mtime_ns for name in made} == made
+    assert len(list(study.work.glob(f"logs/*.{study.ids(output)['rewrite/high parts']}_*.log"))) == 2
+    study.cluster.run("scancel", "--user", "root")
+    study.wait(60)
+
+
 @pytest.mark.parametrize(("arguments", "site", "reason"), [
     (["jobs.run.options=[--gres=gpu:9]"], {}, "Requested node configuration is not available"),
     (["jobs.rewrite.gpus=9"], {"GPUS_PER_NODE": 8}, "jobs.rewrite.gpus = 9: a node has 8 GPUs"),
     ([], {"CONTAINER_IMAGE": "/nowhere/image.sqsh"}, "/nowhere/image.sqsh"),
-    ([], {"SCRATCH": "/proc/scratch"}, "SCRATCH /proc/scratch cannot be written"),
+    ([], {"SCRATCH": "/proc/scratch"}, "the scratch folder /proc/scratch cannot be written"),
     (["conditions.low.overrides={optimizer.lr: 0.5}"], {}, "optimizer.lr = 0.5 differs from the other conditions"),
 ])
 def test_what_cannot_run_is_refused_before_a_job_starts(study, arguments, site, reason):

@@ -52,7 +52,7 @@ class Setting:
     def __init__(self, folder, values, slurm):
         self.folder, self.values, self.slurm = folder, values, slurm
         self.work = folder / "work"
-        (folder / "site.env").write_text(SITE)
+        (folder / "site.env").write_text(f"{SITE}SCRATCH={folder / 'scratch'}\n")
 
     def load(self, *overrides):
         (self.folder / "study.yaml").write_text(yaml.safe_dump(self.values))
