@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext.errors import UserError
+from megatron_ext.hashing import hash_file
 
 MANIFEST = "manifest.json"
 _REQUEST = ".request.json"
@@ -188,12 +189,6 @@ def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
     """sha256 of the sorted `name sha256` lines of a manifest's `files`."""
     lines = "".join(f"{name} {files[name]['sha256']}\n" for name in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_json(value: Any) -> str:

@@ -7,7 +7,6 @@ Parts are mapped into memory, not read: a part that is a whole tensor costs no m
 from __future__ import annotations
 
 import io
-import mmap
 import os
 import pickle
 import zipfile
@@ -24,6 +23,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from megatron_ext.errors import UserError
+from megatron_ext.model.streaming import map_tensor
 
 _LAYERS = "decoder.layers."
 
@@ -114,9 +114,7 @@ def _map_archive(path: Path, offset: int, length: int) -> Tensor:
         window.seek(0)
         layout = torch.load(window, map_location="meta", weights_only=True)
         assert record.compress_type == zipfile.ZIP_STORED
-        aligned = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        mapped = mmap.mmap(file.fileno(), start - aligned + record.file_size, offset=aligned, access=mmap.ACCESS_COPY)
-    data = torch.frombuffer(mapped, dtype=layout.dtype, offset=start - aligned)
+    data = map_tensor(path, start, record.file_size // layout.dtype.itemsize, layout.dtype, whole=True)
     return data.as_strided(layout.size(), layout.stride(), layout.storage_offset())
 
 

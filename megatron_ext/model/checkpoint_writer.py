@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,19 @@ import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch import Tensor
-from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, SavePlan
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, SavePlan, SavePlanner
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, StorageMeta, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+from torch.serialization import get_crc32_options, set_crc32_options
+
+from megatron_ext.hashing import HashedFile
+from megatron_ext.model.streaming import one_ahead
 
 _COMMON = "common.pt"
+_DATA = "__0_0.distcp"
 _LAYERS = "decoder.layers."
 _MODULES_WITH_EXTRA_STATE = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1",
                              "mlp.linear_fc2")
@@ -41,7 +51,7 @@ class LayerTensor:
 
 def write_checkpoint(folder: Path, tensors: Sequence[LayerTensor], num_layers: int,
                      content_metadata: dict[str, Any]) -> None:
-    """Write the checkpoint into an existing folder; only one tensor is in memory at a time.
+    """Write the checkpoint into an existing folder; only two tensors are in memory at a time.
 
     Equal tensors give equal bytes.
     """
@@ -53,10 +63,19 @@ def write_checkpoint(folder: Path, tensors: Sequence[LayerTensor], num_layers: i
 
 
 class _Writer(FileSystemWriter):
-    """One file; no place and no random identity in its metadata."""
+    """One file, hashed while it is written; no place and no random identity in its metadata."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        self._folder = folder
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write all items, as archives of torch.save, one after the other into one file."""
+        written: Future[list[WriteResult]] = Future()
+        values = one_ahead(partial(planner.resolve_data, item) for item in plan.items)
+        with HashedFile(self._folder / _DATA) as file, _without_checksums():
+            written.set_result([_write(item, value, file) for item, value in zip(plan.items, values, strict=True)])
+        return written
 
     def storage_meta(self) -> StorageMeta:
         return StorageMeta()
@@ -84,6 +103,27 @@ class _Planner(DefaultSavePlanner):
         value = tensor.make().to(tensor.dtype)
         assert value.shape == tensor.shape, (tensor.name, value.shape, tensor.shape)
         return value if tensor.layer is None else value[None]
+
+
+def _write(item: WriteItem, value: Tensor | io.BytesIO, file: HashedFile) -> WriteResult:
+    start = file.tell()
+    if isinstance(value, Tensor):
+        torch.save(value, file)
+    else:
+        file.write(value.getbuffer())
+    length = file.tell() - start
+    return WriteResult(item.index, length, _StorageInfo(_DATA, start, length))
+
+
+@contextmanager
+def _without_checksums() -> Iterator[None]:
+    """The manifest has a better one of the whole file."""
+    before = get_crc32_options()
+    set_crc32_options(False)
+    try:
+        yield
+    finally:
+        set_crc32_options(before)
 
 
 def _write_item(tensor: LayerTensor, num_layers: int) -> WriteItem:

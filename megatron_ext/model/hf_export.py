@@ -64,7 +64,7 @@ def write_hf_folder(checkpoint: Path, folder: Path, dtype: str = "keep",
                     max_file_bytes: int = 5 * 10**9) -> dict[str, Any]:
     """Write weights, config and tokenizer of a checkpoint as a Hugging Face folder; returns what it holds.
 
-    Memory: one Megatron tensor of one layer, and its part that is being read.
+    Memory: two Megatron tensors of one layer, and their Hugging Face tensors where those are copies.
     """
     source = checkpoint / HF_METADATA
     architecture = read_architecture(source)

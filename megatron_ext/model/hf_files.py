@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,14 @@ from torch import Tensor
 
 from megatron_ext.artifacts import MANIFEST, write_json
 from megatron_ext.errors import UserError
+from megatron_ext.hashing import HashedFile
+from megatron_ext.model.streaming import map_tensor, one_ahead
 
 INDEX = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf")
-_WRITE_BYTES = 1 << 20  # one call for a large tensor takes twice the time on Linux: its pages leave the caches
-_TYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_TYPE_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
 def copy_hf_metadata(hf_folder: Path, target: Path) -> None:
@@ -32,29 +33,51 @@ def copy_hf_metadata(hf_folder: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies."""
+
+    file: str
+    offset: int
+    """Of its data, in bytes from the start of the file."""
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors names it."""
+
+
 class HFTensors:
-    """The tensors in a folder's safetensors files; nothing is read before a slice is asked for.
+    """The tensors in a folder's safetensors files; nothing is read before a tensor is asked for.
 
     Raises UserError when there are none, a file is missing or damaged, or a tensor is not where the index says.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, whole: bool = False) -> None:
+        """
+        Args:
+            whole: tensors are used as a whole, not in slices, which lets the disk read ahead.
+        """
         self.folder = Path(folder)
-        self._files = {name: self._open(name) for name in self._file_names()}
-        self._place = {tensor: name for name, file in self._files.items() for tensor in file.keys()}  # noqa: SIM118
+        self._whole = whole
+        self._places = {tensor: place for name in self._file_names() for tensor, place in self._read_header(name)}
         self._check_index()
 
     def names(self) -> set[str]:
         """Names of all tensors."""
-        return set(self._place)
+        return set(self._places)
 
-    def slices(self, name: str) -> Any:
-        """What reads slices of a tensor when it is indexed, e.g. `slices(name)[:, 10:20]`."""
-        return self._files[self._place[name]].get_slice(name)
+    def tensor(self, name: str) -> Tensor:
+        """A tensor that stays in its file: of a slice of it, e.g. `tensor(name)[:, 10:20]`, no more is read."""
+        place = self._places[name]
+        if place.dtype not in _TYPES:
+            raise UserError(f"{self.folder / place.file}: {name} {place.shape} is of type {place.dtype}; supported: "
+                            f"{', '.join(_TYPES)}")
+        num_elements = torch.Size(place.shape).numel()
+        return map_tensor(self.folder / place.file, place.offset, num_elements, _TYPES[place.dtype],
+                          self._whole).view(place.shape)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
-        return tuple(self.slices(name).get_shape())
+        return self._places[name].shape
 
     def _file_names(self) -> list[str]:
         if (self.folder / INDEX).exists():
@@ -70,21 +93,29 @@ class HFTensors:
         except (ValueError, KeyError) as error:
             raise UserError(f"{self.folder / INDEX} is damaged ({error!r}); fetch the model again") from None
 
-    def _open(self, name: str) -> Any:
+    def _read_header(self, name: str) -> Iterator[tuple[str, _Place]]:
         from safetensors import SafetensorError, safe_open
 
         try:
-            return safe_open(self.folder / name, framework="pt")
+            safe_open(self.folder / name, framework="pt").keys()  # checks that the header and the data fit
         except FileNotFoundError:
             raise UserError(f"{self.folder / name} is missing, though the index names it; fetch the model again"
                             ) from None
         except SafetensorError as error:
             raise UserError(f"{self.folder / name} is damaged ({error}); fetch the model again") from None
+        with open(self.folder / name, "rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_bytes))
+        header.pop("__metadata__", None)
+        for tensor, entry in header.items():
+            offset = 8 + header_bytes + entry["data_offsets"][0]
+            yield tensor, _Place(name, offset, tuple(entry["shape"]), entry["dtype"])
 
     def _check_index(self) -> None:
         if not (self.folder / INDEX).exists():
             return
-        lost = sorted(tensor for tensor, name in self._index().items() if self._place.get(tensor) != name)
+        lost = sorted(tensor for tensor, name in self._index().items()
+                      if tensor not in self._places or self._places[tensor].file != name)
         if lost:
             raise UserError(f"{self.folder / INDEX}: {lost[0]} is not in {self._index()[lost[0]]} ({len(lost)} such "
                             "tensors); fetch the model again")
@@ -108,7 +139,7 @@ class Piece:
 def write_hf_weights(folder: Path, pieces: Sequence[Piece], max_file_bytes: int) -> None:
     """Write safetensors files of at most `max_file_bytes` (more if one piece is larger) and their index.
 
-    Only one piece is in memory at a time. Files appear whole; those that are there already are not written again.
+    Only two pieces are in memory at a time. Files appear whole; those that are there already are not written again.
     """
     files = _distribute(pieces, max_file_bytes)
     weight_map = {}
@@ -138,16 +169,10 @@ def _write_safetensors(path: Path, pieces: Sequence[Piece]) -> None:
     """The format's header is known beforehand, so tensors need not be collected (as safetensors' own writer does)."""
     header = json.dumps(_header(pieces), separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with HashedFile(path) as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for tensor in _made(pieces):
-            data = memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
-            for start in range(0, len(data), _WRITE_BYTES):
-                file.write(data[start:start + _WRITE_BYTES])
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+            file.write(tensor.contiguous().view(torch.uint8).numpy())
 
 
 def _header(pieces: Sequence[Piece]) -> dict[str, Any]:
@@ -162,7 +187,7 @@ def _header(pieces: Sequence[Piece]) -> dict[str, Any]:
 
 
 def _made(pieces: Sequence[Piece]) -> Iterator[Tensor]:
-    for piece in pieces:
-        for tensor, shape in zip(piece.make(), piece.shapes, strict=True):
+    for piece, tensors in zip(pieces, one_ahead(piece.make for piece in pieces), strict=True):
+        for tensor, shape in zip(tensors, piece.shapes, strict=True):
             assert tensor.shape == shape, (piece.names, tensor.shape, shape)
             yield tensor.to(piece.dtype)

@@ -57,12 +57,12 @@ def import_hf(settings: ImportSettings, output: Path) -> Artifact | None:
 def write_megatron_checkpoint(hf_folder: Path, folder: Path, dtype: str = "keep") -> dict[str, Any]:
     """Write a checkpoint of the folder's weights, with its config and tokenizer files; returns what it holds.
 
-    Memory: one Megatron tensor of one layer and the Hugging Face tensors that it is made of.
+    Memory: two Megatron tensors of one layer and the Hugging Face tensors that one of them is made of.
 
     Raises UserError when a tensor is missing, unknown, or of another shape than config.json asks for.
     """
     architecture = read_architecture(hf_folder)
-    tensors = HFTensors(hf_folder)
+    tensors = HFTensors(hf_folder, whole=True)
     check_names(tensors, architecture)
     stored = architecture.dtype if dtype == "keep" else dtype
     write_checkpoint(folder, list(_layer_tensors(tensors, architecture, getattr(torch, stored))),
@@ -104,4 +104,4 @@ def _layer_tensors(tensors: HFTensors, architecture: Architecture, dtype: torch.
 
 
 def _read(tensors: HFTensors, hf_names: list[str], row: Row, num_rows: int, architecture: Architecture) -> Tensor:
-    return row.to_megatron([tensors.slices(name) for name in hf_names], Shard(0, 1), num_rows, architecture)
+    return row.to_megatron([tensors.tensor(name) for name in hf_names], Shard(0, 1), num_rows, architecture)

@@ -39,7 +39,7 @@ def load_hf_weights(chunks: list[GPTModel], hf_folder: Path) -> None:
             hf_names = [_with_layer(hf_name, name) for hf_name in row.hf_names]
             whole_shape = _whole_shape(row, parameter.shape, tp)
             check_shapes(tensors, hf_names, name, row, whole_shape, architecture)
-            parts = [tensors.slices(hf_name) for hf_name in hf_names]
+            parts = [tensors.tensor(hf_name) for hf_name in hf_names]
             parameter.copy_(row.to_megatron(parts, shard, parameter.shape[0], architecture))
 
 

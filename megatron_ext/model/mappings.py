@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,11 +48,11 @@ class Row(ABC):
         return (num_rows,)
 
     @abstractmethod
-    def to_megatron(self, parts: Sequence[Any], shard: Shard, num_rows: int, architecture: Architecture) -> Tensor:
+    def to_megatron(self, parts: Sequence[Tensor], shard: Shard, num_rows: int, architecture: Architecture) -> Tensor:
         """A rank's part of the Megatron tensor.
 
         Args:
-            parts: Hugging Face tensors, or what reads a slice of one when it is indexed (safetensors' `get_slice`).
+            parts: the Hugging Face tensors; only what the part needs of them is touched, as they may lie in files.
             shard: which part.
             num_rows: length of the part's first axis.
         """
@@ -69,7 +69,7 @@ class Replicated(Row):
     hf: str
     sharded_axis = None
 
-    def to_megatron(self, parts: Sequence[Any], shard: Shard, num_rows: int, architecture: Architecture) -> Tensor:
+    def to_megatron(self, parts: Sequence[Tensor], shard: Shard, num_rows: int, architecture: Architecture) -> Tensor:
         """All of it."""
         return parts[0][:]
 
@@ -85,9 +85,9 @@ class RowParallel(Row):
     hf: str
     sharded_axis = 1
 
-    def to_megatron(self, parts: Sequence[Any], shard: Shard, num_rows: int, architecture: Architecture) -> Tensor:
+    def to_megatron(self, parts: Sequence[Tensor], shard: Shard, num_rows: int, architecture: Architecture) -> Tensor:
         """The rank's columns."""
-        return parts[0][:, shard.span(_shape(parts[0])[1])]
+        return parts[0][:, shard.span(parts[0].shape[1])]
 
     def to_hf(self, tensor: Tensor, architecture: Architecture) -> Sequence[Tensor]:
         """As it is."""
@@ -105,7 +105,7 @@ class Vocab(Row):
         """Without the rows that fill up."""
         return (architecture.vocab_size,)
 
-    def to_megatron(self, parts: Sequence[Any], shard: Shard, num_rows: int, architecture: Architecture) -> Tensor:
+    def to_megatron(self, parts: Sequence[Tensor], shard: Shard, num_rows: int, architecture: Architecture) -> Tensor:
         """The rank's rows; those past the vocabulary are zero."""
         first = min(shard.rank * num_rows, architecture.vocab_size)
         rows = parts[0][first:min(first + num_rows, architecture.vocab_size)]
@@ -130,10 +130,10 @@ class QKV(Row):
         keys = architecture.num_query_groups * architecture.kv_channels
         return (num_rows - 2 * keys, keys, keys)
 
-    def to_megatron(self, parts: Sequence[Any], shard: Shard, num_rows: int, architecture: Architecture) -> Tensor:
+    def to_megatron(self, parts: Sequence[Tensor], shard: Shard, num_rows: int, architecture: Architecture) -> Tensor:
         """The rank's query groups."""
         groups = architecture.num_query_groups // shard.size
-        local = [part[shard.span(_shape(part)[0])] for part in parts]  # [ng_local * nq * d or ng_local * d, h]
+        local = [part[shard.span(part.shape[0])] for part in parts]  # [ng_local * nq * d or ng_local * d, h]
         return torch.cat([part.unflatten(0, (groups, -1)) for part in local], dim=1).flatten(0, 1)
 
     def to_hf(self, tensor: Tensor, architecture: Architecture) -> Sequence[Tensor]:
@@ -155,9 +155,9 @@ class GateUp(Row):
         """Half each."""
         return (num_rows // 2, num_rows // 2)
 
-    def to_megatron(self, parts: Sequence[Any], shard: Shard, num_rows: int, architecture: Architecture) -> Tensor:
+    def to_megatron(self, parts: Sequence[Tensor], shard: Shard, num_rows: int, architecture: Architecture) -> Tensor:
         """The rank's rows of the gate over its rows of the other."""
-        return torch.cat([part[shard.span(_shape(part)[0])] for part in parts])
+        return torch.cat([part[shard.span(part.shape[0])] for part in parts])
 
     def to_hf(self, tensor: Tensor, architecture: Architecture) -> Sequence[Tensor]:
         """The two halves."""
@@ -244,7 +244,3 @@ def megatron_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         "output_layer.weight": (architecture.vocab_size, hidden),
     }
     return {name: shapes[name] for name in weight_table(architecture)}
-
-
-def _shape(part: Any) -> Sequence[int]:
-    return part.shape if isinstance(part, Tensor) else part.get_shape()

@@ -155,7 +155,7 @@ def test_weights_are_written_in_files_of_a_size(tmp_path, max_file_bytes, num_fi
     written = HFTensors(tmp_path)
     assert written.names() == tensors.keys()
     for name, tensor in tensors.items():
-        assert written.slices(name)[:].equal(tensor.bfloat16())
+        assert written.tensor(name)[:].equal(tensor.bfloat16())
 
 
 def test_writing_goes_on_where_it_stopped(tmp_path):
