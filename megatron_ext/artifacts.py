@@ -161,6 +161,12 @@ def publish_in_place(folder: Path, *, kind: str, settings: Mapping[str, Any], in
     return Artifact.open(folder)
 
 
+def delete_artifact(folder: Path) -> None:
+    """Delete an artifact, its manifest first: what is left of it at any moment is not taken for a whole one."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
 def partial_folder(output: Path) -> Path:
     """Where an unfinished `output` is kept."""
     return output.with_name(output.name + ".partial")

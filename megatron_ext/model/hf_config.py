@@ -130,12 +130,10 @@ def layout_problems(architecture: Architecture, parallel: ParallelConfig) -> lis
     """Why the model cannot be split over the layout; empty when it can."""
     problems = []
     tp = parallel.tensor_model_parallel_size
-    split = {"attention heads": architecture.num_attention_heads, "key/value heads": architecture.num_query_groups,
-             "MLP columns (intermediate_size)": architecture.ffn_hidden_size}
-    undivided = [f"{size} {name}" for name, size in split.items() if size % tp]
+    undivided = _undivided(architecture, tp)
     if undivided:
-        allowed = [size for size in range(1, architecture.num_query_groups + 1)
-                   if not any(total % size for total in split.values())]
+        allowed = [size for size in range(1, architecture.num_attention_heads + 1)
+                   if not _undivided(architecture, size)]
         problems.append(f"tensor_model_parallel_size {tp} does not divide the model's {', '.join(undivided)}; possible "
                         f"here: {', '.join(map(str, allowed))}")
     num_stages = parallel.pipeline_model_parallel_size * (parallel.virtual_pipeline_model_parallel_size or 1)
@@ -143,6 +141,18 @@ def layout_problems(architecture: Architecture, parallel: ParallelConfig) -> lis
         problems.append(f"{architecture.num_layers} layers cannot be split evenly over {num_stages} pipeline stages "
                         "(pipeline_model_parallel_size x virtual_pipeline_model_parallel_size)")
     return problems
+
+
+def _undivided(architecture: Architecture, tp: int) -> list[str]:
+    """What cannot be split over `tp` ranks. Several ranks may share one key/value head: each computes all of it."""
+    split = {"attention heads": architecture.num_attention_heads,
+             "MLP columns (intermediate_size)": architecture.ffn_hidden_size}
+    groups = architecture.num_query_groups
+    if tp % groups:
+        split["key/value heads"] = groups
+    else:  # megatron-core splits their interleaved rows, wherever that cuts
+        split["query, key and value rows"] = (architecture.num_attention_heads + 2 * groups) * architecture.kv_channels
+    return [f"{size} {name}" for name, size in split.items() if size % tp]
 
 
 def parse_hf_config(config: Mapping[str, Any]) -> Architecture:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,13 @@ from torch import Tensor
 from megatron_ext.artifacts import Artifact, produce, write_json
 from megatron_ext.errors import UserError
 from megatron_ext.model.checkpoint_reader import CheckpointReader
+from megatron_ext.model.held_checkpoint import (
+    CheckpointGone,
+    gone_if_deleted,
+    held,
+    named_checkpoint,
+    new_checkpoints,
+)
 from megatron_ext.model.hf_config import Architecture, read_architecture
 from megatron_ext.model.hf_files import Piece, copy_hf_metadata, write_hf_weights
 from megatron_ext.model.mappings import Row, Table, Vocab, in_model_order, megatron_shapes, weight_table
@@ -28,7 +35,13 @@ class ExportSettings(Settings):
     """What is exported."""
 
     checkpoint: Path
-    """Megatron checkpoint, an artifact: `<run>/checkpoints/iter_…`, or one made by tools.import_hf."""
+    """Megatron checkpoint, an artifact: `<run>/checkpoints/iter_…`, or one made by tools.import_hf; the file
+    `<run>/checkpoints/latest`: the newest."""
+    follow: bool = False
+    """`checkpoint` is a run: export each of its checkpoints as it appears, until the run is finished, into a folder of
+    the checkpoint's name."""
+    poll_seconds: float = Field(default=30.0, gt=0)
+    """How often `follow` looks for a new checkpoint, seconds."""
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     """Type of the exported weights; `keep`: that of the checkpoint."""
     max_file_gigabytes: float = Field(default=5.0, gt=0)
@@ -42,22 +55,48 @@ class ExportSettings(Settings):
 def export_hf(settings: ExportSettings, output: Path) -> Artifact:
     """Make the Hugging Face folder `output`; it goes on after an interruption.
 
+    A run that goes on may delete the checkpoint meanwhile; if it was given as `latest`, the next one takes its place.
+
     Raises UserError when the checkpoint is none or does not fit its config, ParityError when the logits differ.
     """
-    Artifact.open(settings.checkpoint, kind="checkpoint")
+    while True:
+        checkpoint = named_checkpoint(settings.checkpoint)
+        try:
+            return _export_one(settings, checkpoint, output)
+        except CheckpointGone:
+            if named_checkpoint(settings.checkpoint) == checkpoint:
+                raise
 
+
+def export_run(settings: ExportSettings, output: Path) -> Iterator[Artifact]:
+    """Make `output/iter_…` of each checkpoint of the run `settings.checkpoint`, until the run is finished.
+
+    A checkpoint that the run deletes before its turn is passed over, with a line that says so. Raises as export_hf.
+    """
+    for checkpoint in new_checkpoints(settings.checkpoint, settings.poll_seconds):
+        try:
+            yield _export_one(settings, checkpoint, output / checkpoint.name)
+        except CheckpointGone as gone:
+            print(gone, flush=True)
+
+
+def _export_one(settings: ExportSettings, checkpoint: Path, output: Path) -> Artifact:
     def make(folder: Path) -> dict[str, Any]:
-        counts = write_hf_folder(settings.checkpoint, folder, settings.dtype, int(settings.max_file_gigabytes * 1e9))
-        if settings.parity:
-            from megatron_ext.model.megatron_parity import check_export
+        with held(checkpoint, folder) as source:
+            counts = write_hf_folder(source, folder, settings.dtype, int(settings.max_file_gigabytes * 1e9))
+            if settings.parity:
+                from megatron_ext.model.megatron_parity import check_export
 
-            verdict = check_export(settings.checkpoint, folder, settings.parity_positions)
-            print(verdict.line("parity after export"), flush=True)
-            counts["parity"] = verdict.require().as_dict()
+                verdict = check_export(source, folder, settings.parity_positions)
+                print(verdict.line("parity after export"), flush=True)
+                counts["parity"] = verdict.require().as_dict()
         return counts
 
-    return produce(output, kind="hf_model", settings=settings.model_dump(mode="json", exclude={"checkpoint"}),
-                   inputs={"checkpoint": settings.checkpoint}, make=make)
+    with gone_if_deleted(checkpoint):
+        Artifact.open(checkpoint, kind="checkpoint")
+        return produce(output, kind="hf_model",
+                       settings=settings.model_dump(mode="json", exclude={"checkpoint", "follow", "poll_seconds"}),
+                       inputs={"checkpoint": checkpoint}, make=make)
 
 
 def write_hf_folder(checkpoint: Path, folder: Path, dtype: str = "keep",
@@ -107,7 +146,9 @@ def _check(reader: CheckpointReader, table: Table, architecture: Architecture) -
     """Raise UserError when the checkpoint's tensors are not those of its config."""
     missing, unknown = sorted(table.keys() - reader.names()), sorted(reader.names() - table.keys())
     if missing:
-        raise UserError(f"{reader.folder}: {missing[0]} is missing, from which {table[missing[0]]} would be made")
+        shape = megatron_shapes(architecture)[missing[0]]
+        raise UserError(f"{reader.folder}: {missing[0]} {shape} is missing, from which {table[missing[0]]} would be "
+                        "made")
     if unknown:
         raise UserError(f"{reader.folder}: {unknown[0]} {reader.shape(unknown[0])} is in no row of the "
                         f"{architecture.family} table in megatron_ext/model/mappings.py")

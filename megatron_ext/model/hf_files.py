@@ -99,8 +99,9 @@ class HFTensors:
         try:
             safe_open(self.folder / name, framework="pt").keys()  # checks that the header and the data fit
         except FileNotFoundError:
-            raise UserError(f"{self.folder / name} is missing, though the index names it; fetch the model again"
-                            ) from None
+            held = sorted(tensor for tensor, file in self._index().items() if file == name)
+            raise UserError(f"{self.folder / name} is missing, in which {held[0]} and {len(held) - 1} other tensors "
+                            "should be; fetch the model again") from None
         except SafetensorError as error:
             raise UserError(f"{self.folder / name} is damaged ({error}); fetch the model again") from None
         with open(self.folder / name, "rb") as file:

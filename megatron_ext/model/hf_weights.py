@@ -13,7 +13,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron_ext.errors import UserError
 from megatron_ext.model.hf_config import Architecture
 from megatron_ext.model.hf_files import HFTensors, copy_hf_metadata
-from megatron_ext.model.mappings import IGNORED_HF_TENSORS, Row, Shard, Vocab, weight_table
+from megatron_ext.model.mappings import IGNORED_HF_TENSORS, Row, Shard, Vocab, megatron_shapes, weight_table
 
 __all__ = ["checkpoint_name", "copy_hf_metadata", "load_hf_weights"]
 
@@ -65,14 +65,15 @@ def pattern_of(name: str) -> str:
 
 def check_names(tensors: HFTensors, architecture: Architecture) -> None:
     """Raise UserError when a tensor of the table is missing, or a tensor is in no table."""
-    expected = {hf_name.replace("*", str(layer)): (name, row)
-                for name, row in weight_table(architecture).items() for hf_name in row.hf_names
+    expected = {hf_name.replace("*", str(layer)): (shape, name, row)
+                for name, row in weight_table(architecture).items()
+                for hf_name, shape in zip(row.hf_names, _hf_shapes(name, row, architecture), strict=True)
                 for layer in (range(architecture.num_layers) if "*" in hf_name else [0])}
     missing = sorted(expected.keys() - tensors.names())
     if missing:
-        name, row = expected[missing[0]]
-        raise UserError(f"{tensors.folder}: {missing[0]} is missing ({len(missing)} such tensors); {name} = {row} "
-                        "needs it. config.json and the weights are not of one model, or a file is incomplete")
+        shape, name, row = expected[missing[0]]
+        raise UserError(f"{tensors.folder}: {missing[0]} {shape} is missing ({len(missing)} such tensors); {name} = "
+                        f"{row} needs it. config.json and the weights are not of one model, or a file is incomplete")
     ignored = [*IGNORED_HF_TENSORS, *(["lm_head.weight"] if architecture.tied_embeddings else [])]
     unknown = sorted(name for name in tensors.names() - expected.keys()
                      if not any(fnmatchcase(name, pattern) for pattern in ignored))
@@ -80,6 +81,12 @@ def check_names(tensors: HFTensors, architecture: Architecture) -> None:
         raise UserError(f"{tensors.folder}: {unknown[0]} {tensors.shape(unknown[0])} ({len(unknown)} such tensors) is "
                         f"in no row of the {architecture.family} table in megatron_ext/model/mappings.py: the model "
                         "computes something that is not supported")
+
+
+def _hf_shapes(name: str, row: Row, architecture: Architecture) -> list[tuple[int, ...]]:
+    """Shapes of the Hugging Face tensors of a row."""
+    whole = megatron_shapes(architecture)[name]
+    return [(num_rows, *whole[1:]) for num_rows in row.hf_num_rows(whole[0], architecture)]
 
 
 def _rows_of(chunks: list[GPTModel], architecture: Architecture) -> Iterator[tuple[str, Row, torch.nn.Parameter]]:

@@ -131,7 +131,10 @@ class QKV(Row):
         return (num_rows - 2 * keys, keys, keys)
 
     def to_megatron(self, parts: Sequence[Tensor], shard: Shard, num_rows: int, architecture: Architecture) -> Tensor:
-        """The rank's query groups."""
+        """The rank's query groups; where ranks share a group, the rank's rows of it."""
+        if shard.size > architecture.num_query_groups:
+            whole = self.to_megatron(parts, Shard(0, 1), num_rows * shard.size, architecture)
+            return whole[shard.span(len(whole))]
         groups = architecture.num_query_groups // shard.size
         local = [part[shard.span(part.shape[0])] for part in parts]  # [ng_local * nq * d or ng_local * d, h]
         return torch.cat([part.unflatten(0, (groups, -1)) for part in local], dim=1).flatten(0, 1)

@@ -20,6 +20,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 
 from megatron_ext.artifacts import (
     Artifact,
+    delete_artifact,
     differences,
     partial_folder,
     publish_in_place,
@@ -181,7 +182,7 @@ def _publish(config: RunConfig, run_state: dict[str, Any], partial: Path, folder
     kept = {checkpoint_folder(config, iteration) for iteration in config.kept_iterations}
     for old in sorted(folder.parent.glob("iter_???????"))[: -config.checkpoint.keep_last]:
         if old not in kept:
-            shutil.rmtree(old)
+            delete_artifact(old)
 
 
 def _refuse_other_run(folder: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:

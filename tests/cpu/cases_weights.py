@@ -12,7 +12,7 @@ from megatron_ext.model.hf_files import copy_hf_metadata
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2)]
 
 
-def import_and_check(folder: str, models: list[str], deep_model: str) -> None:
+def import_and_check(folder: str, models: list[str], deep_model: str, few_groups: str) -> None:
     """All that needs four processes, in one launch."""
     for tp, pp in LAYOUTS:
         parallel = ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
@@ -20,6 +20,10 @@ def import_and_check(folder: str, models: list[str], deep_model: str) -> None:
         for model in models:
             _load_prove_and_save(Path(folder), model, parallel)
     sequence_and_virtual_pipeline_parity(Path(deep_model))
+    four_ranks = ParallelConfig(tensor_model_parallel_size=4)
+    _lay_out(four_ranks)
+    _load_prove_and_save(Path(folder), few_groups, four_ranks)
+    gradients_of_ranks_that_share_a_group(Path(folder) / few_groups, four_ranks)
 
 
 def _load_prove_and_save(folder: Path, model: str, parallel: ParallelConfig) -> None:
@@ -57,24 +61,61 @@ def _load_prove_and_save(folder: Path, model: str, parallel: ParallelConfig) -> 
 
 def sequence_and_virtual_pipeline_parity(model: Path) -> None:
     """Parity under sequence parallelism, and with two virtual stages on each of two pipeline ranks."""
+    for parallel in (
+        ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True),
+        ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2,
+                       virtual_pipeline_model_parallel_size=2),
+    ):
+        _prove(model, parallel, 64)
+
+
+def _prove(model: Path, parallel: ParallelConfig, num_positions: int) -> None:
     import torch.distributed as dist
 
     from megatron_ext.model.gpt import build_model
     from megatron_ext.model.hf_weights import load_hf_weights
     from megatron_ext.model.megatron_parity import check_chunks
 
-    for parallel in (
-        ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True),
-        ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2,
-                       virtual_pipeline_model_parallel_size=2),
-    ):
-        _lay_out(parallel)
-        chunks = build_model(ModelConfig(hf_folder=model, dtype="float32"), parallel)
-        load_hf_weights(chunks, model)
-        verdict = check_chunks(chunks, model, "float32", 64)
-        if dist.get_rank() == 0:
-            print(verdict.line("parity"))
-        verdict.require()
+    _lay_out(parallel)
+    chunks = build_model(ModelConfig(hf_folder=model, dtype="float32"), parallel)
+    load_hf_weights(chunks, model)
+    verdict = check_chunks(chunks, model, "float32", num_positions)
+    if dist.get_rank() == 0:
+        print(verdict.line("parity"), flush=True)
+    verdict.require()
+
+
+def parity_under(model: str, layouts: list[dict[str, int]], num_positions: int) -> None:
+    """Parity of one model under several layouts, each of as many processes as were started or fewer by a factor."""
+    for layout in layouts:
+        _prove(Path(model), ParallelConfig(**layout), num_positions)
+
+
+def gradients_of_ranks_that_share_a_group(model: Path, parallel: ParallelConfig) -> None:
+    """The gradient of each rank's query, key and value rows is that of transformers."""
+    import torch
+    from megatron.core import parallel_state
+    from transformers import AutoModelForCausalLM
+
+    from megatron_ext.model.gpt import build_model
+    from megatron_ext.model.hf_weights import load_hf_weights
+    from megatron_ext.model.mappings import QKV, Shard
+
+    [chunk] = build_model(ModelConfig(hf_folder=model, dtype="float32"), parallel)
+    load_hf_weights([chunk], model)
+    tokens = torch.arange(33)[None] % 131
+    chunk(tokens[:, :-1], torch.arange(32)[None], None, labels=tokens[:, 1:]).sum().backward()
+    reference = AutoModelForCausalLM.from_pretrained(model)
+    logits = reference(tokens[:, :-1]).logits
+    torch.nn.functional.cross_entropy(logits[0], tokens[0, 1:], reduction="sum").backward()
+    shard = Shard(parallel_state.get_tensor_model_parallel_rank(), parallel.tensor_model_parallel_size)
+    for layer, expected in zip(chunk.decoder.layers, reference.model.layers, strict=True):
+        attention, found = expected.self_attn, layer.self_attention.linear_qkv
+        for kind in ("weight", "bias"):
+            parts = [getattr(linear, kind).grad for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
+            gradient = getattr(found, kind).grad
+            wanted = QKV("q", "k", "v").to_megatron(parts, shard, len(gradient), chunk.architecture)
+            torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-4)
 
 
 def _lay_out(parallel: ParallelConfig) -> None:

@@ -1,34 +1,41 @@
 """Hugging Face -> Megatron under several layouts -> Hugging Face, bit for bit, with parity in between."""
 
 import json
+import shutil
+import signal
+import subprocess
 import sys
 from unittest.mock import patch
 
 import pytest
 from safetensors import safe_open
 
-from megatron_ext.artifacts import Artifact
+from megatron_ext.artifacts import MANIFEST, Artifact, partial_folder
 from megatron_ext.model.hf_export import write_hf_folder
 from megatron_ext.model.hf_import import write_megatron_checkpoint
 from tests.cpu.cases_weights import LAYOUTS
-from tests.cpu.launch import run_distributed
+from tests.cpu.launch import ROOT, run_distributed
 from tests.hf_models import MODELS, make_hf_model
 
 pytestmark = pytest.mark.slow
+FEW_GROUPS = "few_groups"
+"""A Qwen2 with 2 key/value heads, for 4 tensor-parallel ranks."""
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """The folder of all models, each saved as a checkpoint by every layout; and what that printed."""
     folder = tmp_path_factory.mktemp("weights")
-    for name in MODELS:
-        make_hf_model(folder / name, name, dtype="bfloat16" if name == "mistral" else "float32")
+    for name in [*MODELS, FEW_GROUPS]:
+        changes = {"num_attention_heads": 4} if name == FEW_GROUPS else {}
+        make_hf_model(folder / name, "qwen2" if name == FEW_GROUPS else name,
+                      dtype="bfloat16" if name == "mistral" else "float32", **changes)
         streamed = folder / f"{name}-streamed"
         streamed.mkdir()
         write_megatron_checkpoint(folder / name, streamed)
     make_hf_model(folder / "deep", "qwen3", num_hidden_layers=4, tie_word_embeddings=True)
     output = run_distributed("tests.cpu.cases_weights:import_and_check", nproc=4, folder=str(folder),
-                             models=list(MODELS), deep_model=str(folder / "deep"))
+                             models=list(MODELS), deep_model=str(folder / "deep"), few_groups=FEW_GROUPS)
     (folder / "output.txt").write_text(output)
     return folder
 
@@ -38,10 +45,11 @@ def tensors(folder):
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, FEW_GROUPS])
 def test_round_trips_are_bit_exact(lab, name, tmp_path):
     original = tensors(lab / name)
-    for written_by in [*(f"{tp}-{pp}" for tp, pp in LAYOUTS), "streamed"]:
+    layouts = [(4, 1)] if name == FEW_GROUPS else LAYOUTS
+    for written_by in [*(f"{tp}-{pp}" for tp, pp in layouts), "streamed"]:
         target = tmp_path / written_by
         target.mkdir()
         write_hf_folder(lab / f"{name}-{written_by}", target)
@@ -103,3 +111,106 @@ def test_export_casts_when_asked(lab, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     original = json.loads((lab / "llama" / "config.json").read_text())
     assert config == original | {"dtype": "bfloat16"}
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from megatron_ext import hashing
+write, left = hashing.HashedFile.write, [int(sys.argv.pop(1))]
+
+def write_and_die(file, data):
+    written = write(file, data)
+    left[0] -= written
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return written
+
+hashing.HashedFile.write = write_and_die
+from tools.{program} import main
+main()
+"""
+
+
+def killed_while_writing(program, num_bytes, *arguments):
+    """Run a program that kill -9 ends after so many bytes of weights."""
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING.format(program=program), str(num_bytes), *arguments]
+    killed = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+
+
+def test_killed_conversions_leave_nothing_that_looks_finished_and_are_made_whole(lab, tmp_path):
+    """The second call ends with the same bytes as one that was never killed."""
+    from tools.export_hf import main as export_main
+    from tools.import_hf import main as import_main
+
+    imported, exported = tmp_path / "imported", tmp_path / "exported"
+    conversions = [("import_hf", import_main, imported, [f"model={lab / 'llama'}"]),
+                   ("export_hf", export_main, exported, [f"checkpoint={imported}", "max_file_gigabytes=1e-4"])]
+    for program, main, output, settings in conversions:
+        arguments = ["--output", output, *settings, "parity=false"]
+        killed_while_writing(program, 150_000, *arguments)
+        assert not output.exists()
+        assert not (partial_folder(output) / MANIFEST).exists()
+        assert main_with(main, *arguments) == 0
+        assert main_with(main, "--output", tmp_path / "whole", *settings, "parity=false") == 0
+        whole = Artifact.open(tmp_path / "whole")
+        assert Artifact.open(output).content_hash == whole.content_hash
+        assert Artifact.open(output).verify() == []
+        shutil.rmtree(whole.path)
+
+
+def test_a_training_run_is_exported_while_it_goes_on(tmp_path):
+    """A second process follows a run that keeps one checkpoint alone; the last export is that of the last weights."""
+    from tests.cpu.test_training import BASE, Lab
+
+    training = Lab(tmp_path)
+    settings = training.settings("run") | {"checkpoint": {**BASE["checkpoint"], "keep_last": 1}}
+    command = [sys.executable, "-m", "tools.export_hf", "--output", str(tmp_path / "exports"),
+               f"checkpoint={tmp_path / 'run'}", "follow=true", "poll_seconds=0.05", "parity_positions=32"]
+    follower = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    trainer = training.start(settings)
+    trainer.communicate()
+    printed, _ = follower.communicate(timeout=120)
+    assert trainer.returncode == follower.returncode == 0, printed
+    [last] = (tmp_path / "run" / "checkpoints").glob("iter_*")
+    exports = sorted((tmp_path / "exports").iterdir())
+    assert exports[-1].name == last.name
+    assert len(exports) == printed.count("parity after export (tp=1 pp=1, float32, 32 positions")
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    write_hf_folder(last, whole)
+    for tensor, value in tensors(whole).items():
+        assert tensors(exports[-1])[tensor].equal(value)
+
+
+MEASURE_MEMORY = """
+import sys
+from pathlib import Path
+from megatron_ext.model.hf_export import write_hf_folder
+from megatron_ext.model.hf_import import write_megatron_checkpoint
+
+def peak_kib():
+    [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM:")]
+    return int(line.split()[1])
+
+source, checkpoint, exported = map(Path, sys.argv[1:])
+before = peak_kib()
+write_megatron_checkpoint(source, checkpoint)
+write_hf_folder(checkpoint, exported)
+print(peak_kib() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_model_is_never_in_memory_as_a_whole(tmp_path):
+    """140 MB of weights, whose largest tensor has 7 MB, pass through 40 MB, what else is imported included."""
+    source = make_hf_model(tmp_path / "source", hidden_size=576, intermediate_size=1536, num_hidden_layers=10,
+                           num_key_value_heads=6, head_dim=96)
+    assert (source / "model.safetensors").stat().st_size > 140e6
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "exported").mkdir()
+    command = [sys.executable, "-c", MEASURE_MEMORY, str(source), str(tmp_path / "checkpoint"),
+               str(tmp_path / "exported")]
+    measured = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(measured.stdout) < 40_000
+    assert tensors(tmp_path / "exported").keys() == tensors(source).keys()

@@ -25,6 +25,14 @@ def architecture(heads=4, groups=2, head_size=8, vocab_size=100):
                         False, "float32")
 
 
+def test_qkv_of_ranks_that_share_a_group():
+    """One group of two query heads over two ranks: q0 q1 | k0 v0, as megatron-core gathers them."""
+    model = architecture(heads=2, groups=1, head_size=1)
+    parts = torch.tensor([[0.], [1.]]), torch.tensor([[10.]]), torch.tensor([[20.]])
+    ranks = [QKV("q", "k", "v").to_megatron(parts, Shard(rank, 2), 2, model) for rank in range(2)]
+    assert [rank.flatten().tolist() for rank in ranks] == [[0, 1], [10, 20]]
+
+
 layouts = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4))
 
 
@@ -108,7 +116,7 @@ Q = "model.layers.1.self_attn.q_proj.weight"
 
 
 def test_a_missing_tensor(broken):
-    with pytest.raises(UserError, match=rf"{re.escape(Q)} is missing .*linear_qkv.weight = QKV\(q="):
+    with pytest.raises(UserError, match=rf"{re.escape(Q)} \(48, 48\) is missing .*linear_qkv.weight = QKV\(q="):
         broken(lambda tensors: tensors.pop(Q))
 
 
@@ -130,7 +138,7 @@ def test_files_that_are_not_there(model, tmp_path):
     with pytest.raises(UserError, match=r"neither model\.safetensors nor"):
         HFTensors(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {Q: "model-00001.safetensors"}}))
-    with pytest.raises(UserError, match=r"model-00001\.safetensors is missing"):
+    with pytest.raises(UserError, match=rf"model-00001\.safetensors is missing, in which {re.escape(Q)} and 0 other"):
         HFTensors(tmp_path)
     save_file({"other": torch.zeros(1)}, tmp_path / "model-00001.safetensors")
     with pytest.raises(UserError, match=rf"{re.escape(Q)} is not in model-00001"):
@@ -188,11 +196,17 @@ def test_metadata_is_carried_over_exactly(tmp_path):
 
 def test_layouts_that_do_not_fit_name_those_that_do(model):
     shape = read_architecture(model)
-    with pytest.raises(UserError, match=r"size 4 does not divide .* 2 key/value heads; possible here: 1, 2"):
+    with pytest.raises(UserError, match=r"size 4 does not divide the model's 6 attention heads; possible here: 1, 2$"):
         check_layout(shape, ParallelConfig(tensor_model_parallel_size=4))
     with pytest.raises(UserError, match="2 layers cannot be split evenly over 4 pipeline stages"):
         check_layout(shape, ParallelConfig(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2))
     check_layout(shape, ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2))
+
+
+def test_layouts_in_which_ranks_share_a_key_value_head():
+    check_layout(architecture(heads=32, groups=4), ParallelConfig(tensor_model_parallel_size=8))
+    with pytest.raises(UserError, match=r"size 3 does not divide .*4 key/value heads; possible here: 1, 2, 4$"):
+        check_layout(architecture(heads=12, groups=4), ParallelConfig(tensor_model_parallel_size=3))
 
 
 def test_transformer_engine_needs_a_gpu(model):

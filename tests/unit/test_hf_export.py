@@ -1,0 +1,91 @@
+"""What is said about checkpoints that do not fit their config, and how tensors pass from file to file."""
+
+import json
+import threading
+
+import pytest
+import torch
+
+from megatron_ext.errors import UserError
+from megatron_ext.model.checkpoint_reader import CheckpointReader
+from megatron_ext.model.hf_export import write_hf_folder
+from megatron_ext.model.hf_import import write_megatron_checkpoint
+from megatron_ext.model.streaming import map_tensor, one_ahead
+from tests.hf_models import make_hf_model
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    write_megatron_checkpoint(make_hf_model(tmp_path / "model"), folder)
+    return folder
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"intermediate_size": 96}, r"linear_fc1\.weight = GateUp.* has shape \(160, 48\) .*asks for \(192, 48\) in 2"),
+    ({"num_hidden_layers": 3}, r"has shape .* in 2 layers; hf/config\.json asks for .* in 3"),
+    ({"vocab_size": 400}, r"word_embeddings\.weight = Vocab.* has shape \(256, 48\).* asks for \(400, 48\)"),
+    ({"architectures": ["Qwen2ForCausalLM"]}, r"linear_qkv\.bias \(80,\) is missing, from which QKV"),
+    ({"tie_word_embeddings": True}, r"output_layer\.weight \(256, 48\) is in no row of the llama table"),
+    ({"architectures": ["MambaForCausalLM"]}, r"'MambaForCausalLM' is not supported; supported: LlamaForCausalLM"),
+])
+def test_a_checkpoint_of_another_model_than_its_config(checkpoint, tmp_path, changes, message):
+    config = checkpoint / "hf" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(UserError, match=message):
+        write_hf_folder(checkpoint, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end(checkpoint, tmp_path):
+    [data] = checkpoint.glob("*.distcp")
+    data.write_bytes(data.read_bytes()[:20_000])
+    with pytest.raises(UserError, match="is shorter than its checkpoint says"):
+        write_hf_folder(checkpoint, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+    (checkpoint / ".metadata").unlink()
+    with pytest.raises(UserError, match="holds no distributed checkpoint"):
+        CheckpointReader(checkpoint)
+
+
+def test_a_mapped_tensor_is_the_file_and_protects_it(tmp_path):
+    values = torch.arange(10_000, dtype=torch.float32)
+    (tmp_path / "file").write_bytes(b"header" * 2 + values.numpy().tobytes())
+    mapped = map_tensor(tmp_path / "file", 12 + 4 * 5_000, 5_000, torch.float32, whole=True)
+    assert mapped.equal(values[5_000:])
+    mapped.zero_()
+    again = map_tensor(tmp_path / "file", 12, 10_000, torch.float32, whole=False)
+    assert again.equal(values)
+    assert map_tensor(tmp_path / "file", 12, 0, torch.float32, whole=False).shape == (0,)
+
+
+def test_one_ahead_keeps_the_order_and_makes_no_more_than_one():
+    made = []
+    ready = threading.Semaphore(0)
+
+    def maker(number):
+        def make():
+            made.append(number)
+            ready.release()
+            return number
+
+        return make
+
+    values = one_ahead(maker(number) for number in range(5))
+    for number in range(5):
+        assert next(values) == number
+        for _ in range(2 if number == 0 else 1 if number < 4 else 0):
+            assert ready.acquire(timeout=10)  # this one and the next are made
+        assert made == list(range(min(number + 2, 5)))
+    assert next(values, None) is None
+
+
+def test_one_ahead_passes_errors_on():
+    def fail():
+        raise UserError("no such tensor")
+
+    values = one_ahead([lambda: 1, fail])
+    assert next(values) == 1
+    with pytest.raises(UserError, match="no such tensor"):
+        next(values)
