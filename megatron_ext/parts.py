@@ -5,13 +5,18 @@ How a stage divides its work and joins what the parts made is its own; the resul
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from megatron_ext.artifacts import is_finished, partial_folder
+from megatron_ext.artifacts import Artifact, differences, is_finished, partial_folder, reference
 from megatron_ext.errors import UserError
 
+PART = "part"
+"""Key of a part's request: [its index, the number of parts]; all else is the request of the whole."""
 _PART = re.compile(r"(\d+)/(\d+)")
 
 
@@ -72,3 +77,15 @@ class Merge:
             raise UserError(f"{len(missing)} of {self.count} parts are missing: {told}; make them with --part K/"
                             f"{self.count} first")
         return folders
+
+
+def check_parts(parts: Sequence[Path], request: Mapping[str, Any], inputs: Mapping[str, Path]) -> None:
+    """Raise UserError when a part was made with other settings, or from other inputs, than the whole is asked for."""
+    asked = {"settings": json.loads(json.dumps(request)), "inputs": {key: reference(at) for key, at in inputs.items()}}
+    for part in parts:
+        made = Artifact.open(part).manifest["request"]
+        settings = {key: value for key, value in made["settings"].items() if key != PART}
+        changes = [f"{key}: made with {before!r}, asked for {now!r}" for key, before, now
+                   in differences({"settings": settings, "inputs": made["inputs"]}, asked)]
+        if changes:
+            raise UserError(f"{part} was made from another request ({'; '.join(changes)}); delete it and make it again")

@@ -9,15 +9,18 @@ import sys
 
 from megatron_ext.data.tokenization import TokenizeSettings, tokenize_corpus
 from megatron_ext.errors import exit_on_user_error
+from megatron_ext.parts import Part
 from megatron_ext.settings import parse_stage_arguments
 
 
 @exit_on_user_error
 def main() -> None:
     """Parse the command line, tokenize, say what came out."""
-    settings, output = parse_stage_arguments(TokenizeSettings, __doc__ or "")
-    artifact = tokenize_corpus(settings, output)
-    counts = artifact.counts
+    settings, output, share = parse_stage_arguments(TokenizeSettings, __doc__ or "", parts=True)
+    counts = tokenize_corpus(settings, output, share).counts
+    if isinstance(share, Part):
+        print(f"{share.folder(output)}: part {share.index} of {share.count}, {counts['chunks']:,} chunks")
+        return
     summary = ", ".join(f"{split} {counts[split]['documents']:,} documents, {counts[split]['tokens']:,} tokens"
                         for split in ("train", "valid"))
     print(f"{output}: {summary}; encoder {counts['encoder']}, end of document {counts['eod_token_id']}")

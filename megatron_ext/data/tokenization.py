@@ -34,6 +34,7 @@ from megatron_ext.data.token_bytes import token_bytes
 from megatron_ext.data.tokenizers import EncoderName, TrainingTokenizer, load_tokenizer
 from megatron_ext.data.workers import available_cores, map_in_order
 from megatron_ext.errors import UserError
+from megatron_ext.parts import PART, Merge, Part, check_parts
 from megatron_ext.progress import Progress
 from megatron_ext.settings import Settings
 
@@ -82,9 +83,11 @@ class _PartTask:
     """Path prefix of the part's files."""
 
 
-def tokenize_corpus(settings: TokenizeSettings, output: Path) -> Artifact:
+def tokenize_corpus(settings: TokenizeSettings, output: Path, share: Part | Merge | None = None) -> Artifact:
     """Tokenize a corpus into the artifact `output` (kind "tokenized"): train.bin/.idx, valid.bin/.idx,
     sequences.parquet (which document each sequence is) and token_bytes.npy.
+
+    A part tokenizes its chunks of the corpus into a folder beside `output`; a merge joins those of all parts.
 
     Raises UserError for a corpus or tokenizer that cannot be read, and for a document without a text.
     """
@@ -92,8 +95,18 @@ def tokenize_corpus(settings: TokenizeSettings, output: Path) -> Artifact:
     request = settings.model_dump(mode="json", exclude={"documents", "tokenizer", "workers"})
     request |= {"encoder": tokenizer.reference, "tokenizer_sha256": tokenizer.sha256,
                 "eod_token_id": tokenizer.eod_token_id}
-    return produce(output, kind="tokenized", settings=request, inputs={"documents": settings.documents},
-                   make=lambda folder: _make(folder, settings, tokenizer))
+    inputs = {"documents": settings.documents}
+    if isinstance(share, Part):
+        return produce(share.folder(output), kind="tokenized_part", inputs=inputs,
+                       settings=request | {PART: [share.index, share.count]},
+                       make=lambda folder: _make_share(folder, settings, tokenizer, share))
+
+    def make(folder: Path) -> dict[str, Any]:
+        shares = share.folders(output) if share else []
+        check_parts(shares, request, inputs)
+        return _make(folder, settings, tokenizer, shares)
+
+    return produce(output, kind="tokenized", settings=request, inputs=inputs, make=make)
 
 
 def is_validation(document_id: str, split_seed: int, valid_fraction: float) -> bool:
@@ -101,12 +114,20 @@ def is_validation(document_id: str, split_seed: int, valid_fraction: float) -> b
     return xxhash.xxh3_64_intdigest(document_id.encode(), seed=split_seed) < valid_fraction * 2**64
 
 
-def _make(folder: Path, settings: TokenizeSettings, tokenizer: TrainingTokenizer) -> dict[str, Any]:
+def _make_share(folder: Path, settings: TokenizeSettings, tokenizer: TrainingTokenizer, share: Part) -> dict[str, Any]:
+    print(f"tokenize: {tokenizer.choice}", flush=True)
+    chosen = settings.model_copy(update={"encoder": tokenizer.encoder.name})
+    return {"chunks": len(_make_parts(folder, chosen, share))}
+
+
+def _make(folder: Path, settings: TokenizeSettings, tokenizer: TrainingTokenizer,
+          shares: Sequence[Path]) -> dict[str, Any]:
+    """Make the whole; what `shares` hold, the finished parts of other machines, is not made again."""
     counts_path = folder / _COUNTS  # written last: with it, only the tidying up can be missing
     if not counts_path.exists():
         print(f"tokenize: {tokenizer.choice}", flush=True)
         chosen = settings.model_copy(update={"encoder": tokenizer.encoder.name})  # so that no worker has to choose
-        parts = _make_parts(folder / _PARTS, chosen)
+        parts = _collect_parts(chosen, shares) if shares else _make_parts(folder / _PARTS, chosen)
         dtype = token_dtype(tokenizer.vocab_size)
         for split in SPLITS:
             _join_bin(bin_path(folder / split), [_part_bin(part, split) for part in parts])
@@ -121,11 +142,18 @@ def _make(folder: Path, settings: TokenizeSettings, tokenizer: TrainingTokenizer
     return json.loads(counts_path.read_text(encoding="utf-8"))
 
 
-def _make_parts(folder: Path, settings: TokenizeSettings) -> list[Path]:
+def _collect_parts(settings: TokenizeSettings, shares: Sequence[Path]) -> list[Path]:
+    """The path prefix of every chunk's part, in order, in the folders of the machines that made them."""
+    num_chunks = len(_corpus(settings).chunks(CHUNK_BYTES))
+    return [shares[number % len(shares)] / f"{number:06d}" for number in range(num_chunks)]
+
+
+def _make_parts(folder: Path, settings: TokenizeSettings, share: Part | None = None) -> list[Path]:
     """Tokenize the chunks that have no finished part yet; returns the path prefix of every part, in order."""
     folder.mkdir(exist_ok=True)
-    chunks = _corpus(settings).chunks(CHUNK_BYTES)
-    tasks = [_PartTask(settings, chunk, folder / f"{number:06d}") for number, chunk in enumerate(chunks)]
+    tasks = [_PartTask(settings, chunk, folder / f"{number:06d}")
+             for number, chunk in enumerate(_corpus(settings).chunks(CHUNK_BYTES))
+             if share is None or share.takes(number)]
     missing = [task for task in tasks if not _part_metadata(task.part).exists()]
     progress = Progress("tokenize", len(tasks), "parts", rate_unit="tokens", already_done=len(tasks) - len(missing))
     for num_tokens in map_in_order(_make_part, missing, settings.workers or available_cores()):

@@ -48,7 +48,7 @@ class RewriteJob(ArrayJob, GpuJob):
 class JobSettings(Settings):
     """The jobs of each stage."""
 
-    select: ArrayJob = ArrayJob()
+    select: StageJob = StageJob()
     """Selecting."""
     rewrite: RewriteJob = RewriteJob()
     """Rewriting."""

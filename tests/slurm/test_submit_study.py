@@ -9,6 +9,7 @@ import time
 import pytest
 import yaml
 
+from megatron_ext.artifacts import Artifact
 from tests.slurm.cluster import ROOT
 from tests.study.test_whole_study import study_values
 from tests.unit.tiny_chat_model import make_tiny_chat_model
@@ -127,6 +128,17 @@ def test_a_failed_stage_leaves_no_dependents_pending_and_its_error_is_told(study
     assert "failed" in line
     assert "stem_rating" in line
     assert "what it waits for is not finished" in status
+
+
+def test_each_script_is_usable_alone(study, cluster, tmp_path):
+    """An array that tokenizes in two parts, and the job that merges them."""
+    settings = ["--output", tmp_path / "tokens", f"documents={ROOT / 'examples/quickstart/corpus'}",
+                f"tokenizer={study.folder / 'tiny'}", "workers=1"]
+    array = cluster.submit("--array=0-1", "slurm/tokenize.sbatch", *settings)
+    merge = cluster.submit(f"--dependency=afterok:{array}", "--kill-on-invalid-dep=yes", "slurm/merge.sbatch",
+                           "tools.tokenize_corpus", "2", *settings)
+    assert cluster.wait(merge, 180) == "COMPLETED", cluster.log(merge).read_text()
+    assert Artifact.open(tmp_path / "tokens", kind="tokenized").counts["train"]["documents"] > 100
 
 
 def test_of_an_array_only_the_killed_tasks_run_again(study):

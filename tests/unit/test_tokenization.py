@@ -19,6 +19,7 @@ from megatron_ext.data.token_bytes import token_bytes
 from megatron_ext.data.tokenization import TokenizeSettings, is_validation, tokenize_corpus
 from megatron_ext.data.tokenizers import load_tokenizer
 from megatron_ext.errors import UserError
+from megatron_ext.parts import Merge, Part
 from tests.unit.tokenizer_folders import TEXTS, byte_level_tokenizer, sentencepiece_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +120,22 @@ def test_rewrites_are_on_the_side_of_their_original(tokenizers, tmp_path):
     assert len(sides) == 200
     assert {row["style"] for row in rows} == {"easy", "qa"}
     assert 30 <= sum(split == "valid" for _, split in sides) <= 70
+
+
+@pytest.mark.parametrize("count", [1, 3, 50])  # of about 20 chunks: some parts are empty then
+def test_merged_parts_are_what_one_machine_makes(tokenizers, tmp_path, monkeypatch, count):
+    monkeypatch.setattr(tokenization, "CHUNK_BYTES", 40)
+    corpus = write_jsonl(tmp_path / "corpus" / "a.jsonl", ROWS).parent
+    settings = TokenizeSettings(documents=corpus, tokenizer=tokenizers["tokenizers"], valid_fraction=0.3, workers=1)
+    whole = tokenize_corpus(settings, tmp_path / "whole")
+    with pytest.raises(UserError, match=f"{count} of {count} parts are missing"):
+        tokenize_corpus(settings, tmp_path / "merged", Merge(count))
+    for index in range(count):
+        tokenize_corpus(settings, tmp_path / "merged", Part(index, count))
+    merged = tokenize_corpus(settings, tmp_path / "merged", Merge(count))
+    assert merged.content_hash == whole.content_hash
+    assert merged.counts == whole.counts
+    assert merged.manifest["request"] == whole.manifest["request"]
 
 
 def test_a_source_of_some_styles_holds_these_alone(tokenizers, tmp_path):

@@ -18,9 +18,9 @@ from megatron_ext.data.rewriting.checks import load_thresholds
 from megatron_ext.data.rewriting.chunking import CountTokens, split_into_chunks
 from megatron_ext.data.rewriting.engines import EngineName, Sampling, open_engine
 from megatron_ext.data.rewriting.prompts import Order, load_prompts
-from megatron_ext.data.rewriting.sharing import PART, check_parts, merge_parts
+from megatron_ext.data.rewriting.sharing import merge_parts
 from megatron_ext.errors import UserError
-from megatron_ext.parts import Merge, Part
+from megatron_ext.parts import PART, Merge, Part, check_parts
 from megatron_ext.settings import Settings
 
 _PATHS = {"documents", "model", "tokenizer", "prompts_folder", "thresholds_file"}

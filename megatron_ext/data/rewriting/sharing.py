@@ -17,26 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from megatron_ext.artifacts import Artifact, differences, reference, write_json
+from megatron_ext.artifacts import write_json
 from megatron_ext.data.documents import DocumentWriter, read_documents
 from megatron_ext.data.rewriting import outputs
-from megatron_ext.errors import UserError
 
-PART = "part"
-"""Key of a part's request: [its index, the number of parts]."""
 _ROWS = 1_000
-
-
-def check_parts(parts: Sequence[Path], request: Mapping[str, Any], inputs: Mapping[str, Path]) -> None:
-    """Raise UserError when a part was made with other settings, or from other inputs, than the whole is asked for."""
-    asked = {"settings": json.loads(json.dumps(request)), "inputs": {key: reference(at) for key, at in inputs.items()}}
-    for part in parts:
-        made = Artifact.open(part, kind="rewrites").manifest["request"]
-        settings = {key: value for key, value in made["settings"].items() if key != PART}
-        changes = [f"{key}: made with {before!r}, asked for {now!r}" for key, before, now
-                   in differences({"settings": settings, "inputs": made["inputs"]}, asked)]
-        if changes:
-            raise UserError(f"{part} was made from another request ({'; '.join(changes)}); delete it and make it again")
 
 
 def merge_parts(parts: Sequence[Path], folder: Path) -> None:
