@@ -122,10 +122,10 @@ def test_rewrites_are_on_the_side_of_their_original(tokenizers, tmp_path):
     assert 30 <= sum(split == "valid" for _, split in sides) <= 70
 
 
-@pytest.mark.parametrize("count", [1, 3, 50])  # of about 20 chunks: some parts are empty then
+@pytest.mark.parametrize("count", [1, 3, 40])  # of fewer chunks: some parts are empty then
 def test_merged_parts_are_what_one_machine_makes(tokenizers, tmp_path, monkeypatch, count):
     monkeypatch.setattr(tokenization, "CHUNK_BYTES", 40)
-    corpus = write_jsonl(tmp_path / "corpus" / "a.jsonl", ROWS).parent
+    corpus = write_jsonl(tmp_path / "corpus" / "a.jsonl", ROWS[:12]).parent
     settings = TokenizeSettings(documents=corpus, tokenizer=tokenizers["tokenizers"], valid_fraction=0.3, workers=1)
     whole = tokenize_corpus(settings, tmp_path / "whole")
     with pytest.raises(UserError, match=f"{count} of {count} parts are missing"):
