@@ -136,7 +136,7 @@ class StudyConfig(Settings):
     run: dict[str, Any] = Field(default_factory=dict)
     """Run configuration without output, model folder and sources: equal in all conditions."""
     data_parallel_size: int = Field(default=1, gt=0)
-    """Model replicas; processes of a run = this x tp x pp."""
+    """Model replicas; processes of a run = this x tp x pp x cp."""
     conditions: dict[str, ConditionConfig]
     """Name -> condition."""
     validation_sources: list[str] = Field(default_factory=list)

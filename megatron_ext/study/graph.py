@@ -194,7 +194,7 @@ def _parity_node(study: StudyConfig, base: Node) -> Node:
     """Proof, at the layout of one model replica, that the imported weights give the Hugging Face model's logits."""
     parallel = planned_run(study, next(iter(study.conditions)), study.seeds[0]).parallel
     return Node("import/parity", "parity", "tools.check_parity", {"parallel": parallel.model_dump(mode="json")},
-                {"model": base}, processes=_replica_size(parallel))
+                {"model": base}, processes=_num_shards(parallel))
 
 
 def _run_node(study: StudyConfig, condition: str, seed: int, base: Node, tokenized: dict[str, Node],
@@ -210,7 +210,7 @@ def _run_node(study: StudyConfig, condition: str, seed: int, base: Node, tokeniz
     for name in settings["validation"].pop("sources"):
         inputs[f"validation.sources.{name}"] = tokenized[name]
     return Node(f"run/{condition}/seed{seed}", "run", "megatron_ext.train", settings, inputs, (parity,),
-                study.data_parallel_size * _replica_size(config.parallel))
+                study.data_parallel_size * config.parallel.context_parallel_size * _num_shards(config.parallel))
 
 
 def _export_node(name: str, run: Node, iteration: int) -> Node:
@@ -222,8 +222,8 @@ def _evaluation_node(study: StudyConfig, name: str, model: Node) -> Node:
     return Node(f"evaluate/{name}", "evaluation", "evaluation.run_poeta", study.evaluation.settings, {"model": model})
 
 
-def _replica_size(parallel: ParallelConfig) -> int:
-    """Processes of one model replica."""
+def _num_shards(parallel: ParallelConfig) -> int:
+    """Processes over which the weights of one model replica are spread."""
     return parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
 
 

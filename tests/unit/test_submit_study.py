@@ -141,6 +141,13 @@ def test_jobs_carry_the_sites_options_and_the_layout(setting):
     assert option(merge, "gpus-per-node") is None
 
 
+def test_context_parallel_ranks_are_processes_of_a_run_and_not_of_its_parity_check(setting):
+    setting.load("run.parallel.context_parallel_size=2", "run.parallel.pipeline_model_parallel_size=2")
+    assert setting.node("run/low/seed0").processes == 16  # dp 4 x cp 2 x pp 2
+    assert setting.job("run/low/seed0").num_nodes == 2
+    assert setting.node("import/parity").processes == 2
+
+
 def test_submitting_again_submits_what_is_neither_finished_nor_alive(setting):
     setting.submit()
     setting.finish(setting.node("select/high"), {"a": "1"}, {"tokens": 1000})
