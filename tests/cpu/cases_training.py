@@ -95,3 +95,20 @@ def reset_positions_are_those_of_transformers(model: str) -> None:
         logits = theirs(batch.tokens, position_ids=batch.position_ids, attention_mask=causal).logits
         expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.labels, reduction="none")
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def what_gloo_gets_wrong_is_avoided() -> None:
+    """Sums of strided tensors; options of the interleaved schedule that lose data without an error."""
+    from megatron_ext.config import ModelConfig, ParallelConfig
+    from megatron_ext.model.gpt import _platform_options
+    from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel, sum_over_data_parallel
+
+    initialize_parallel(ParallelConfig())
+    strided = torch.arange(6, dtype=torch.float64).reshape(2, 3).T
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(sum_over_data_parallel(strided), 2 * strided.contiguous())
+    shut_down_parallel()
+    interleaved = ParallelConfig(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
+    options = _platform_options(ModelConfig(hf_folder="unused"), interleaved)
+    for name in ("overlap_p2p_comm", "batch_p2p_comm", "deallocate_pipeline_outputs"):
+        assert options.get(name, False) is False

@@ -109,3 +109,7 @@ def test_a_packed_pair_has_the_loss_of_the_two_alone(tmp_path):
 def test_reset_positions_are_those_of_transformers(tmp_path):
     model = make_model(tmp_path / "model")
     run_distributed("tests.cpu.cases_training:reset_positions_are_those_of_transformers", 1, model=str(model))
+
+
+def test_what_gloo_gets_wrong_is_avoided():
+    run_distributed("tests.cpu.cases_training:what_gloo_gets_wrong_is_avoided", 2)
