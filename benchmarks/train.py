@@ -114,7 +114,10 @@ def run_trainer(work: Path, number: int) -> dict[str, float]:
     rows = [json.loads(line) for line in (work / f"run{number}" / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row["event"] == "train"][_WARM_UP_ITERS:]
     medians = {part: statistics.median(row["seconds"][part] for row in rows) for part in ("iteration", *_PARTS)}
-    return {**medians, "whole_process": time.perf_counter() - started,
+    computing = [sum(row["seconds"][part] for part in _PARTS if part != "data") for row in rows]
+    overhead = statistics.median(1 - seconds / row["seconds"]["iteration"]
+                                 for seconds, row in zip(computing, rows, strict=True))
+    return {**medians, "overhead": overhead, "whole_process": time.perf_counter() - started,
             "peak_memory_gib": max(row.get("peak_memory_gib", 0.0) for row in rows)}
 
 
@@ -176,10 +179,9 @@ def table(shape: str, work: Path, ours: list[dict[str, float]], theirs: list[dic
     ratios = sorted(theirs[i]["iteration"] / ours[i]["iteration"] for i in range(len(ours)))
     run = min(ours, key=lambda result: result["iteration"])
     shares = {part: 100 * run[part] / run["iteration"] for part in _PARTS}
-    outside = 100 - sum(share for part, share in shares.items() if part != "data")
     lines += ["", f"Speed against transformers, by round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}. Of the "
               f"trainer's iteration: {', '.join(f'{part} {share:.2f} %' for part, share in shares.items())}; outside "
-              f"forward-backward, communication and optimizer {outside:.2f} %."]
+              f"forward-backward, communication and optimizer {100 * run['overhead']:.2f} %."]
     return lines
 
 

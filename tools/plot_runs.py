@@ -38,6 +38,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 def plot(runs: dict[str, list[dict[str, Any]]], output: Path) -> None:
     """One panel for the training loss, one for the validation sources."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     training, validation = figure.subplots(1, 2)
@@ -53,6 +54,8 @@ def plot(runs: dict[str, list[dict[str, Any]]], output: Path) -> None:
             validation.plot(*zip(*points, strict=True), label=f"{name}: {source}", marker="o", markersize=3)
     for axes, title, unit in ((training, "training loss", "nats per token"), (validation, "held-out", "bits per byte")):
         axes.set(title=title, xlabel="tokens", ylabel=unit)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,8 @@ of this rank, d = head size, h = n·d.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -97,9 +99,9 @@ class ScaledDotProductAttention(MegatronModule):
         if self.context_group is not None:
             key, value = (_gather_sequence(part, self.context_group) for part in (key, value))
             if attention_mask is None:
-                attention_mask = future_mask(positions_on_this_rank(key.shape[0], self.context_group), key.shape[0])
+                attention_mask = _causal_rows(key.shape[0], self.context_group, query.device)
         query, key, value = (part.permute(1, 2, 0, 3) for part in (query, key, value))  # [b, n or g, c or s, d]
-        visible = None if attention_mask is None else ~attention_mask.to(query.device)
+        visible = None if attention_mask is None else ~attention_mask
         context = F.scaled_dot_product_attention(
             query, key, value, attn_mask=visible, is_causal=visible is None, scale=self.scale,
             enable_gqa=key.shape[1] != query.shape[1],
@@ -107,15 +109,16 @@ class ScaledDotProductAttention(MegatronModule):
         return context.permute(2, 0, 1, 3).flatten(2)
 
 
-def positions_on_this_rank(seq_length: int, context_group: dist.ProcessGroup) -> Tensor:
+def positions_on_this_rank(seq_length: int, context_group: dist.ProcessGroup, device: torch.device) -> Tensor:
     """Positions of the sequence that a context-parallel rank holds, int64 `[c]`, in megatron-core's order.
 
     Of 2 · cp equal pieces rank r has piece r and piece 2 · cp - 1 - r: under a causal mask all have the same work.
     """
     size, rank = context_group.size(), context_group.rank()
+    positions = torch.arange(seq_length, device=device)
     if size == 1:
-        return torch.arange(seq_length)
-    pieces = torch.arange(seq_length).chunk(2 * size)
+        return positions
+    pieces = positions.chunk(2 * size)
     return torch.cat([pieces[rank], pieces[2 * size - 1 - rank]])
 
 
@@ -137,14 +140,20 @@ def document_mask(document_ids: Tensor, rows: Tensor | None = None) -> Tensor:
         bool `[b, 1, c, s]`, True = hidden.
     """
     seq_length = document_ids.shape[1]
-    rows = torch.arange(seq_length) if rows is None else rows
+    rows = torch.arange(seq_length, device=document_ids.device) if rows is None else rows
     other_document = document_ids[:, rows, None] != document_ids[:, None, :]
-    return (other_document | future_mask(rows, seq_length).to(document_ids.device))[:, None]
+    return (other_document | future_mask(rows, seq_length))[:, None]
 
 
 def future_mask(rows: Tensor, seq_length: int) -> Tensor:
     """The causal mask's rows of the given positions, bool `[c, s]`, True = hidden."""
-    return torch.arange(seq_length) > rows[:, None]
+    return torch.arange(seq_length, device=rows.device) > rows[:, None]
+
+
+@lru_cache(maxsize=2)
+def _causal_rows(seq_length: int, context_group: dist.ProcessGroup, device: torch.device) -> Tensor:
+    """The causal mask's rows of this context-parallel rank; every layer asks for the same."""
+    return future_mask(positions_on_this_rank(seq_length, context_group, device), seq_length)
 
 
 def decoder_spec(config: TransformerConfig, implementation: str,

@@ -35,7 +35,8 @@ class Batch:
         """Stack samples; under context parallelism each rank keeps its part of every sequence."""
         tokens, labels, mask, documents = (
             torch.from_numpy(np.stack(column)).to(device()) for column in list(zip(*samples, strict=True))[:4])
-        here = positions_on_this_rank(tokens.shape[1], parallel_state.get_context_parallel_group())
+        here = positions_on_this_rank(tokens.shape[1], parallel_state.get_context_parallel_group(),
+                                      device())
         source = torch.tensor([sample.source for sample in samples], device=device())
         return cls(
             tokens[:, here].contiguous(), labels[:, here].contiguous(), mask[:, here].contiguous(), source,

@@ -4,6 +4,7 @@ import json
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from megatron_ext.artifacts import Artifact
@@ -80,6 +81,17 @@ def test_kill_9_in_the_middle_of_a_save(lab, undisturbed, asynchronous):
     assert list((lab.folder / name / "checkpoints").glob("*partial*"))
     finish_and_compare(lab, settings, undisturbed)
     assert not list((lab.folder / name / "checkpoints").glob("*partial*"))
+
+
+def test_kill_9_then_another_layout(lab, undisturbed):
+    settings = lab.settings("moved")
+    process = lab.start(settings, 2)
+    lab.wait_for("moved", "checkpoints/latest", process)
+    process.kill()
+    process.communicate(timeout=60)
+    settings["parallel"] = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    assert "resumed after iteration" in lab.run(settings, 2)
+    np.testing.assert_allclose(losses(lab.folder / "moved"), undisturbed, rtol=1e-5)
 
 
 def test_the_time_is_over(lab, undisturbed):
