@@ -8,32 +8,26 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from evaluation import verdicts
-from evaluation.matched import Evaluation, MatchedTask, load_evaluations, match_tasks
-from evaluation.statistics import (
-    Model,
-    TaskReplicates,
-    estimate_contrast,
-    holm,
-    permutation_p,
-    resample,
-    swap_masks,
-    task_generator,
-)
+from evaluation.categories import read_categories
+from evaluation.contrasts import Contrasts
+from evaluation.curves import score_curves
+from evaluation.matched import MatchedTask, load_evaluations, match_tasks
+from evaluation.statistics import holm
 from megatron_ext.artifacts import Artifact, produce, write_json
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.settings import Settings, parse_stage_arguments
 
 GROUPS = ("all", "native", "translated")
+Categories = dict[str, list[str]]
+"""Category -> tasks."""
 
 
 class CompareSettings(Settings):
@@ -47,6 +41,12 @@ class CompareSettings(Settings):
     """Name -> conditions [a, b, c, d]: is a - b another difference than c - d?"""
     given: list[str] = Field(default_factory=lambda: ["base"])
     """Conditions that are a given model, not a training run: no seed could have changed them."""
+    categories: Path | None = None
+    """YAML file: category -> tasks; none: the one that is shipped."""
+    along_training: dict[str, dict[int, list[Path]]] = Field(default_factory=dict)
+    """Condition -> tokens seen -> evaluations of the checkpoints there, one a seed: curves of NPM over tokens."""
+    matched_by: Literal["tokens", "documents", "compute"] = "tokens"
+    """What the trained conditions had equally much of, stated with every verdict."""
     num_resamples: int = Field(default=10_000, ge=200)
     """Bootstrap resamples, and permutations of the test."""
     seed: int = Field(default=0, ge=0)
@@ -73,10 +73,13 @@ def compare(settings: CompareSettings, output: Path) -> Artifact:
 
     Raises UserError when the evaluations differ in profile, data, tasks, limits or any prompt.
     """
-    request = settings.model_dump(mode="json", exclude={"evaluations"})
+    request = settings.model_dump(mode="json", exclude={"evaluations", "along_training", "categories"})
     request["conditions"] = {name: len(folders) for name, folders in settings.evaluations.items()}
+    request["categories"] = read_categories(settings.categories)
     inputs = {f"{name}/{position}": folder
               for name, folders in settings.evaluations.items() for position, folder in enumerate(folders)}
+    inputs |= {f"{name}/{tokens} tokens/{position}": folder for name, points in settings.along_training.items()
+               for tokens, folders in points.items() for position, folder in enumerate(folders)}
 
     def make(folder: Path) -> dict[str, Any]:
         comparison = compare_evaluations(settings)
@@ -89,7 +92,8 @@ def compare(settings: CompareSettings, output: Path) -> Artifact:
 def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
     """The content of comparison.json."""
     evaluations = load_evaluations(settings.evaluations, settings.given)
-    study = _Study(settings, evaluations, match_tasks(evaluations))
+    study = Contrasts(evaluations, match_tasks(evaluations), settings.num_resamples, settings.seed)
+    categories = {name: tasks for name, tasks in read_categories(settings.categories).items() if study.named(tasks)}
     trained = [name for name in settings.evaluations if name not in settings.given]
     min_seeds = min((len(settings.evaluations[name]) for name in trained), default=0)
     results = evaluations[0].results
@@ -104,84 +108,35 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
         "num_items": study.num_items,
         "num_resamples": settings.num_resamples,
         "baseline": settings.baseline,
-        "conditions": {name: _describe_condition(study, name) for name in settings.evaluations},
-        "differences": _differences(study),
-        "interactions": _interactions(study),
+        "matched_by": settings.matched_by,
+        "categories": {name: [task.name for task in study.named(tasks)] for name, tasks in categories.items()},
+        "conditions": {name: _describe_condition(study, name, categories) for name in settings.evaluations},
+        "differences": _differences(study, settings, categories),
+        "interactions": _interactions(study, settings),
+        "curves": score_curves(evaluations, settings.along_training, settings.given, settings.num_resamples,
+                               settings.seed),
         "caveats": verdicts.caveats(num_items=study.num_items, num_tasks=len(study.tasks), data=results["data"],
                                     min_seeds=min_seeds, profile=results["profile"], deviations=results["deviations"]),
     }
 
 
-class _Study:
-    """All models on all tasks, with their resamples and what permutations need."""
-
-    def __init__(self, settings: CompareSettings, evaluations: Sequence[Evaluation],
-                 tasks: Sequence[MatchedTask]) -> None:
-        self.settings = settings
-        self.tasks = list(tasks)
-        self.models: list[Model] = [evaluation.model for evaluation in evaluations]
-        self.data: str = evaluations[0].results["data"]
-        self.num_items = sum(task.num_items for task in tasks)
-        self.replicates = {task.name: self._replicates(task) for task in tasks}
-        self._permuted: dict[tuple[str, ...], np.ndarray] = {}
-
-    def positions(self, condition: str) -> list[int]:
-        """Positions of a condition's models."""
-        return [i for i, model in enumerate(self.models) if model.condition == condition]
-
-    def group(self, name: str) -> list[MatchedTask]:
-        """Tasks of a group."""
-        return [task for task in self.tasks if name == "all" or task.translated == (name == "translated")]
-
-    def estimate(self, coefficients: Mapping[str, float], tasks: Sequence[MatchedTask]) -> dict[str, Any]:
-        """Estimate of a contrast on some tasks; single models that differ are tested by permutation."""
-        chosen = [self.replicates[task.name] for task in tasks]
-        p = self._permutation_p(list(coefficients), tasks) if sorted(coefficients.values()) == [-1, 1] else None
-        return asdict(estimate_contrast(dict(coefficients), chosen, self.models, p))
-
-    def _replicates(self, task: MatchedTask) -> TaskReplicates:
-        rng = task_generator(self.settings.seed, task.name, "bootstrap")
-        scores = resample(task.num_items, self.settings.num_resamples, rng, [items.resampled for items in task.items])
-        one_item = 100 * task.max_score / (task.max_score - task.random_score) / task.num_items
-        return TaskReplicates(task.num_items, task.npm(np.array(task.scores)), task.npm(scores), one_item)
-
-    def _permutation_p(self, pair: list[str], tasks: Sequence[MatchedTask]) -> float | None:
-        first, second = (self.positions(condition) for condition in pair)
-        if len(first) > 1 or len(second) > 1:
-            return None
-        for task in tasks:
-            if (task.name, *pair) not in self._permuted:
-                self._permuted[(task.name, *pair)] = self._permute(task, first[0], second[0])
-        observed = np.mean([task.npm(task.scores[first[0]]) - task.npm(task.scores[second[0]]) for task in tasks])
-        permuted = np.mean([self._permuted[(task.name, *pair)] for task in tasks], axis=0)
-        return permutation_p(float(observed), permuted) if np.isfinite(observed) else None
-
-    def _permute(self, task: MatchedTask, first: int, second: int) -> np.ndarray:
-        """NPM differences of two models under exchanges of their answers, `[R]`."""
-        rng = task_generator(self.settings.seed, task.name, "permutation")
-        differences = []
-        for mask in swap_masks(task.num_items, self.settings.num_resamples, rng):
-            mine, theirs = task.items[first].swapped(task.items[second], mask)
-            differences.append(task.npm(mine) - task.npm(theirs))
-        return np.concatenate(differences)
-
-
-def _describe_condition(study: _Study, condition: str) -> dict[str, Any]:
+def _describe_condition(study: Contrasts, condition: str, categories: Categories) -> dict[str, Any]:
     positions = study.positions(condition)
     npm = np.array([[task.npm(task.scores[i]) for task in study.tasks] for i in positions])
     return {
         "num_seeds": len(positions),
         "is_trained": study.models[positions[0]].is_trained,
-        "npm": {group: _score_estimate(study, condition, study.group(group))
+        "npm": {group: study.score(condition, study.group(group))
                 for group in GROUPS if study.group(group)},
+        "categories": {name: study.score(condition, study.named(tasks)) for name, tasks in categories.items()},
         "npm_per_seed": npm.mean(axis=1).tolist(),
         "tasks": {task.name: _describe_task(study, condition, task) for task in study.tasks},
     }
 
 
-def _describe_task(study: _Study, condition: str, task: MatchedTask) -> dict[str, Any]:
+def _describe_task(study: Contrasts, condition: str, task: MatchedTask) -> dict[str, Any]:
     positions = study.positions(condition)
-    npm = _score_estimate(study, condition, [task])
+    npm = study.score(condition, [task])
     invalid = [rate for i in positions if (rate := task.invalid_rates[i]) is not None]
     return {
         "npm": npm,
@@ -192,26 +147,30 @@ def _describe_task(study: _Study, condition: str, task: MatchedTask) -> dict[str
     }
 
 
-def _score_estimate(study: _Study, condition: str, tasks: Sequence[MatchedTask]) -> dict[str, Any]:
-    """NPM of a condition; its interval keeps to what scores can be."""
-    estimate = study.estimate({condition: 1}, tasks)
-    if estimate["low"] is not None:
-        estimate["low"] = max(estimate["low"], float(np.mean([task.npm(task.min_score) for task in tasks])))
-        estimate["high"] = min(estimate["high"], 100.0)
-    return estimate
+def _differences(study: Contrasts, settings: CompareSettings, categories: Categories) -> list[dict[str, Any]]:
+    """Every pair of conditions; p values are corrected within a family of comparisons (Holm).
 
-
-def _differences(study: _Study) -> list[dict[str, Any]]:
-    """Every pair of conditions; p values are corrected within a family of comparisons (Holm)."""
-    differences = [_difference(study, *pair) for pair in _ordered_pairs(study.settings)]
+    Categories make one more family: all categories of all comparisons of the family.
+    """
+    differences = [_difference(study, *pair, categories) for pair in _ordered_pairs(settings)]
     for family in dict.fromkeys(one["family"] for one in differences):
         members = [one for one in differences if one["family"] == family]
         for one, p in zip(members, holm([one["npm"]["all"]["p"] for one in members]), strict=True):
             one["p_corrected"] = p
-            one["verdict"] = _verdict(study, one)
+            one["verdict"] = _verdict(study, settings, one)
             one["is_claimed"] = verdicts.obstacle(one["npm"]["all"], p, num_items=study.num_items,
                                                   data=study.data) is None
+        _correct_categories(study, members)
     return differences
+
+
+def _correct_categories(study: Contrasts, members: list[dict[str, Any]]) -> None:
+    """Holm over every category of every comparison of a family."""
+    estimates = [(name, estimate) for one in members for name, estimate in one["categories"].items()]
+    for (_, estimate), p in zip(estimates, holm([estimate["p"] for _, estimate in estimates]), strict=True):
+        estimate["p_corrected"] = p
+        estimate["is_claimed"] = verdicts.obstacle(estimate, p, num_items=estimate["num_items"],
+                                                   data=study.data) is None
 
 
 def _ordered_pairs(settings: CompareSettings) -> list[tuple[str, str, str]]:
@@ -223,27 +182,33 @@ def _ordered_pairs(settings: CompareSettings) -> list[tuple[str, str, str]]:
     return pairs + [(name, reference, "others") for reference, name in combinations(trained, 2)]
 
 
-def _difference(study: _Study, condition: str, reference: str, family: str) -> dict[str, Any]:
+def _difference(study: Contrasts, condition: str, reference: str, family: str,
+                categories: Categories) -> dict[str, Any]:
     coefficients = {condition: 1.0, reference: -1.0}
     tasks = {task.name: study.estimate(coefficients, [task]) for task in study.tasks}
     for estimate, p in zip(tasks.values(), holm([estimate["p"] for estimate in tasks.values()]), strict=True):
         estimate["p_corrected"] = p
     groups = {group: study.estimate(coefficients, study.group(group)) for group in GROUPS if study.group(group)}
-    return {"condition": condition, "reference": reference, "family": family, "npm": groups, "tasks": tasks}
+    by_category = {}
+    for name, members in categories.items():
+        chosen = study.named(members)
+        by_category[name] = study.estimate(coefficients, chosen) | {"num_items": sum(one.num_items for one in chosen)}
+    return {"condition": condition, "reference": reference, "family": family, "npm": groups, "tasks": tasks,
+            "categories": by_category}
 
 
-def _verdict(study: _Study, difference: dict[str, Any]) -> str:
+def _verdict(study: Contrasts, settings: CompareSettings, difference: dict[str, Any]) -> str:
     trained = [name for name in (difference["condition"], difference["reference"])
-               if name not in study.settings.given]
+               if name not in settings.given]
     one_seed = any(len(study.positions(name)) < 2 for name in trained)
     return verdicts.difference_verdict(
         difference["condition"], difference["reference"], difference["npm"]["all"], difference["p_corrected"],
         num_items=study.num_items, num_tasks=len(study.tasks), data=study.data, one_seed=one_seed)
 
 
-def _interactions(study: _Study) -> list[dict[str, Any]]:
+def _interactions(study: Contrasts, settings: CompareSettings) -> list[dict[str, Any]]:
     found = []
-    for name, conditions in study.settings.interactions.items():
+    for name, conditions in settings.interactions.items():
         coefficients = dict(zip(conditions, (1.0, -1.0, -1.0, 1.0), strict=True))
         estimates = {group: study.estimate(coefficients, study.group(group)) for group in GROUPS if study.group(group)}
         found.append({"name": name, "conditions": conditions, "npm": estimates})

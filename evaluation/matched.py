@@ -81,12 +81,17 @@ def load_evaluations(evaluations: Mapping[str, Sequence[Path]], given: Sequence[
     """
     loaded = [_load(condition, position, folder, condition not in given)
               for condition, folders in evaluations.items() for position, folder in enumerate(folders)]
-    problems = [problem for other in loaded[1:] for problem in _mismatches(loaded[0], other)]
+    refuse_incomparable(loaded[0], loaded[1:])
+    return loaded
+
+
+def refuse_incomparable(first: Evaluation, others: Sequence[Evaluation]) -> None:
+    """Raise UserError, with every difference, unless the others were made in the same way as the first."""
+    problems = [problem for other in others for problem in _mismatches(first, other)]
     if problems:
         more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
         raise UserError("these evaluations cannot be compared: " + "; ".join(problems[:_SHOWN_PROBLEMS]) + more
                         + ". Evaluate all models with the same settings and data")
-    return loaded
 
 
 def match_tasks(evaluations: Sequence[Evaluation]) -> list[MatchedTask]:

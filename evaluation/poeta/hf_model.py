@@ -16,6 +16,7 @@ from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS
 from megatron_ext.errors import UserError
 
 DEFAULT_CONTEXT_TOKENS = 4096
+SHORT_ANSWER_TOKENS = 32
 _NO_LIMIT_TOKENS = 1 << 30
 
 
@@ -58,16 +59,39 @@ class PoetaHFLM(HFLM):
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str],
                         **generation_kwargs: Any) -> torch.Tensor:
-        """Greedy generation [b, s + new]; a row is finished by a token with a line feed or by the model's EOS."""
+        """Greedy generation [b, s + new]; a row is finished by a token with a line feed or by the model's EOS.
+
+        Nearly all answers are short. The few rows that are not go on by themselves, so that a batch does not decode all
+        of its rows up to the limit for the sake of one.
+        """
+        mask, num_new = generation_kwargs["attention_mask"], max_length - context.shape[1]
+        tokens = self._generate(context, mask, min(num_new, SHORT_ANSWER_TOKENS))
+        going_on = ~self._is_finished(tokens[:, context.shape[1]:]).any(dim=1)
+        if num_new <= SHORT_ANSWER_TOKENS or not going_on.any():
+            return tokens
+        mask = torch.nn.functional.pad(mask, (0, SHORT_ANSWER_TOKENS), value=1)
+        longer = self._generate(tokens[going_on], mask[going_on], num_new - SHORT_ANSWER_TOKENS)
+        tokens = torch.nn.functional.pad(tokens, (0, longer.shape[1] - tokens.shape[1]),
+                                         value=self.tokenizer.pad_token_id)
+        tokens[going_on] = longer
+        return tokens
+
+    def _generate(self, context: torch.Tensor, mask: torch.Tensor, num_new: int) -> torch.Tensor:
         return self.model.generate(
             input_ids=context,
-            attention_mask=generation_kwargs["attention_mask"],
-            max_new_tokens=max_length - context.shape[1],
+            attention_mask=mask,
+            max_new_tokens=num_new,
             do_sample=False,
             temperature=None, top_p=None, top_k=None,  # an instruct model's sampling defaults would only warn
             stopping_criteria=StoppingCriteriaList([_LastTokenIn(self._token_ends_answer)]),
             pad_token_id=self.tokenizer.pad_token_id,
         )
+
+    def _is_finished(self, new_tokens: torch.Tensor) -> torch.Tensor:
+        """Which new tokens [b, new] end an answer."""
+        eos = self.model.generation_config.eos_token_id
+        ends = torch.tensor([] if eos is None else eos, dtype=new_tokens.dtype, device=new_tokens.device)
+        return self._token_ends_answer[new_tokens] | torch.isin(new_tokens, ends)
 
     def _find_stop_tokens(self) -> torch.Tensor:
         """Boolean over the vocabulary: tokens with a line feed. (It is one byte, so no token holds a part of it.)"""

@@ -1,4 +1,4 @@
-"""Where every number comes from: parity of the weights, time, the chain of hashes, software."""
+"""Where every number comes from: parity of the weights, the chain of hashes, software."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from evaluation.report.record import StudyRecord
 from megatron_ext.artifacts import Artifact
 from megatron_ext.lineage import Places, Step, trace
-from megatron_ext.progress import format_seconds
 
 _LEVELS = {"comparison": "Comparison", "evaluation": "Evaluations", "checkpoint": "Checkpoints", "run": "Training runs",
            "tokenized": "Tokenized sources", "rewrites": "Rewrites", "selection": "Selections"}
@@ -21,23 +20,6 @@ def parity_section(record: StudyRecord) -> list[dict[str, Any]]:
     if not record.values.get("parity"):
         record.without("No logits parity was recorded.")
     return record.values.get("parity", [])
-
-
-def cost_section(record: StudyRecord) -> dict[str, Any] | None:
-    """Seconds of each stage, summed over its nodes; None when no time was recorded."""
-    stages: dict[str, dict[str, Any]] = {}
-    for one in record.values.get("stages", []):
-        stage = stages.setdefault(one["name"].split("/")[0], {"seconds": 0.0, "num_nodes": 0})
-        stage["seconds"] += one["seconds"]
-        stage["num_nodes"] += 1
-    total = sum(one["seconds"] for one in stages.values())
-    if not total:
-        record.without("No stage times were recorded.")
-        return None
-    return {"total": format_seconds(total), "stages": [
-        {"name": name, "num_nodes": one["num_nodes"], "seconds": one["seconds"],
-         "time": format_seconds(one["seconds"]), "percent": 100 * one["seconds"] / total}
-        for name, one in stages.items()]}
 
 
 def chain_section(record: StudyRecord) -> list[dict[str, Any]]:

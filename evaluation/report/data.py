@@ -45,8 +45,20 @@ def _selection(name: str, artifact: Artifact) -> dict[str, Any]:
         "input_documents": counts.get("input_documents"), "tokens": counts["tokens"],
         "budget_tokens": artifact.settings.get("budget_tokens"), "missing_tokens": counts.get("missing_tokens", 0),
         "mean_scores": counts.get("mean_scores", {}),
+        "contamination": _contamination(counts.get("contamination")),
         "rejected": [{"reason": label(reason), "count": number} for reason, number in rejected if number],
     }
+
+
+def _contamination(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Items of the tests that stand in the corpus, the most affected tasks first; None where it was not measured."""
+    if not found:
+        return None
+    tasks = sorted(found["tasks"].items(), key=lambda task: -task[1]["items_hit"])
+    return {"action": found["action"], "ngram": found["ngram"], "documents": found["documents_hit"],
+            "items_hit": sum(one["items_hit"] for _, one in tasks),
+            "items_checked": sum(one["items_checked"] for _, one in tasks),
+            "tasks": [{"name": label(name), **one} for name, one in tasks if one["items_hit"]]}
 
 
 def _rewrites(name: str, artifact: Artifact) -> dict[str, Any]:

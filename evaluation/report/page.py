@@ -6,9 +6,10 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.report.custody import chain_section, cost_section, parity_section, software_section
+from evaluation.report.cost import cost_section
+from evaluation.report.custody import chain_section, parity_section, software_section
 from evaluation.report.data import rewriting_section, selection_section, tokenized_section
-from evaluation.report.plots import loss_charts, short_count
+from evaluation.report.plots import loss_charts, npm_chart, short_count
 from evaluation.report.record import StudyRecord, label
 from evaluation.report.results import results_section
 from evaluation.report.scales import condition_colors
@@ -64,7 +65,7 @@ def gather(record: StudyRecord) -> dict[str, Any]:
         "rewriting": rewriting_section(record),
         "tokenized": tokenized_section(record),
         "parity": parity_section(record),
-        "cost": cost_section(record),
+        "cost": cost_section(record, record.comparison()),
         "chain": chain_section(record),
         "software": software_section(record),
         "missing": record.missing,
@@ -81,8 +82,11 @@ def render(numbers: dict[str, Any]) -> str:
                             "label": label, "p": p_text, "sci": lambda value: f"{value:.1e}".replace("-", "−")}
     training = numbers["training"]
     charts = loss_charts(training["curves"], numbers["colors"]) if training else []
+    curves = numbers["results"]["curves"] if numbers["results"] else {}
+    curve_chart = npm_chart(curves, numbers["colors"]) if curves else None
     style = (_HERE / _STYLE).read_text(encoding="utf-8")
-    return environment.get_template(_TEMPLATE).render(**numbers, charts=charts, style=style, count=count)
+    return environment.get_template(_TEMPLATE).render(**numbers, charts=charts, curve_chart=curve_chart, style=style,
+                                                          count=count)
 
 
 def _model_name(record: StudyRecord) -> str | None:

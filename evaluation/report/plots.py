@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 _SIZE_INCHES = (3.9, 2.6)
+_WIDE_INCHES = (6.2, 3.0)
 _INK, _GRID = "#4a5560", "#e4e7ea"
 
 
@@ -30,9 +31,34 @@ def loss_charts(curves: Mapping[str, Sequence[dict[str, Any]]], colors: Mapping[
     return charts
 
 
+def npm_chart(curves: Mapping[str, Sequence[dict[str, Any]]], colors: Mapping[str, str]) -> str:
+    """SVG of NPM over tokens: a line a condition, 95 % intervals as bands. `curves`: see evaluation.curves."""
+    def draw(axes: Any) -> None:
+        for condition, points in curves.items():
+            known = [point for point in points if point["npm"]["value"] is not None]
+            tokens = [point["tokens"] for point in known]
+            axes.plot(tokens, [point["npm"]["value"] for point in known], color=colors[condition], linewidth=1.9,
+                      marker="o", markersize=4)
+            bands = [point for point in known if point["npm"]["low"] is not None]
+            axes.fill_between([point["tokens"] for point in bands], [point["npm"]["low"] for point in bands],
+                              [point["npm"]["high"] for point in bands], color=colors[condition], alpha=0.14,
+                              linewidth=0)
+
+    return _framed("npm", draw, _WIDE_INCHES)
+
+
 def _chart(name: str, lines: Sequence[tuple[str, Sequence[float], Sequence[float]]], colors: Mapping[str, str],
            markers: bool) -> str:
     """One chart: a thin line a seed, and a strong one for a condition's mean where it has several."""
+    def draw(axes: Any) -> None:
+        for condition in dict.fromkeys(line[0] for line in lines):
+            _draw_condition(axes, [line for line in lines if line[0] == condition], colors[condition], markers)
+
+    return _framed(name, draw, _SIZE_INCHES)
+
+
+def _framed(name: str, draw: Callable[[Any], None], size_inches: tuple[float, float]) -> str:
+    """What `draw` draws, over tokens seen."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -40,10 +66,9 @@ def _chart(name: str, lines: Sequence[tuple[str, Sequence[float], Sequence[float
     style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 10.5,
              "axes.edgecolor": _GRID, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+        figure = Figure(figsize=size_inches, layout="constrained")
         axes = figure.subplots()
-        for condition in dict.fromkeys(line[0] for line in lines):
-            _draw_condition(axes, [line for line in lines if line[0] == condition], colors[condition], markers)
+        draw(axes)
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from evaluation.poeta import task_names
+from evaluation.report.curves import peaks_table
 from evaluation.report.record import StudyRecord, label
 from evaluation.report.scales import Scale, nice_scale
 
-NUM_ALL_TASKS = 44
-PAPER_TABLE_1 = {
-    "high + rewrites": {"7B": 41.0, "1.1B": 15.1}, "high": {"7B": 38.5, "1.1B": 13.7},
-    "low + rewrites": {"7B": 35.8, "1.1B": 13.8}, "low": {"7B": 35.2, "1.1B": 15.1},
-    "before training": {"7B": 29.5, "1.1B": 10.2},
-}
-"""Peak NPM, arXiv 2603.24826, table 1; before training: the public leaderboard's Llama-2 7B and TinyLlama 1T."""
 FAMILIES = {"baseline": "Against the baseline", "given": "Against the model before training",
             "others": "Other pairs"}
 
@@ -46,7 +41,11 @@ def results_section(record: StudyRecord) -> dict[str, Any] | None:
         "interactions": interactions,
         "difference_scale": _scale_of([one["npm"] for one in differences + interactions], [], include=[0.0]),
         "tasks": [_task(task, comparison) for task in comparison["tasks"]],
-        "paper": PAPER_TABLE_1 if len(comparison["tasks"]) == NUM_ALL_TASKS else None,
+        "has_all_tasks": len(comparison["tasks"]) == len(task_names()),
+        "peaks": peaks_table(comparison),
+        "curves": comparison.get("curves", {}),
+        "matched_by": comparison.get("matched_by"),
+        "categories": _categories(comparison),
     }
 
 
@@ -91,6 +90,16 @@ def _task(task: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any]:
     best = max(known) if len(set(known)) > 1 else None
     return {**task, "cells": [{"name": name, **cell, "is_best": best is not None and cell["npm"]["value"] == best}
                               for name, cell in cells.items()]}
+
+
+def _categories(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each category: NPM of the conditions, and the differences against the baseline with corrected p values."""
+    against = [one for one in comparison["differences"] if one["family"] == "baseline"]
+    return [{
+        "name": label(name), "num_tasks": len(tasks),
+        "cells": [one["categories"][name] for one in comparison["conditions"].values()],
+        "differences": [{"label": label(one["condition"]), **one["categories"][name]} for one in against],
+    } for name, tasks in comparison.get("categories", {}).items()]
 
 
 def _readable(text: str, comparison: dict[str, Any]) -> str:

@@ -104,6 +104,8 @@ class EvaluationConfig(Settings):
     """Condition that the others are compared with."""
     interactions: dict[str, list[str]] = Field(default_factory=dict)
     """Name -> conditions [a, b, c, d]: is a - b another difference than c - d?"""
+    matched_by: Literal["tokens", "documents", "compute"] = "tokens"
+    """What the conditions have equally much of; stated in the report."""
 
 
 class StudyConfig(Settings):

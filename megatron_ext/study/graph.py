@@ -95,21 +95,23 @@ def build_graph(study: StudyConfig) -> list[Node]:
     base = _model_node(BASE, study.base_model)
     tokenized = _source_nodes(study, base)
     parity = _parity_node(study, base)
-    evaluations, along_training = {BASE: [_evaluation_node(study, BASE, base)]}, []
+    evaluations = {f"evaluations.{BASE}": [_evaluation_node(study, BASE, base)]}
+    curves: dict[str, list[Node]] = {}
     for condition in study.conditions:
-        evaluations[condition] = []
+        points: dict[int, list[Node]] = {}
         for seed in study.seeds:
-            name = f"{condition}/seed{seed}"
             run = _run_node(study, condition, seed, base, tokenized, parity)
-            *earlier, last = [_evaluation_node(study, place, _export_node(place, run, iteration))
-                              for place, iteration in _evaluated(study, name, condition, seed)]
-            evaluations[condition].append(last)
-            along_training += earlier
+            tokens_per_iteration = planned_run(study, condition, seed).tokens_per_iteration
+            for place, iteration in _evaluated(study, f"{condition}/seed{seed}", condition, seed):
+                node = _evaluation_node(study, place, _export_node(place, run, iteration))
+                points.setdefault(iteration * tokens_per_iteration, []).append(node)
+        evaluations[f"evaluations.{condition}"] = points[max(points)]
+        if len(points) > 1:
+            curves |= {f"along_training.{condition}.{tokens}": nodes for tokens, nodes in points.items()}
     comparison = Node("compare/conditions", "comparison", "evaluation.compare",
-                      {"baseline": study.evaluation.baseline, "interactions": study.evaluation.interactions},
-                      {f"evaluations.{name}": nodes for name, nodes in evaluations.items()})
-    wanted = [*tokenized.values(), *along_training, comparison]  # a source that no condition uses is still wanted
-    return in_order(wanted)
+                      study.evaluation.model_dump(include={"baseline", "interactions", "matched_by"}),
+                      evaluations | curves)
+    return in_order([*tokenized.values(), comparison])  # a source that no condition uses is still wanted
 
 
 def in_order(wanted: Iterable[Node]) -> list[Node]:

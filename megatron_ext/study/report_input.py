@@ -39,7 +39,8 @@ def write_study_record(study: StudyConfig, nodes: list[Node], work: Path) -> Pat
         "comparison": place["compare/conditions"],
         "notes": _notes(study, work, {name: place[f"tokenize/{name}"] for name in study.sources}),
         "parity": [verdict for node in nodes for verdict in _parity_verdicts(node, work)],
-        "stages": [{"name": node.name, "seconds": seconds[node.name]} for node in nodes],
+        "stages": [{"name": node.name, "seconds": seconds[node.name], "num_processes": node.processes}
+                   for node in nodes],
     }
     path = work / f"study-{study.slug}.json"
     write_json(path, record)

@@ -26,6 +26,10 @@ SKILLS = {"base": 0.46, "low": 0.50, "low_with_rewrites": 0.505, "high": 0.55, "
 SOURCES = {"low": {"low": 1.0}, "low_with_rewrites": {"low": 0.6, "low_rewrites": 0.4},
            "high": {"high": 1.0}, "high_with_rewrites": {"high": 0.6, "high_rewrites": 0.4}}
 PROMPT = "{task}/{index}"
+CONTAMINATION = {"action": "report", "ngram": 13, "short_ngram": 8, "documents_hit": 17, "tasks": {
+    "enem_greedy": {"items": 1510, "items_checked": 1498, "items_hit": 31, "documents_hit": 16},
+    "boolq_pt_greedy": {"items": 300, "items_checked": 300, "items_hit": 0, "documents_hit": 0},
+    "bluex_launch_version_greedy": {"items": 700, "items_checked": 690, "items_hit": 1, "documents_hit": 1}}}
 STYLES = ["easy", "medium", "hard", "qa"]
 BUDGET = 38_400
 ITERATIONS = 24
@@ -105,6 +109,7 @@ def write_study(work, *, seeds=(0, 1, 2), num_items=80, conditions=tuple(SOURCES
     baseline = "high" if "high" in conditions else conditions[0]
     interactions = {"rewriting × quality": ["high_with_rewrites", "high", "low_with_rewrites", "low"]}
     settings = CompareSettings(evaluations=evaluations, baseline=baseline, num_resamples=2000,
+                               along_training=study.evaluate_along_training(evaluations),
                                interactions=interactions if len(conditions) == 4 else {})
     compare(settings, work / "compare")
     write_json(work / "study.json", study.record | {"comparison": "compare", "notes": list(notes)})
@@ -146,6 +151,19 @@ class _Writer:
         record["stages"] = self._stages()
         return evaluations
 
+    def evaluate_along_training(self, final):
+        """Condition -> tokens -> evaluations of three checkpoints, the last one included."""
+        points = {condition: {BUDGET: final[condition]} for condition in self.conditions}
+        for condition in self.conditions:
+            for share in (1, 2):
+                folders = [self.work / f"evaluate/{condition}/seed{seed}/at{share}" for seed in self.seeds]
+                for seed, folder in zip(self.seeds, folders, strict=True):
+                    skill = SKILLS["base"] + share / 3 * (SKILLS[condition] - SKILLS["base"])
+                    write_evaluation(folder, self.work / "model/base", skill, num_items=self.num_items,
+                                     seed=1000 * share + 100 * list(SKILLS).index(condition) + seed, data=self.data)
+                points[condition][BUDGET * share // 3] = folders
+        return points
+
     def _model(self, place, text, inputs):
         def make(folder):
             (folder / "model.safetensors").write_text(text)
@@ -163,7 +181,8 @@ class _Writer:
             return {"documents": 412, "tokens": 240_118, "bytes": 870_412, "input_documents": 1204,
                     "rejected": {"rule": 640, "too_short": 9, "missing_score": 3, "duplicate_text": 12,
                                  "over_budget": 128},
-                    "missing_tokens": 0, "mean_scores": {"stem": stem, "edu": stem + 0.2}}
+                    "missing_tokens": 0, "mean_scores": {"stem": stem, "edu": stem + 0.2},
+                    **({"contamination": CONTAMINATION} if name == "high" else {})}
 
         rule = "stem > 2.5 or edu > 2.5" if name == "high" else "0.5 <= stem <= 2.0 and 0.5 <= edu <= 2.0"
         produce(self.work / f"select/{name}", kind="selection", settings={"rule": rule, "budget_tokens": 240_000},
@@ -246,7 +265,8 @@ class _Writer:
                  "import/parity"]
         names += [f"{stage}/{condition}/seed{seed}" for stage in ("run", "export", "evaluate")
                   for condition in self.conditions for seed in self.seeds]
-        return [{"name": name, "seconds": seconds[name.split("/")[0]] * 1.0} for name in [*names, "compare/conditions"]]
+        return [{"name": name, "seconds": seconds[name.split("/")[0]] * 1.0,
+                 "num_processes": 2 if name.startswith("run/") else 1} for name in [*names, "compare/conditions"]]
 
 
 def _metrics(condition, seed):

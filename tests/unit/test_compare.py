@@ -3,7 +3,10 @@ import re
 
 import pytest
 
+from evaluation.categories import SHIPPED, read_categories
 from evaluation.compare import CompareSettings, compare
+from evaluation.poeta import task_names
+from evaluation.statistics import holm
 from evaluation.verdicts import difference_verdict
 from megatron_ext.artifacts import produce
 from megatron_ext.errors import UserError
@@ -91,6 +94,54 @@ def test_seeds_are_means_and_the_interaction_is_a_difference_of_differences(eval
     assert interaction["npm"]["all"]["value"] == pytest.approx(npm["a"] - npm["b"] - npm["c"] + npm["d"])
     assert interaction["is_claimed"]
     assert not any("One training run" in caveat for caveat in found["caveats"])
+
+
+def test_curves_have_a_point_with_a_band_for_every_checkpoint(evaluate, run):
+    final = {"base": [evaluate("base", 0.4)], "a": [evaluate(f"a{seed}", 0.6, seed=seed) for seed in (1, 2)]}
+    early = [evaluate(f"early{seed}", 0.5, seed=seed + 10) for seed in (1, 2)]
+    found = run(final, "a", along_training={"a": {2000: final["a"], 1000: early}})
+    [points] = found["curves"].values()
+    assert [point["tokens"] for point in points] == [0, 1000, 2000]
+    assert points[0]["npm"]["value"] == pytest.approx(found["conditions"]["base"]["npm"]["all"]["value"])
+    assert points[2]["npm"]["value"] == pytest.approx(found["conditions"]["a"]["npm"]["all"]["value"])
+    assert points[2]["npm_per_seed"] == pytest.approx(found["conditions"]["a"]["npm_per_seed"])
+    assert all(point["npm"]["low"] < point["npm"]["value"] < point["npm"]["high"] for point in points)
+
+
+def test_a_checkpoint_of_another_profile_is_refused(evaluate, run):
+    with pytest.raises(UserError, match=r"profile of a .* and a at 1,000 tokens .*: 'official' and 'clean'"):
+        run({"a": [evaluate("a")], "b": [evaluate("b")]}, "a",
+            along_training={"a": {1000: [evaluate("early", profile="clean")]}})
+
+
+def test_categories_are_means_of_their_tasks_and_corrected_together(evaluate, run, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("exams: [enem_greedy, bluex_launch_version_greedy]\nrest: [boolq_pt_greedy, logiqa_greedy]\n"
+                    "absent: [faquad]\n")
+    found = run({"a": [evaluate("a", 0.4, num_items=200)], "b": [evaluate("b", 0.6, num_items=200, seed=2)],
+                 "c": [evaluate("c", 0.4, num_items=200, seed=3)]}, "a", categories=file)
+    assert found["categories"] == {"exams": ["enem_greedy"], "rest": ["boolq_pt_greedy", "logiqa_greedy"]}
+    b = found["conditions"]["b"]
+    tasks = [b["tasks"][name]["npm"]["value"] for name in ("boolq_pt_greedy", "logiqa_greedy")]
+    assert b["categories"]["rest"]["value"] == pytest.approx(sum(tasks) / 2)
+    against = {one["condition"]: one["categories"] for one in found["differences"] if one["family"] == "baseline"}
+    estimates = [one for categories in against.values() for one in categories.values()]
+    assert [one["p_corrected"] for one in estimates] == holm([one["p"] for one in estimates])
+    assert all(one["p_corrected"] >= one["p"] for one in estimates)
+    assert against["b"]["rest"]["is_claimed"] and not against["c"]["rest"]["is_claimed"]
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("a: [enem_greedy, enem_greedy]", "enem_greedy stands twice"), ("a: [enem]", "no task 'enem'"), ("a: x", "list")])
+def test_categories_that_make_no_sense_are_refused(tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_categories(tmp_path / "mine.yaml")
+
+
+def test_every_task_has_a_shipped_category():
+    assert sorted(task for tasks in read_categories().values() for task in tasks) == sorted(task_names())
+    assert "THIRD PARTY" in SHIPPED.read_text()
 
 
 def test_the_same_request_gives_the_same_bytes(evaluate, tmp_path):

@@ -6,11 +6,13 @@ from html.parser import HTMLParser
 import pytest
 import yaml
 
+from evaluation.poeta import task_names
+from evaluation.report.cost import cost_section
+from evaluation.report.curves import PAPER_TABLE_1, peaks_table
 from evaluation.report.data import rewriting_section
 from evaluation.report.page import ReportSettings, gather, render, write_report
 from evaluation.report.plots import short_count
 from evaluation.report.record import StudyRecord
-from evaluation.report.results import PAPER_TABLE_1
 from evaluation.report.scales import nice_scale
 from evaluation.report.training import training_section
 from megatron_ext.artifacts import Artifact
@@ -101,11 +103,12 @@ def test_verdict_and_numbers_are_those_of_the_comparison(study, page):
 
 def test_every_part_of_the_study_is_there(page):
     for heading in ("PoETa V2 score", "Differences", "What differed, and what did not", "Losses", "Selection",
-                    "Rewriting", "Parity: the same model in both formats", "Time", "Chain of custody", "Software"):
+                    "Rewriting", "Parity: the same model in both formats", "Time and cost",
+                    "Along training", "Chain of custody", "Software"):
         assert heading in page.texts
     assert NOTE in page.texts
     assert "Everything else was equal" in page.texts
-    assert page.tags.count("figure") == 3
+    assert page.tags.count("figure") == 4
     assert "Left out" not in page.text
 
 
@@ -160,11 +163,53 @@ def test_a_run_that_differs_in_more_than_data_is_shown(study, tmp_path):
     assert not difference["is_allowed"]
 
 
-def test_the_papers_table_is_shown_beside_all_44_tasks_alone(record):
+def test_the_papers_table_is_shown_beside_all_44_official_tasks_alone(record):
     numbers = gather(record)
-    assert numbers["results"]["paper"] is None
-    numbers["results"]["paper"] = PAPER_TABLE_1
-    assert "2603.24826" in render(numbers)
+    assert numbers["results"]["peaks"]["sizes"] == []
+    assert "2603.24826" not in render(numbers)
+    comparison = record.comparison() | {"tasks": [{"name": name} for name in task_names()]}
+    assert peaks_table(comparison | {"profile": "clean"})["sizes"] == []
+    assert peaks_table(comparison | {"deviations": ["at most 4 examples a task"]})["sizes"] == []
+    numbers["results"]["peaks"] = peaks_table(comparison)
+    text = Page(render(numbers)).text
+    assert "2603.24826" in text
+    for npm, tokens in (row.values() for row in PAPER_TABLE_1.values()):
+        assert f"{npm[0]:.1f} at {npm[1]}" in text and f"{tokens[0]:.1f} at {tokens[1]}" in text
+
+
+def test_peaks_are_the_best_points_of_the_curves(record):
+    comparison = record.comparison()
+    for row, (name, points) in zip(peaks_table(comparison)["rows"][1:], comparison["curves"].items(), strict=True):
+        best = max(points, key=lambda point: point["npm"]["value"])
+        assert (row["label"], row["peak_tokens"]) == (name.replace("_", " "), best["tokens"])
+        assert row["peak"]["value"] == best["npm"]["value"] >= comparison["conditions"][name]["npm"]["all"]["value"]
+
+
+def test_contamination_is_told_where_it_was_measured(page):
+    assert ("Contamination of high: 32 of 2,488 test items found in 17 documents "
+            "Shared runs of 13 words; such documents were reported and kept.") in page.text
+    assert "Contamination of low" not in page.text
+
+
+def test_cost_in_gpu_hours_and_what_one_buys(record):
+    comparison = record.comparison()
+    cost = cost_section(record, comparison)
+    run = next(one for one in cost["stages"] if one["name"] == "run")
+    assert run["gpu_hours"] == pytest.approx(4 * 3 * 171 * 2 / 3600)
+    assert next(one for one in cost["stages"] if one["name"] == "compare")["gpu_hours"] == 0
+    gains = {one["condition"]: one for one in cost["gains"]}
+    npm = {name: one["npm"]["all"]["value"] for name, one in comparison["conditions"].items()}
+    hours = 171 * 2 / 3600
+    assert gains["high"]["gain_per_hour"] == pytest.approx((npm["high"] - npm["base"]) / hours)
+    assert gains["high with rewrites"]["rewriting_hours"] == pytest.approx(148 / 3600)
+    assert gains["high with rewrites"]["gain_per_hour"] == pytest.approx(
+        (npm["high_with_rewrites"] - npm["base"]) / (hours + 148 / 3600))
+
+
+def test_categories_and_what_was_matched_are_shown(page):
+    assert "exams and culture" in page.texts
+    assert "Conditions are matched by tokens : every run saw equally many tokens." in page.text
+    assert "Holm's method over all categories" in page.text
 
 
 def test_examples_of_rewrites_show_kept_and_rejected_ones_of_different_styles(record):

@@ -20,12 +20,13 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import LM  # noqa: E402
 
 from evaluation import npm  # noqa: E402
-from evaluation.poeta import prepared, run, sources, task_names  # noqa: E402
+from evaluation.poeta import hf_model, prepared, run, sources, task_names  # noqa: E402
 from evaluation.poeta.hf_model import PoetaHFLM  # noqa: E402
 from evaluation.poeta.journal import append_answers, cut_into_batches, keys_of, read_answers  # noqa: E402
 from evaluation.run_poeta import main  # noqa: E402
 from megatron_ext.errors import UserError  # noqa: E402
 from megatron_ext.settings import load_settings  # noqa: E402
+from tests.tiny_model import write_tiny_model  # noqa: E402
 
 TASK = "tweetsentbr_greedy"
 CHECKOUT = Path(__file__).parents[2]
@@ -243,25 +244,6 @@ def test_tasks_for_the_harness_own_command_line(oracle: Oracle, tmp_path: Path,
     assert their_metrics["acc_stderr,none"] == pytest.approx(metrics["acc_stderr"])
 
 
-def write_tiny_model(folder: Path, context_tokens: int = 2048 + 300) -> Path:
-    """A random Llama over bytes, as a folder."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(["</s>", "<s>", *alphabet])}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>",
-                            pad_token="</s>").save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=258, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=2, max_position_embeddings=context_tokens, initializer_range=0.5,
-                         eos_token_id=0, pad_token_id=0, bos_token_id=1)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny"))
@@ -273,20 +255,25 @@ def generate(lm: PoetaHFLM, prompts: list[str], max_gen_toks: int = 24) -> list[
                              disable_tqdm=True)
 
 
-def test_hf_model_in_batches_answers_as_one_by_one(tiny_model: Path) -> None:
+def test_hf_model_in_batches_answers_as_one_by_one(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against plain greedy steps without cache, padding or batching."""
-    lm = PoetaHFLM(str(tiny_model), device="cpu", batch_size=4, dtype="float32")
-    prompts = ["Olá", "Uma frase um pouco mais comprida:", "x" * 450, "?"]
+    monkeypatch.setattr(hf_model, "SHORT_ANSWER_TOKENS", 6)
+    lm = PoetaHFLM(str(tiny_model), device="cpu", batch_size=7, dtype="float32")
+    lm.model.lm_head.weight.data[[0, *lm.tokenizer.encode("\n", add_special_tokens=False)]] *= 2  # often ends answers
+    prompts = ["Olá", "Uma frase um pouco mais comprida:", "x" * 450, "?", *(f"Pergunta {i}:" for i in range(10))]
+    num_new = []
 
     def plainly(prompt: str) -> str:
         ids = list(prompt_ids := lm.tokenizer.encode(prompt, add_special_tokens=False)[-300:])
         for _ in range(24):
             ids.append(int(lm.model(torch.tensor([ids])).logits[0, -1].argmax()))
-            if ids[-1] == 0:
+            if ids[-1] == 0 or lm.tokenizer.decode(ids[-1]) == "\n":
                 break
+        num_new.append(len(ids) - len(prompt_ids))
         return lm.tokenizer.decode(ids[len(prompt_ids):], skip_special_tokens=True).split("\n")[0]
 
     assert generate(lm, prompts) == [plainly(prompt) for prompt in prompts]
+    assert min(num_new) < 6 < max(num_new)  # both short answers and rows that go on by themselves
     assert lm.count_truncated(prompts) == 1
 
 

@@ -1,0 +1,55 @@
+"""NPM against tokens: the checkpoints along training, on the same items, each with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.contrasts import Contrasts
+from evaluation.matched import Evaluation, load_evaluations, match_tasks, refuse_incomparable
+from megatron_ext.errors import UserError
+
+MAX_RESAMPLES = 2000  # a band is drawn, not tested
+Points = Mapping[str, Mapping[int, Sequence[Path]]]
+
+
+def score_curves(final: Sequence[Evaluation], along_training: Points, given: Sequence[str], num_resamples: int,
+                 seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Condition -> points {"tokens", "npm" (estimate), "npm_per_seed"} in the order of tokens.
+
+    Args:
+        final: the comparison's evaluations; those of given models are the points at 0 tokens.
+        along_training: condition -> tokens seen -> evaluations there, one a seed.
+
+    Raises UserError when a checkpoint was evaluated in another way than the rest.
+    """
+    if not along_training:
+        return {}
+    for condition in along_training:
+        if condition not in {evaluation.model.condition for evaluation in final}:
+            raise UserError(f"along_training: {condition!r} is none of the conditions that are compared")
+    places = {_name(condition, tokens): list(folders)
+              for condition, points in along_training.items() for tokens, folders in points.items()}
+    evaluations = load_evaluations(places, [])
+    refuse_incomparable(final[0], evaluations)
+    study = Contrasts(evaluations, match_tasks(evaluations), min(num_resamples, MAX_RESAMPLES), seed)
+    curves = {condition: [_point(study, condition, tokens) for tokens in sorted(points)]
+              for condition, points in along_training.items()}
+    start = [evaluation for evaluation in final if evaluation.model.condition in given[:1]]
+    if start:
+        base = Contrasts(start, match_tasks(start), min(num_resamples, MAX_RESAMPLES), seed)
+        npm = base.score(given[0], base.tasks)
+        for points in curves.values():
+            points.insert(0, {"tokens": 0, "npm": npm, "npm_per_seed": [npm["value"]]})
+    return curves
+
+
+def _point(study: Contrasts, condition: str, tokens: int) -> dict[str, Any]:
+    name = _name(condition, tokens)
+    per_seed = [sum(task.npm(task.scores[i]) for task in study.tasks) / len(study.tasks) for i in study.positions(name)]
+    return {"tokens": tokens, "npm": study.score(name, study.tasks), "npm_per_seed": per_seed}
+
+
+def _name(condition: str, tokens: int) -> str:
+    return f"{condition} at {tokens:,} tokens"
