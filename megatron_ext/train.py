@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -68,6 +69,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 if __name__ == "__mp_main__":  # a helper that megatron-core's checkpoint writer has spawned
     die_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to every process of a step; the trainer still saves
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
