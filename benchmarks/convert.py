@@ -6,8 +6,9 @@ The model has TinyLlama 1.1B's shape and random bfloat16 weights. Contestants, e
 `cp` and a flush to the disk; import_hf and export_hf, whose output is flushed and hashed as in every use, without the
 proof of parity; transformers' from_pretrained and save_pretrained, and a flush. The input is dropped from the page
 cache before each turn, so that it comes from the disk, unless `--warm` keeps it there. Time runs from when the
-libraries are imported. Peak memory counts the pages of mapped files as well; "above start" is without what the
-imported libraries take. The best of the turns are shown; the first turn of each is not counted.
+libraries are imported; the order changes from round to round. Peak memory counts the pages of mapped files as well;
+"above start" is without what the imported libraries take. The best of the turns are shown; the first turn of each is
+not counted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import shutil
 import subprocess
 import sys
@@ -47,8 +49,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
         _make_model(Path(work) / MODEL, arguments.layers)
         _run_turn("import_hf", work, True, keep=True)
-        turns = [_run_turn(name, work, arguments.warm) for _ in range(arguments.repetitions + 1)
-                 for name in CONTESTANTS]
+        turns = [_run_turn(name, work, arguments.warm) for number in range(arguments.repetitions + 1)
+                 for name in _order(number)]
         size = (Path(work) / MODEL / "model.safetensors").stat().st_size
     counted = turns[len(CONTESTANTS):]
     best = {name: min((turn for turn in counted if turn["name"] == name), key=lambda turn: turn["seconds"])
@@ -113,6 +115,11 @@ def _flush(path: Path) -> None:
 # ---- turns
 
 
+def _order(number: int) -> list[str]:
+    """Another order each round: what was written and deleted before a turn can still cost the disk."""
+    return random.Random(number).sample(list(CONTESTANTS), len(CONTESTANTS))
+
+
 def _run_turn(name: str, work: str, warm: bool, keep: bool = False) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.convert", "--turn", name, "--work", work, *["--warm"] * warm]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -131,6 +138,7 @@ def _run_turn(name: str, work: str, warm: bool, keep: bool = False) -> dict[str,
 def _take_turn(name: str, work: Path, warm: bool) -> dict[str, Any]:
     with redirect_stdout(sys.stderr):
         run = CONTESTANTS[name](work, work / "output")
+        os.sync()  # the turn before leaves nothing to write
         if not warm:
             _drop_from_cache(work)
         at_start = _memory_mib("VmRSS")

@@ -89,6 +89,8 @@ def _export_one(settings: ExportSettings, checkpoint: Path, output: Path) -> Art
 
                 verdict = check_export(source, folder, settings.parity_positions)
                 print(verdict.line("parity after export"), flush=True)
+                if not verdict.passed:
+                    _forget_weights(folder)
                 counts["parity"] = verdict.require().as_dict()
         return counts
 
@@ -97,6 +99,12 @@ def _export_one(settings: ExportSettings, checkpoint: Path, output: Path) -> Art
         return produce(output, kind="hf_model",
                        settings=settings.model_dump(mode="json", exclude={"checkpoint", "follow", "poll_seconds"}),
                        inputs={"checkpoint": checkpoint}, make=make)
+
+
+def _forget_weights(folder: Path) -> None:
+    """Wrong weights must not be gone on with when the cause is mended."""
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
 
 
 def write_hf_folder(checkpoint: Path, folder: Path, dtype: str = "keep",

@@ -74,8 +74,8 @@ def write_megatron_checkpoint(hf_folder: Path, folder: Path, dtype: str = "keep"
 def _import(settings: ImportSettings, folder: Path) -> dict[str, Any]:
     counts: dict[str, Any] = {}
     if dist.get_rank() == 0:
-        for left in folder.glob("*.distcp"):  # by an interrupted import
-            left.unlink()
+        for left in (*folder.glob("*.distcp"), folder / ".metadata"):  # by an interrupted import
+            left.unlink(missing_ok=True)
         shutil.rmtree(folder / HF_METADATA, ignore_errors=True)
         counts = write_megatron_checkpoint(settings.model, folder, settings.dtype)
     dist.barrier()

@@ -20,6 +20,7 @@ def import_and_check(folder: str, models: list[str], deep_model: str, few_groups
         for model in models:
             _load_prove_and_save(Path(folder), model, parallel)
     sequence_and_virtual_pipeline_parity(Path(deep_model))
+    wrong_at_two_ranks_alone(Path(folder) / "llama")
     four_ranks = ParallelConfig(tensor_model_parallel_size=4)
     _lay_out(four_ranks)
     _load_prove_and_save(Path(folder), few_groups, four_ranks)
@@ -67,6 +68,30 @@ def sequence_and_virtual_pipeline_parity(model: Path) -> None:
                        virtual_pipeline_model_parallel_size=2),
     ):
         _prove(model, parallel, 64)
+
+
+def wrong_at_two_ranks_alone(model: Path) -> None:
+    """Gate and up split as one tensor: right on one rank, wrong on two, and parity says so."""
+    from unittest.mock import patch
+
+    import torch
+
+    from megatron_ext.model.gpt import build_model
+    from megatron_ext.model.hf_weights import load_hf_weights
+    from megatron_ext.model.mappings import GateUp
+    from megatron_ext.model.megatron_parity import check_chunks
+
+    def split_as_one(row, parts, shard, num_rows, architecture):
+        whole = torch.cat([part[:] for part in parts])
+        return whole[shard.span(len(whole))]
+
+    for tp in (1, 2):
+        parallel = ParallelConfig(tensor_model_parallel_size=tp)
+        _lay_out(parallel)
+        chunks = build_model(ModelConfig(hf_folder=model, dtype="float32"), parallel)
+        with patch.object(GateUp, "to_megatron", split_as_one):
+            load_hf_weights(chunks, model)
+        assert check_chunks(chunks, model, "float32", 64).passed == (tp == 1)
 
 
 def _prove(model: Path, parallel: ParallelConfig, num_positions: int) -> None:

@@ -2,10 +2,14 @@
 
 import dataclasses
 import json
+import re
+import sys
+from unittest.mock import patch
 
 import pytest
 import torch
 
+from megatron_ext.artifacts import Artifact
 from megatron_ext.config import ModelConfig, ParallelConfig
 from megatron_ext.model import mappings
 from megatron_ext.model.distributed import single_process
@@ -22,6 +26,7 @@ from megatron_ext.model.parity import (
     parity_tokens,
 )
 from tests.hf_models import MODELS, make_hf_model
+from tools import check_parity, export_hf, import_hf
 
 QKV_NAME = "decoder.layers.*.self_attention.linear_qkv.weight"
 FC1_NAME = "decoder.layers.*.mlp.linear_fc1.weight"
@@ -84,6 +89,36 @@ def forget_a_norms_weight(chunk):
 @pytest.mark.parametrize("spoil", [rotate_one_head, take_another_rope_base, leave_out_a_norm, forget_a_norms_weight])
 def test_a_wrong_model_fails(multi_head, spoil):
     assert not verdict_after(multi_head, spoil).passed
+
+
+def main_with(main, *arguments):
+    with patch.object(sys, "argv", ["program", *map(str, arguments)]):
+        return main()
+
+
+def test_programs_publish_nothing_when_a_row_is_wrong(multi_head, monkeypatch, tmp_path, capsys):
+    """Import and export with query and key exchanged end with exit code 1; with the right row with 0."""
+    right = mappings.LLAMA[QKV_NAME]
+    wrong = dataclasses.replace(right, q=right.k, k=right.q)
+    imports = ["--output", tmp_path / "imported", f"model={multi_head}", "parity_positions=32"]
+    exports = ["--output", tmp_path / "exported", f"checkpoint={tmp_path / 'imported'}", "parity_positions=32"]
+    for program, arguments in ((import_hf.main, imports), (export_hf.main, exports)):
+        monkeypatch.setitem(mappings.LLAMA, QKV_NAME, wrong)
+        assert main_with(program, *arguments) == 1
+        assert not arguments[1].exists()
+        monkeypatch.setitem(mappings.LLAMA, QKV_NAME, right)
+        assert main_with(program, *arguments) == 0
+    assert re.findall(r"top-1 agreement [\d.]+ %: (\w+)", capsys.readouterr().out) == ["FAIL", "pass"] * 2
+    assert Artifact.open(tmp_path / "exported").counts["parity"]["passed"]
+
+
+def test_the_program_compares_two_folders(multi_head, tmp_path):
+    other = make_hf_model(tmp_path / "other", num_key_value_heads=6, rms_norm_eps=1e-2)
+    equal, different = tmp_path / "equal", tmp_path / "different"
+    assert main_with(check_parity.main, "--output", different, f"model={multi_head}", f"other={other}") == 1
+    assert not different.exists()
+    assert main_with(check_parity.main, "--output", equal, f"model={multi_head}", f"other={multi_head}") == 0
+    assert Artifact.open(equal, kind="parity").counts["max_abs_difference"] == 0
 
 
 def test_one_wrong_position_is_enough():
