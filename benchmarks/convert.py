@@ -1,6 +1,7 @@
 """Conversion of weights against a copy of the same bytes and against transformers, in one run, taking turns.
 
-    python -m benchmarks.convert --work /scratch --output benchmarks/convert.md
+    python -m benchmarks.convert --work /scratch          > benchmarks/convert.md
+    python -m benchmarks.convert --work /scratch --warm  >> benchmarks/convert.md
 
 The model has TinyLlama 1.1B's shape and random bfloat16 weights. Contestants, each turn a process of its own:
 `cp` and a flush to the disk; import_hf and export_hf, whose output is flushed and hashed as in every use, without the
@@ -55,10 +56,7 @@ def main() -> None:
     counted = turns[len(CONTESTANTS):]
     best = {name: min((turn for turn in counted if turn["name"] == name), key=lambda turn: turn["seconds"])
             for name in CONTESTANTS}
-    table = _table(best, size, arguments)
-    print(table)
-    if arguments.output:
-        arguments.output.write_text(table, encoding="utf-8")
+    print(_table(best, size, arguments))
 
 
 # ---- the contestants: (work folder, output folder) -> what to time
@@ -195,7 +193,8 @@ def _table(best: dict[str, dict[str, Any]], size: int, arguments: argparse.Names
     copy_seconds = best["cp"]["seconds"]
     largest = 2 * CONFIG["vocab_size"] * CONFIG["hidden_size"] / 2**20
     columns = ["", "seconds", "MB/s", "of copy bandwidth", "peak MiB", "above start, MiB", "in largest tensors"]
-    lines = [f"# Converting {size / 1e9:.2f} GB of weights (TinyLlama 1.1B's shape, bfloat16)", "",
+    place = "in the page cache" if arguments.warm else "on the disk"
+    lines = [f"# Converting {size / 1e9:.2f} GB of weights that lie {place} (TinyLlama 1.1B's shape, bfloat16)", "",
              f"{_machine()}. The best of {arguments.repetitions} turns; `python -m benchmarks.convert --help` says "
              f"what is measured. The largest tensor has {largest:.0f} MiB.", "",
              f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
@@ -223,7 +222,6 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=CONFIG["num_hidden_layers"], help="fewer: a smaller model")
     parser.add_argument("--repetitions", type=int, default=3, help="turns of each contestant")
     parser.add_argument("--warm", action="store_true", help="leave the input in the page cache")
-    parser.add_argument("--output", type=Path, help="Markdown file for the table")
     parser.add_argument("--turn", help=argparse.SUPPRESS)
     return parser.parse_args()
 
