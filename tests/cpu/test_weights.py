@@ -193,24 +193,31 @@ def peak_kib():
     [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM:")]
     return int(line.split()[1])
 
-source, checkpoint, exported = map(Path, sys.argv[1:])
+def convert(source, work):
+    for name in ("checkpoint", "exported"):
+        (work / name).mkdir(parents=True)
+    write_megatron_checkpoint(source, work / "checkpoint")
+    write_hf_folder(work / "checkpoint", work / "exported")
+
+small, large, work = map(Path, sys.argv[1:])
+convert(small, work / "small")  # what is imported on the way is no part of the measurement
 before = peak_kib()
-write_megatron_checkpoint(source, checkpoint)
-write_hf_folder(checkpoint, exported)
+convert(large, work / "large")
 print(peak_kib() - before)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_model_is_never_in_memory_as_a_whole(tmp_path):
-    """140 MB of weights, whose largest tensor has 7 MB, pass through 40 MB, what else is imported included."""
-    source = make_hf_model(tmp_path / "source", hidden_size=576, intermediate_size=1536, num_hidden_layers=10,
+    """280 MB of weights pass through less than 100 MB.
+
+    Two tensors in the making take 30 MB; freed memory that the allocator keeps takes as much again, by chance.
+    """
+    small = make_hf_model(tmp_path / "small")
+    source = make_hf_model(tmp_path / "source", hidden_size=576, intermediate_size=1536, num_hidden_layers=20,
                            num_key_value_heads=6, head_dim=96)
-    assert (source / "model.safetensors").stat().st_size > 140e6
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "exported").mkdir()
-    command = [sys.executable, "-c", MEASURE_MEMORY, str(source), str(tmp_path / "checkpoint"),
-               str(tmp_path / "exported")]
+    assert (source / "model.safetensors").stat().st_size > 280e6
+    command = [sys.executable, "-c", MEASURE_MEMORY, str(small), str(source), str(tmp_path)]
     measured = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(measured.stdout) < 40_000
-    assert tensors(tmp_path / "exported").keys() == tensors(source).keys()
+    assert int(measured.stdout) < 100_000
+    assert tensors(tmp_path / "large" / "exported").keys() == tensors(source).keys()
