@@ -93,12 +93,12 @@ def _task(task: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any]:
 
 
 def _categories(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each category: NPM of the conditions, and the differences against the baseline with corrected p values."""
-    against = [one for one in comparison["differences"] if one["family"] == "baseline"]
+    """Each category: NPM of the conditions, and their differences from the baseline with corrected p values."""
+    against = {one["condition"]: one["categories"] for one in comparison["differences"] if one["family"] == "baseline"}
     return [{
         "name": label(name), "num_tasks": len(tasks),
-        "cells": [one["categories"][name] for one in comparison["conditions"].values()],
-        "differences": [{"label": label(one["condition"]), **one["categories"][name]} for one in against],
+        "cells": [{"value": one["categories"][name]["value"], "difference": against.get(condition, {}).get(name)}
+                  for condition, one in comparison["conditions"].items()],
     } for name, tasks in comparison.get("categories", {}).items()]
 
 
