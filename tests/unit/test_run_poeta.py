@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from tests.tiny_model import write_tiny_model  # noqa: E402
 
 TASK = "tweetsentbr_greedy"
 CHECKOUT = Path(__file__).parents[2]
+VLLM_PYTHON = CHECKOUT / ".venv-vllm" / "bin" / "python"
 LABELS = (" negativa", " neutra", " positiva", " não sei")
 
 
@@ -219,6 +222,59 @@ def test_any_backend_of_the_harness(tmp_path: Path) -> None:
     assert npm.load_results(tmp_path / "scores")["tasks"][TASK]["invalid_rate"] == 1
 
 
+def test_any_openai_compatible_server(tmp_path: Path) -> None:
+    """As a completion model: the prompt as it is, greedy, up to a line feed."""
+    asked: list[dict[str, Any]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            prompts = asked[-1]["prompt"]
+            choices = [{"index": i, "text": LABELS[len(prompt) % 4]} for i, prompt in enumerate(prompts)]
+            body = json.dumps({"choices": choices}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    arguments = {"base_url": f"http://127.0.0.1:{server.server_port}/v1/completions"}
+    artifact = run.evaluate_model(settings(model="served", backend="local-completions", model_args=arguments, limit=5,
+                                           max_gen_toks=8), tmp_path / "scores")
+    server.shutdown()
+    server.server_close()
+    prompts = {hashlib.sha256(prompt.encode()).hexdigest(): prompt for body in asked for prompt in body["prompt"]}
+    assert [len(body["prompt"]) for body in asked] == [3, 2]
+    for body in asked:
+        assert (body["model"], body["temperature"], body["max_tokens"]) == ("served", 0, 8)
+        assert "\n" in body["stop"]
+    rows = npm.load_examples(artifact.path)
+    assert [row["output"] for row in rows] == [LABELS[len(prompts[row["prompt_sha256"]]) % 4] for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="vLLM is not set up: `make vllm` makes .venv-vllm")
+def test_vllm_answers_as_hf_does(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model", context_tokens=8192)
+    common = {"model": str(model), "limit": 6, "max_gen_toks": 8, "dtype": "float32", "reuse_answers": False}
+    ours = run.evaluate_model(settings(backend="hf", device="cpu", **common), tmp_path / "hf")
+    arguments = [f"{name}={value}" for name, value in common.items()] + [
+        "backend=vllm", "model_args={enforce_eager: true, max_num_seqs: 3}", "allow_sample_data=true",
+        "allow_download=false", f"tasks=[{TASK}]"]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                   "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    command = [VLLM_PYTHON, "-m", "evaluation.run_poeta", "--output", str(tmp_path / "vllm"), *arguments]
+    result = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    theirs = npm.load_examples(tmp_path / "vllm")
+    assert [row["output"] for row in theirs] == [row["output"] for row in npm.load_examples(ours.path)]
+    assert npm.load_results(tmp_path / "vllm")["npm"] == npm.load_results(ours.path)["npm"]
+
+
 def test_lists_on_the_command_line() -> None:
     values = load_settings(run.PoetaSettings, None, ["model=m", "tasks=[faquad, mkqa_greedy]", "limit=8"])
     assert (values.tasks, values.limit) == (("faquad", "mkqa_greedy"), 8)
@@ -287,6 +343,7 @@ def test_rows_stop_at_their_own_line_feed(tiny_model: Path, monkeypatch: pytest.
     def forward(*args: Any, **kwargs: Any) -> Any:
         """The first row says line feed at the second step, the second one EOS at the third."""
         output = plain_forward(*args, **kwargs)
+        output.logits[:, -1, [0, line_feed]] = -1e4
         steps.append(len(steps))
         if len(steps) == 2:
             output.logits[0, -1, line_feed] = 1e4

@@ -1,0 +1,63 @@
+"""A Hugging Face model in vLLM, with prompts as the official harness cuts them.
+
+lm-evaluation-harness has a vLLM model too, which asks for the distribution named `vllm` (the CPU build has another
+name) and truncates in its own way.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+
+from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS
+from evaluation.poeta.truncation import OfficialPrompts
+
+DEFAULT_CONTEXT_TOKENS = 4096
+ROOM_TOKENS = 256
+"""vLLM takes no prompt beyond the context: where the official rule leaves one, its beginning goes until so many tokens
+are free for the answer."""
+
+
+class PoetaVLLM(OfficialPrompts, LM):
+    """Greedy completions; vLLM batches by itself and reuses the beginnings that prompts share.
+
+    Args:
+        pretrained: folder of the model.
+        arguments: of vllm.LLM, e.g. dtype, tensor_parallel_size, gpu_memory_utilization.
+    """
+
+    def __init__(self, pretrained: str, **arguments: Any) -> None:
+        from vllm import LLM
+
+        super().__init__()
+        self.engine = LLM(model=pretrained, **{"disable_log_stats": True, "seed": 0, **arguments})
+        self.tokenizer = self.engine.get_tokenizer()
+        config = self.engine.llm_engine.model_config
+        self._max_length = config.max_model_len
+        context_tokens = getattr(config.hf_text_config, "max_position_embeddings", DEFAULT_CONTEXT_TOKENS)
+        self._slice_start = OFFICIAL_MAX_GEN_TOKS - context_tokens
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answers, each up to its stop string."""
+        from vllm import SamplingParams, TokensPrompt
+
+        prompts, sampling = [], []
+        for request in requests:
+            prompt, arguments = request.args
+            room = min(arguments["max_gen_toks"], ROOM_TOKENS)
+            tokens = self.encode_prompt(prompt)[-(self._max_length - room):]
+            prompts.append(TokensPrompt(prompt_token_ids=tokens))
+            sampling.append(SamplingParams(temperature=0, stop=list(arguments["until"]),
+                                           max_tokens=min(arguments["max_gen_toks"], self._max_length - len(tokens))))
+        outputs = self.engine.generate(prompts, sampling, use_tqdm=False)
+        return [output.outputs[0].text for output in outputs]
+
+    def loglikelihood(self, requests: list[Instance]) -> NoReturn:
+        """No task of PoETa V2 asks for it."""
+        raise NotImplementedError
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> NoReturn:
+        """No task of PoETa V2 asks for it."""
+        raise NotImplementedError
