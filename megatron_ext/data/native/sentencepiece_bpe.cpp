@@ -157,7 +157,7 @@ class Merger {
       begin += length;
     }
     symbols_.back().next = kNone;
-    merge();
+    symbols_.size() <= kFew ? merge_few() : merge();
     for (uint32_t i = 0; i != kNone; i = symbols_[i].next) {
       if (symbols_[i].id != kUnknown) {
         *out++ = Id(symbols_[i].id);
@@ -172,6 +172,7 @@ class Merger {
  private:
   static constexpr uint32_t kNone = UINT32_MAX;  // also what precedes symbol 0: 0 - 1
   static constexpr int32_t kJoined = -2;         // to the symbol on its left
+  static constexpr size_t kFew = 32;             // symbols, of which to look through all pairs beats a queue of them
 
   struct Symbol {
     int32_t id;
@@ -186,6 +187,26 @@ class Merger {
       return merge.rank != other.merge.rank ? merge.rank > other.merge.rank : left > other.left;
     }
   };
+
+  void merge_few() {
+    pairs_.clear();
+    for (size_t i = 0; i + 1 < symbols_.size(); ++i) pairs_.push_back(pair_at(i));
+    while (!pairs_.empty()) {
+      size_t best = 0;
+      for (size_t i = 1; i < pairs_.size(); ++i)
+        if (pairs_[i].rank < pairs_[best].rank) best = i;
+      if (pairs_[best].rank == kNoMerge) break;
+      symbols_[best].id = pairs_[best].id;
+      symbols_.erase(symbols_.begin() + ptrdiff_t(best) + 1);
+      pairs_.erase(pairs_.begin() + ptrdiff_t(best));
+      if (best > 0) pairs_[best - 1] = pair_at(best - 1);
+      if (best < pairs_.size()) pairs_[best] = pair_at(best);
+    }
+    for (uint32_t i = 0; i < symbols_.size(); ++i) symbols_[i].next = i + 1;
+    symbols_.back().next = kNone;
+  }
+
+  Merge pair_at(size_t left) const { return vocabulary_.merge(symbols_[left].id, symbols_[left + 1].id); }
 
   void merge() {
     for (uint32_t i = 0; i + 1 < symbols_.size(); ++i) consider(i, i + 1);
@@ -212,6 +233,7 @@ class Merger {
 
   const Vocabulary& vocabulary_;
   std::vector<Symbol> symbols_;
+  std::vector<Merge> pairs_;  // of each symbol with its right neighbour
   std::priority_queue<Candidate> queue_;
 };
 
