@@ -104,7 +104,7 @@ def test_jobs_over_two_nodes_give_the_report_of_one_machine(study):
     (provenance, *_) = study.work.glob("provenance/*")
     assert {"script", "commit", "packages", "environment"} <= {path.name for path in provenance.iterdir()}
     early = study.one("logs/export.low.seed0.iter_0000004-*.log").read_text()
-    assert "is not there yet: back in 1 s" in early  # it started with the training job and came back
+    assert "tools.export_hf" in early  # a job of its own; on a busy cluster it starts after the checkpoint is there
     code, again = study.submit(SITE=site)
     assert (code, again.splitlines()[-1]) == (0, "nothing to submit")
 
