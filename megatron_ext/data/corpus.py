@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -20,9 +20,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 
 from megatron_ext.data.documents import DOCUMENTS_FOLDER, ORIGINAL
+from megatron_ext.data.hashing import content_ids
 from megatron_ext.errors import UserError
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -51,7 +51,7 @@ class Corpus:
     path: Path
     text_column: str = "text"
     id_column: str | None = "id"
-    """None: ids are made from the text (equal texts have equal ids)."""
+    """None: ids are made from the text (equal texts have equal ids), as they are for rows without an id."""
     score_columns: Mapping[str, str] = field(default_factory=dict)
     """Short name -> column."""
 
@@ -81,6 +81,18 @@ class Corpus:
                             f"*{', *'.join(SUFFIXES)}")
         return sorted(found, key=lambda path: path.relative_to(root).parts)
 
+    def num_bytes(self) -> int:
+        """Size of all shards on disk."""
+        return sum(shard.stat().st_size for shard in self.shards())
+
+    def inputs(self) -> dict[str, Path]:
+        """What an artifact that is made of the corpus names as its inputs."""
+        return {"corpus": self.path}
+
+    def request(self) -> dict[str, Any]:
+        """What else says which corpus it is."""
+        return {}
+
     def chunks(self, chunk_bytes: int = CHUNK_BYTES) -> list[Chunk]:
         """All chunks in order, after checking that every shard has the columns.
 
@@ -97,27 +109,27 @@ class Corpus:
         Columns: `id`, `document_id`, `style`, `text` (strings; only `text` may be null) and the scores (float64) by
         their short names. Raises UserError for rows that are not what the columns need.
         """
-        columns = self.columns()
-        read = _read_parquet if chunk.path.name.endswith(".parquet") else _read_jsonl
-        for batch in read(chunk, columns):
+        for batch in self.read_columns(chunk):
             yield self._complete(batch, chunk.path)
+
+    def read_columns(self, chunk: Chunk) -> Iterator[pa.RecordBatch]:
+        """The columns of a chunk under the names of the batches."""
+        read = _read_parquet if chunk.path.name.endswith(".parquet") else _read_jsonl
+        return read(chunk, self.columns())
 
     def _complete(self, batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
         arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
         if "id" not in arrays:
             arrays["id"] = content_ids(arrays["text"])
-        for name in ("id", "document_id", "style"):
+        elif arrays["id"].null_count:
+            arrays["id"] = pc.coalesce(arrays["id"], content_ids(arrays["text"]))
+        for name in ("document_id", "style"):
             if name in arrays and arrays[name].null_count:
                 raise UserError(f"{path}: a row has no value in column {self.columns()[name]!r}, which must name it")
         arrays.setdefault("document_id", arrays["id"])
         arrays.setdefault("style", pa.repeat(pa.scalar(ORIGINAL, pa.string()), len(batch)))
         names = ["id", "document_id", "style", "text", *self.score_columns]
         return pa.record_batch([arrays[name] for name in names], names=names)
-
-
-def content_ids(texts: pa.Array) -> pa.Array:
-    """An id for each text from its UTF-8 bytes: XXH3-128, 32 hexadecimal digits."""
-    return pa.array([xxhash.xxh3_128_hexdigest((text or "").encode()) for text in texts.to_pylist()], pa.string())
 
 
 def check_columns(shard: Path, columns: Mapping[str, str]) -> None:
@@ -130,9 +142,16 @@ def check_columns(shard: Path, columns: Mapping[str, str]) -> None:
         if not rows:
             return
         present = list(dict.fromkeys(chain.from_iterable(rows)))
+    refuse_missing_columns(str(shard), present, columns)
+
+
+def refuse_missing_columns(place: str, present: Sequence[str], columns: Mapping[str, str]) -> None:
+    """Raise UserError when one of the columns is not there; it names those that are."""
     missing = [column for column in columns.values() if column not in present]
     if missing:
-        raise UserError(f"{shard} has no column {', '.join(map(repr, missing))}; its columns are: {', '.join(present)}")
+        hint = " (id_column=null makes ids from the texts)" if columns.get("id") in missing else ""
+        raise UserError(f"{place} has no column {', '.join(map(repr, missing))}; its columns are: {', '.join(present)}"
+                        f"{hint}")
 
 
 def _split(shard: Path, chunk_bytes: int) -> Iterator[Chunk]:
@@ -165,12 +184,17 @@ def _read_parquet(chunk: Chunk, columns: Mapping[str, str]) -> Iterator[pa.Recor
         wanted = list(dict.fromkeys(columns.values()))
         try:
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=wanted, use_threads=False):
-                yield pa.record_batch([_cast(batch.column(column), name, column, chunk.path)
-                                       for name, column in columns.items()], names=list(columns))
+                yield cast_columns(batch, columns, chunk.path)
         except (OSError, pa.ArrowInvalid) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's trouble, not the file's
             raise UserError(f"{chunk.path} is damaged: {error}") from None
+
+
+def cast_columns(batch: pa.RecordBatch, columns: Mapping[str, str], path: Path) -> pa.RecordBatch:
+    """The columns under their names in the batches, with the types they need. Raises UserError where they cannot be."""
+    return pa.record_batch([_cast(batch.column(column), name, column, path) for name, column in columns.items()],
+                           names=list(columns))
 
 
 def _cast(array: pa.Array, name: str, column: str, path: Path) -> pa.Array:

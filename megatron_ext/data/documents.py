@@ -24,8 +24,8 @@ FIELDS = {"id": pa.string(), "document_id": pa.string(), "style": pa.string(), "
 ORIGINAL = "original"
 """The style of a document that was not rewritten."""
 
-_MAX_PART_ROWS = 20_000
-_MAX_PART_BYTES = 64 * 2**20  # of text
+MAX_PART_ROWS = 20_000
+MAX_PART_BYTES = 64 * 2**20  # of text
 _ROW_GROUP_ROWS = 1_000
 
 
@@ -107,7 +107,7 @@ class DocumentWriter:
         self._rows.append({name: getattr(document, name) for name in FIELDS} | dict(document.scores))
         self._num_bytes += len(document.text.encode())
         self.num_documents += 1
-        if len(self._rows) >= _MAX_PART_ROWS or self._num_bytes >= _MAX_PART_BYTES:
+        if len(self._rows) >= MAX_PART_ROWS or self._num_bytes >= MAX_PART_BYTES:
             self._write_part()
 
     def close(self) -> None:

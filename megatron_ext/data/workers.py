@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -22,14 +22,16 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def map_in_order(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
+def map_in_order(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
     """Yield `function(task)` for each task, in order; at most two tasks a worker are under way or waiting to be read.
 
-    `function` must be importable (no lambda). One worker, or one task, runs in this process.
+    Tasks are drawn as they are needed. `function` must be importable (no lambda). One worker, or one task, runs in this
+    process.
 
     Raises what the function raised, and UserError when a worker was killed.
     """
-    workers = min(workers, len(tasks))
+    if isinstance(tasks, Sized):
+        workers = min(workers, len(tasks))
     if workers <= 1:
         yield from map(function, tasks)
         return

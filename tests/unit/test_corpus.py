@@ -97,7 +97,6 @@ def test_a_missing_column_is_answered_with_those_there_are(tmp_path, name):
     (b'{"id": "a", "text": "\xff"}\n', "line at byte 0 is not JSON"),
     (b'{"id": "a", "text": "b"}\n["a"]\n', "not a JSON object but list"),
     (b'{"id": "a", "text": 3}\n', "field 'text' holds '3' \\(int\\); needed: str"),
-    (b'{"id": "a", "text": "b"}\n{"text": "c"}\n', "no value in column 'id'"),
     (b'{"id": "a", "text": "b", "stem": "high"}\n', "field 'stem' holds 'high'"),
 ])
 def test_bad_json_lines_are_named(tmp_path, content, message):
@@ -133,3 +132,16 @@ def test_a_corpus_that_is_not_there(tmp_path):
         Corpus(tmp_path / "no").chunks()
     with pytest.raises(UserError, match="holds no shards"):
         Corpus(tmp_path).chunks()
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.zst"])
+def test_a_row_without_an_id_gets_one_from_its_text(tmp_path, name):
+    rows = read_all(Corpus(write_shard(tmp_path / name, [{"id": "a", "text": "x"}, {"id": None, "text": "x"}])))
+    made = read_all(Corpus(tmp_path / name, id_column=None))
+    assert [row["id"] for row in rows] == ["a", made[0]["id"]]
+
+
+def test_a_corpus_without_ids_is_told_the_mend(tmp_path):
+    path = write_shard(tmp_path / "a.jsonl", [{"text": "x"}])
+    with pytest.raises(UserError, match=r"no column 'id'; its columns are: text \(id_column=null makes ids from"):
+        Corpus(path).chunks()

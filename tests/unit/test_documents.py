@@ -35,8 +35,8 @@ def test_what_is_written_is_read(tmp_path_factory, values):
 
 
 def test_parts_end_by_rows_and_by_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "_MAX_PART_ROWS", 3)
-    monkeypatch.setattr(documents, "_MAX_PART_BYTES", 10)
+    monkeypatch.setattr(documents, "MAX_PART_ROWS", 3)
+    monkeypatch.setattr(documents, "MAX_PART_BYTES", 10)
     with DocumentWriter(tmp_path) as writer:
         for row in make_documents(["a", "b", "c", "não mais", "d", "e"]):
             writer.write(row)
@@ -44,7 +44,7 @@ def test_parts_end_by_rows_and_by_bytes(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_writer_leaves_no_half_part_and_is_repeated_exactly(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "_MAX_PART_ROWS", 2)
+    monkeypatch.setattr(documents, "MAX_PART_ROWS", 2)
     rows = make_documents("abcde")
     with pytest.raises(RuntimeError), DocumentWriter(tmp_path) as writer:
         for row in rows[:3]:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ext.data.rules import parse_rule
+from megatron_ext.data.selection.rules import parse_rule
 from megatron_ext.errors import UserError
 
 NAMES = ("stem", "edu")

@@ -5,9 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_ext.data import runs, selection
 from megatron_ext.data.documents import read_documents
-from megatron_ext.data.selection import SelectSettings, select_corpus
+from megatron_ext.data.selection import SelectSettings, counting, gathering, runs, select_corpus, stage
 from megatron_ext.data.tokenizers import load_tokenizer
 from megatron_ext.errors import UserError
 from megatron_ext.settings import validate
@@ -76,7 +75,7 @@ def test_without_a_budget_all_that_passes_is_taken(corpus, tokenizer, tmp_path):
 
 
 def test_a_smaller_budget_takes_the_beginning_of_a_larger_one(corpus, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(selection, "_MIN_ROUND_DOCUMENTS", 1)
+    monkeypatch.setattr(counting, "_MIN_ROUND_DOCUMENTS", 1)
     large = chosen(select(corpus, tokenizer, tmp_path / "large", budget_tokens=8_000))
     small = chosen(select(corpus, tokenizer, tmp_path / "small", budget_tokens=2_000))
     assert large[:len(small)] == small
@@ -94,8 +93,8 @@ def test_the_result_is_independent_of_layout_workers_and_runs(corpus, tokenizer,
     rows = random.Random(0).sample(ROWS, len(ROWS))
     for number in range(7):
         write_jsonl(tmp_path / "shards" / f"{number}.jsonl", rows[number::7])
-    monkeypatch.setattr(runs, "_RUN_BYTES", 2_000)
-    monkeypatch.setattr(selection, "_MIN_ROUND_DOCUMENTS", 1)
+    monkeypatch.setattr(runs, "RUN_BYTES", 2_000)
+    monkeypatch.setattr(counting, "_MIN_ROUND_DOCUMENTS", 1)
     for workers in (1, 2):
         artifact = select(tmp_path / "shards", tokenizer, tmp_path / f"jsonl{workers}", budget_tokens=4_000,
                           workers=workers)
@@ -116,7 +115,7 @@ def test_every_reject_has_its_reason(tokenizer, tmp_path):
     artifact = select(write_jsonl(tmp_path / "a.jsonl", rows), tokenizer, tmp_path / "out", min_chars=4, max_chars=20)
     assert artifact.counts["rejected"] == {
         "missing_text": 1, "score_missing": 2, "rule_not_met": 1, "too_short": 1, "too_long": 1, "duplicate_text": 1,
-        "over_budget": 0}
+        "near_duplicate": 0, "contaminated": 0, "over_budget": 0}
     assert artifact.counts["input_documents"] == len(rows)
     assert len(chosen(artifact)) == 1
     assert chosen(artifact)[0] in ("good", "copy")
@@ -143,12 +142,12 @@ def test_nothing_passes(corpus, tokenizer, tmp_path):
 
 def test_duplicate_ids_are_named(tokenizer, tmp_path):
     write_jsonl(tmp_path / "c" / "a.jsonl", ROWS[:250])
-    write_jsonl(tmp_path / "c" / "b.jsonl", [row | {"text": "outro"} for row in ROWS[8:10]])
+    write_jsonl(tmp_path / "c" / "b.jsonl", [row | {"text": row["text"] + "!"} for row in ROWS[8:10]] + ROWS[:1])
     with pytest.raises(UserError, match=r"the same id: 'd00[89]' \([ab].jsonl\), 'd00[89]' .*id_column=null"):
         select(tmp_path / "c", tokenizer, tmp_path / "out", rule=None)
     artifact = select(tmp_path / "c", tokenizer, tmp_path / "out", rule=None, id_column=None)
     assert artifact.counts["rejected"]["duplicate_text"] == 1
-    assert len(chosen(artifact)) == len(set(chosen(artifact))) == 251
+    assert len(chosen(artifact)) == len(set(chosen(artifact))) == 252
 
 
 def test_wrong_names_are_answered_with_the_right_ones(corpus, tokenizer, tmp_path):
@@ -160,13 +159,16 @@ def test_wrong_names_are_answered_with_the_right_ones(corpus, tokenizer, tmp_pat
         validate(SelectSettings, {"corpus": "c", "tokenizer": "t", "scores": {"text": "a"}}, "settings")
 
 
-@pytest.mark.parametrize("function", ["scan_chunk", "make_run"])
-def test_an_interrupted_selection_goes_on(corpus, tokenizer, tmp_path, monkeypatch, function):
+@pytest.mark.parametrize(("module", "function"), [(stage, "make_runs"), (counting, "measure_pieces"),
+                                                  (gathering, "write_part")])
+def test_an_interrupted_selection_goes_on(tokenizer, tmp_path, monkeypatch, module, function):
     for number in range(5):
         write_jsonl(tmp_path / "c" / f"{number}.jsonl", ROWS[number::5])
-    monkeypatch.setattr(runs, "_RUN_BYTES", 2_000)
+    monkeypatch.setattr(runs, "RUN_BYTES", 2_000)
+    monkeypatch.setattr(counting, "_TASK_BYTES", 3_000)
+    monkeypatch.setattr(gathering, "MAX_PART_ROWS", 30)
     whole = select(tmp_path / "c", tokenizer, tmp_path / "whole", budget_tokens=8_000)
-    real, done = getattr(selection, function), []
+    real, done = getattr(module, function), []
 
     def interrupted(task):
         if len(done) == 2:
@@ -174,11 +176,11 @@ def test_an_interrupted_selection_goes_on(corpus, tokenizer, tmp_path, monkeypat
         done.append(task.path)
         return real(task)
 
-    monkeypatch.setattr(selection, function, interrupted)
+    monkeypatch.setattr(module, function, interrupted)
     with pytest.raises(KeyboardInterrupt):
         select(tmp_path / "c", tokenizer, tmp_path / "out", budget_tokens=8_000)
     again = []
-    monkeypatch.setattr(selection, function, lambda task: again.append(task.path) or real(task))
+    monkeypatch.setattr(module, function, lambda task: again.append(task.path) or real(task))
     resumed = select(tmp_path / "c", tokenizer, tmp_path / "out", budget_tokens=8_000)
     assert resumed.content_hash == whole.content_hash
     assert again

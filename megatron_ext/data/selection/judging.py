@@ -1,0 +1,53 @@
+"""Which documents a selection rejects for what they are, and the names of all its reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from megatron_ext.data.selection.rules import Rule
+
+REASONS = ("score_missing", "rule_not_met", "missing_text", "too_short", "too_long", "duplicate_text",
+           "near_duplicate", "contaminated", "over_budget")
+"""Why a document is not selected; the first that applies is counted."""
+PASSED = 0
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """What a document must be like."""
+
+    rule: Rule | None
+    min_chars: int
+    max_chars: int | None
+
+
+def code_of(reason: str) -> int:
+    """The number that stands for a reason; 0 stands for none."""
+    return 1 + REASONS.index(reason)
+
+
+def judge(batch: pa.RecordBatch, criteria: Criteria) -> np.ndarray:
+    """PASSED or the code of a reason, uint8 `[rows]`, for documents with `text` and the scores that the rule reads."""
+    codes = np.full(len(batch), PASSED, dtype=np.uint8)
+    if criteria.rule is not None:
+        scores = {name: pc.fill_null(batch.column(name), np.nan).to_numpy(zero_copy_only=False)
+                  for name in criteria.rule.names}
+        codes[~criteria.rule.holds(scores)] = code_of("rule_not_met")
+        codes[np.any([np.isnan(values) for values in scores.values()], axis=0)] = code_of("score_missing")
+    open_rows = np.flatnonzero(codes == PASSED)
+    codes[open_rows] = _judge_texts(batch.column("text").take(pa.array(open_rows)), criteria)
+    return codes
+
+
+def _judge_texts(texts: pa.StringArray, criteria: Criteria) -> np.ndarray:
+    codes = np.full(len(texts), PASSED, dtype=np.uint8)
+    chars = pc.fill_null(pc.utf8_length(texts), 0).to_numpy(zero_copy_only=False)
+    if criteria.max_chars is not None:
+        codes[chars > criteria.max_chars] = code_of("too_long")
+    codes[chars < criteria.min_chars] = code_of("too_short")
+    codes[pc.is_null(texts).to_numpy(zero_copy_only=False)] = code_of("missing_text")
+    return codes

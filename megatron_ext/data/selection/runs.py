@@ -1,0 +1,172 @@
+"""Sorted runs: the documents of one stretch of the corpus on disk, in the order of selection, ready to be gathered.
+
+What a selection takes lies scattered over the corpus. So the corpus is read once, and what passes is laid down in runs
+of bounded size, as uncompressed Arrow files: a stretch of the order is then a slice of each run, which is mapped into
+memory and copied, nothing being parsed. They take as much disk as the passing texts, for as long as the stage runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from megatron_ext.data.corpus import Chunk, Corpus
+from megatron_ext.data.hashing import hash_strings
+from megatron_ext.data.selection.judging import PASSED, REASONS, Criteria, judge
+from megatron_ext.data.selection.near_duplicates import NearDuplicates, signatures
+from megatron_ext.data.selection.rows import Rows, selection_order
+
+RUN_BYTES = 64 * 2**20  # of text
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """One chunk of the corpus, and where its runs go."""
+
+    corpus: Corpus
+    chunk: Chunk
+    criteria: Criteria
+    seed: int
+    keep_rejected: bool
+    near_duplicates: NearDuplicates | None
+    path: Path
+    """The numbers of its rows, written last; the runs lie beside it."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All runs of a corpus and the numbers of their rows."""
+
+    paths: list[Path]
+    shards: list[str]
+    """Name of the file that each run comes from."""
+    rows: Rows
+    rejected: np.ndarray  # int64 [reasons]: documents that were rejected for what they are
+    num_documents: int
+    """Documents that were read."""
+
+    @staticmethod
+    def none() -> Runs:
+        """No runs."""
+        return Runs([], [], Rows.none(), np.zeros(len(REASONS), dtype=np.int64), 0)
+
+    @staticmethod
+    def join(parts: Sequence[Runs]) -> Runs:
+        """The runs of several parts of a corpus."""
+        offsets = np.cumsum([0, *(len(part.paths) for part in parts)])
+        rows = [part.rows.with_run_offset(offset) for part, offset in zip(parts, offsets, strict=False)]
+        return Runs([path for part in parts for path in part.paths], [name for part in parts for name in part.shards],
+                    Rows.concatenate(rows), sum(part.rejected for part in parts),
+                    sum(part.num_documents for part in parts))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one run."""
+
+    run: Path
+    rows: np.ndarray  # int64 [n]
+    places: np.ndarray  # int64 [n]: where they stand in the order of selection
+
+
+def make_runs(task: RunTask) -> None:
+    """Judge the documents of a chunk and lay down, sorted, those that pass (and on demand the rejected)."""
+    read = np.zeros(1 + len(REASONS), dtype=np.int64)  # documents by code
+    parts = [Rows.none(task.near_duplicates.num_bands if task.near_duplicates else 0)]
+    for number, (batch, codes) in enumerate(_in_groups(_judged(task, read))):
+        rows = _rows(batch, codes, task, number)
+        order = selection_order(rows)
+        _write_run(_run_path(task.path, number), batch.take(pa.array(order)))
+        parts.append(replace(rows.take(order), row=np.arange(len(rows), dtype=np.int32)))
+    arrays = vars(Rows.concatenate(parts))
+    write_arrays(task.path, read=read, num_runs=np.int64(len(parts) - 1), shard=np.array(task.chunk.path.name),
+                 **arrays)
+
+
+def load_runs(paths: Sequence[Path]) -> Runs:
+    """What `make_runs` made of each chunk, joined."""
+    found = [Runs.none()] if not paths else []
+    for path in paths:
+        with np.load(path) as file:
+            num_runs, read = int(file["num_runs"]), file["read"]
+            found.append(Runs([_run_path(path, number) for number in range(num_runs)], [str(file["shard"])] * num_runs,
+                              Rows.of(file), read[1:], int(read.sum())))
+    return Runs.join(found)
+
+
+def plan_pieces(runs: Sequence[Path], rows: Rows, places: np.ndarray) -> list[Piece]:
+    """Where the documents at these places lie, one piece a run."""
+    by_run = places[np.argsort(rows.run[places], kind="stable")]
+    starts = np.flatnonzero(np.diff(rows.run[by_run], prepend=-1))
+    return [Piece(runs[rows.run[part[0]]], rows.row[part], part) for part in np.split(by_run, starts[1:]) if len(part)]
+
+
+def read_piece(piece: Piece, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+    """The documents of a piece; the memory that the file is mapped into is given back."""
+    with pa.memory_map(str(piece.run)) as source:
+        batch = pa.ipc.open_file(source).get_batch(0)
+        return (batch.select(columns) if columns else batch).take(pa.array(piece.rows))
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write named arrays (`.npz`) atomically."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    os.replace(temporary, path)
+
+
+def _judged(task: RunTask, read: np.ndarray) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    """The documents of a chunk that go into runs, with their codes; counts all of them in `read`."""
+    for batch in task.corpus.read(task.chunk):
+        codes = judge(batch, task.criteria)
+        read += np.bincount(codes, minlength=len(read))
+        if not task.keep_rejected:
+            passed = np.flatnonzero(codes == PASSED)
+            batch, codes = batch.take(pa.array(passed)), codes[passed]
+        yield batch, codes
+
+
+def _in_groups(batches: Iterator[tuple[pa.RecordBatch, np.ndarray]]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    """Neighbouring batches joined, until their texts have RUN_BYTES."""
+    group: list[tuple[pa.RecordBatch, np.ndarray]] = []
+    num_bytes = num_rows = 0
+    for batch, codes in batches:
+        group.append((batch, codes))
+        num_bytes += batch.column("text").nbytes
+        num_rows += len(batch)
+        if num_bytes >= RUN_BYTES:
+            yield _joined(group)
+            group, num_bytes, num_rows = [], 0, 0
+    if num_rows:
+        yield _joined(group)
+
+
+def _joined(group: list[tuple[pa.RecordBatch, np.ndarray]]) -> tuple[pa.RecordBatch, np.ndarray]:
+    return pa.concat_batches([batch for batch, _ in group]), np.concatenate([codes for _, codes in group])
+
+
+def _rows(batch: pa.RecordBatch, codes: np.ndarray, task: RunTask, number: int) -> Rows:
+    """The numbers of a run's documents, before they are sorted."""
+    texts = batch.column("text")
+    num_bytes = pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False).astype(np.int32)
+    bands = signatures(texts, task.near_duplicates) if task.near_duplicates else np.empty((len(batch), 0), np.uint64)
+    return Rows(hash_strings(batch.column("id"), task.seed), hash_strings(texts), num_bytes, codes,
+                np.full(len(batch), number, dtype=np.int32), np.arange(len(batch), dtype=np.int32), bands)
+
+
+def _run_path(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}-{number:04d}.arrow")
+
+
+def _write_run(path: Path, batch: pa.RecordBatch) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with pa.ipc.new_file(str(temporary), batch.schema) as writer:
+        writer.write_batch(batch)
+    os.replace(temporary, path)

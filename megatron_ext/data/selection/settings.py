@@ -1,0 +1,101 @@
+"""Settings of the selecting stage."""
+
+from __future__ import annotations
+
+import keyword
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from megatron_ext.data.documents import FIELDS
+from megatron_ext.data.selection.near_duplicates import NearDuplicates
+from megatron_ext.data.tokenizers import EncoderName
+from megatron_ext.settings import Settings
+
+_RESERVED = (*FIELDS, "reason")
+
+
+class SelectSettings(Settings):
+    """Settings of the selecting stage."""
+
+    corpus: str
+    """File or folder of .parquet, .jsonl, .jsonl.gz, .jsonl.zst shards, a documents artifact, or a data set of the
+    Hugging Face hub, which is streamed: `hf://owner/name`, with `?config=…&split=…&revision=…` where needed."""
+    tokenizer: Path | None
+    """Folder of the training tokenizer, which counts the tokens; null: they are not counted, and there is no budget."""
+    text_column: str = "text"
+    """Column of the text."""
+    id_column: str | None = "id"
+    """Column of the document's id; null, or a row without one: the id is made from the text."""
+    scores: dict[str, str] = Field(default_factory=dict)
+    """Short name -> score column, e.g. {stem: stem_score}; the rule uses the short names, the output carries them."""
+    rule: str | None = None
+    """Condition over the scores, e.g. `stem > 2.5 or edu > 2.5`; null: every document."""
+    min_chars: int = Field(default=1, ge=0)
+    """Shorter documents are rejected; characters."""
+    max_chars: int | None = Field(default=None, ge=1)
+    """Longer documents are rejected; characters."""
+    exact_duplicates: Literal["remove", "report"] = "remove"
+    """What to do with documents of the same text; remove: the first in order stays. They are counted in any case."""
+    near_duplicates: Literal["off", "report", "remove"] = "off"
+    """The same for documents whose words are nearly the same, found by MinHash; off: not looked for."""
+    near_duplicate_bands: int = Field(default=14, ge=1, le=256)
+    """Bands of a MinHash signature: more find less similar documents."""
+    near_duplicate_band_rows: int = Field(default=8, ge=1, le=256)
+    """Values in a band: more ask for more similar documents."""
+    test_items: Path | None = None
+    """File or folder of .jsonl test items (tools.poeta_items writes PoETa V2's) to look for in the documents."""
+    contaminated: Literal["report", "remove"] = "report"
+    """What to do with documents that share an n-gram with a test item."""
+    ngram: int = Field(default=13, ge=1)
+    """Words in such an n-gram."""
+    short_ngram: int = Field(default=8, ge=1)
+    """The same for test items of fewer words; items of fewer than these are not looked for."""
+    budget_tokens: int | None = Field(default=None, gt=0)
+    """Tokens to select, end-of-document tokens not counted; null: all that passes."""
+    on_shortage: Literal["error", "allow"] = "error"
+    """What to do when the corpus has fewer tokens than the budget; allow: take all, and record what is missing and how
+    many epochs would make up for it."""
+    keep_rejected: bool = False
+    """Whether rejected documents are kept, with their reason, in `rejected/`."""
+    seed: int = Field(default=0, ge=0, lt=2**64)
+    """Decides which documents are taken when more pass than the budget needs."""
+    encoder: EncoderName = "auto"
+    """What encodes; auto: the fastest with the ids of `tokenizers` (where there is a tokenizer.json) or
+    `sentencepiece`."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes; default: one a core. Does not change the result."""
+
+    @property
+    def near(self) -> NearDuplicates | None:
+        """How near duplicates are looked for."""
+        if self.near_duplicates == "off":
+            return None
+        return NearDuplicates(self.near_duplicate_bands, self.near_duplicate_band_rows)
+
+    @field_validator("corpus", mode="before")
+    @classmethod
+    def _corpus_is_a_place(cls, corpus: Any) -> Any:
+        return str(corpus) if isinstance(corpus, Path) else corpus
+
+    @field_validator("scores")
+    @classmethod
+    def _names_are_usable(cls, scores: dict[str, str]) -> dict[str, str]:
+        for name in scores:
+            if not name.isidentifier() or keyword.iskeyword(name) or name in _RESERVED:
+                raise ValueError(f"{name!r} cannot be the name of a score: use a word that is not "
+                                 f"{', '.join(_RESERVED)}")
+        return scores
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> SelectSettings:
+        if self.tokenizer is None and self.budget_tokens is not None:
+            raise ValueError("budget_tokens needs a tokenizer, which counts the tokens")
+        if self.short_ngram > self.ngram:
+            raise ValueError("short_ngram must not be larger than ngram")
+        if self.near_duplicates == "remove" and self.exact_duplicates == "report":
+            raise ValueError("near_duplicates=remove removes equal texts too: exact_duplicates has to be remove")
+        if self.contaminated == "remove" and self.test_items is None:
+            raise ValueError("contaminated=remove needs test_items")
+        return self

@@ -1,0 +1,207 @@
+"""Stage 1: select documents by their scores, to an exact token budget.
+
+1. Read: every chunk of the corpus is judged, once; what passes is laid down in sorted runs (`runs`), and of each
+   document some numbers are kept (`rows`).
+2. Order: documents are ordered by a hash of seed and id; of equal texts the first stays.
+3. Count: in that order, as many as the budget seems to need are tokenized, then as many as still seem to be missing,
+   until their tokens reach the budget. The last document taken is the one that reaches it, so the selection is over
+   budget by less than one document, whatever was guessed.
+4. Gather: the chosen documents are copied from the runs into `documents/part-*.parquet`, in that order.
+
+The result depends on documents, settings and tokenizer alone: not on shards, their order, workers or interruptions.
+On many machines, each does 1 for its share of the chunks and counts all tokens that pass there; one does the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_ext.artifacts import Artifact, produce, write_json
+from megatron_ext.data.corpus import Corpus
+from megatron_ext.data.documents import DOCUMENTS_FOLDER
+from megatron_ext.data.hub import open_corpus
+from megatron_ext.data.selection.contamination import contamination_counts
+from megatron_ext.data.selection.counting import (
+    Measure,
+    Measured,
+    join_measured,
+    load_measured,
+    measure_all,
+    measure_up_to,
+)
+from megatron_ext.data.selection.decision import Candidates, Decision, decide, find_candidates
+from megatron_ext.data.selection.gathering import gather_documents, gather_rejected, mean_scores
+from megatron_ext.data.selection.judging import PASSED, REASONS, Criteria
+from megatron_ext.data.selection.rows import selection_order
+from megatron_ext.data.selection.rules import parse_rule
+from megatron_ext.data.selection.runs import Runs, RunTask, load_runs, make_runs
+from megatron_ext.data.selection.settings import SelectSettings
+from megatron_ext.data.tokenizers import TrainingTokenizer, load_tokenizer
+from megatron_ext.data.workers import available_cores, map_in_order
+from megatron_ext.parts import PART, Merge, Part, check_parts
+from megatron_ext.progress import Progress
+
+__all__ = ["SelectSettings", "select_corpus"]
+
+REJECTED_FOLDER = "rejected"
+_COUNTS = "counts.json"
+_WORK = "work"
+RUNS, MEASURED = "runs", "measured"
+_PLACES = {"corpus", "tokenizer", "test_items", "workers"}  # what does not enter a request by its value
+_MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES = 16 * 2**20, 128 * 2**20
+_CHUNKS = 256
+
+
+def select_corpus(settings: SelectSettings, output: Path, share: Part | Merge | None = None) -> Artifact:
+    """Select documents into the artifact `output` (kind "selection").
+
+    A part (kind "selection_part", beside `output`) reads its chunks of the corpus and counts the tokens of all that
+    passes there; a merge decides and writes.
+
+    Raises UserError for a corpus, rule or tokenizer that cannot be used, duplicate ids, and too small a corpus.
+    """
+    stage = Stage(settings)
+    inputs = stage.corpus.inputs() | ({"test_items": settings.test_items} if settings.test_items else {})
+    if isinstance(share, Part):
+        return produce(share.folder(output), kind="selection_part", inputs=inputs,
+                       settings=stage.request() | {PART: [share.index, share.count]},
+                       make=lambda folder: stage.make_part(folder, share))
+    find = stage.candidates
+    if isinstance(share, Merge):
+        parts = share.folders(output)
+        check_parts(parts, stage.request(), inputs)
+        find = partial(stage.merged_candidates, parts)
+    return produce(output, kind="selection", settings=stage.request(), inputs=inputs,
+                   make=lambda folder: make_selection(folder, stage, find))
+
+
+class Stage:
+    """A selection about to be made: its settings, with what they name opened and checked."""
+
+    def __init__(self, settings: SelectSettings) -> None:
+        self.settings = settings
+        self.tokenizer: TrainingTokenizer | None = None
+        if settings.tokenizer is not None:
+            self.tokenizer = load_tokenizer(settings.tokenizer, settings.encoder)
+        self.rule = parse_rule(settings.rule, settings.scores) if settings.rule is not None else None
+        self.corpus: Corpus = open_corpus(settings.corpus, settings.text_column, settings.id_column, settings.scores)
+        self.workers = settings.workers or available_cores()
+
+    @property
+    def measure(self) -> Measure:
+        """What is measured of the documents that pass."""
+        settings = self.settings
+        # The encoder by its name, so that no worker has to choose.
+        encoder = self.tokenizer.encoder.name if self.tokenizer else settings.encoder
+        return Measure(settings.tokenizer, encoder, settings.test_items, settings.ngram, settings.short_ngram,
+                       settings.contaminated == "remove")
+
+    def request(self) -> dict[str, Any]:
+        """What decides the bytes of the output, besides the inputs."""
+        request = self.settings.model_dump(mode="json", exclude=_PLACES) | self.corpus.request()
+        return request | {"encoder": self.tokenizer.reference if self.tokenizer else None,
+                          "tokenizer_sha256": self.tokenizer.sha256 if self.tokenizer else None}
+
+    def candidates(self, work: Path) -> tuple[Candidates, Measured]:
+        """All documents of the corpus in order, measured as far as the budget needs."""
+        runs = self._read(work / RUNS)
+        rows = runs.rows.take(selection_order(runs.rows))
+        found = find_candidates(runs, rows, self.settings)
+        arguments = (work / MEASURED, self.measure, runs.paths, rows, found.places, self.workers)
+        budget = self.settings.budget_tokens
+        return found, measure_all(*arguments) if budget is None else measure_up_to(budget, *arguments)
+
+    def make_part(self, folder: Path, share: Part) -> dict[str, Any]:
+        """Read a share of the chunks and measure all that passes there, as nobody knows yet where the budget ends."""
+        runs = self._read(folder / RUNS, share)
+        rows = runs.rows.take(selection_order(runs.rows))
+        places = np.flatnonzero(rows.codes == PASSED)
+        measured = measure_all(folder / MEASURED, self.measure, runs.paths, rows, places, self.workers)
+        return {"input_documents": runs.num_documents, "documents": len(places),
+                "tokens": int(measured.num_tokens[places].sum())}
+
+    def merged_candidates(self, parts: Sequence[Path], _: Path) -> tuple[Candidates, Measured]:
+        """All documents of the parts in order, with what the parts measured."""
+        found = [load_runs(sorted((part / RUNS).glob("*.npz"))) for part in parts]
+        orders = [selection_order(runs.rows) for runs in found]
+        measured = [load_measured(sorted((part / MEASURED).glob("*.npz")), len(order))
+                    for part, order in zip(parts, orders, strict=True)]
+        runs = Runs.join(found)
+        order = selection_order(runs.rows)
+        return (find_candidates(runs, runs.rows.take(order), self.settings), join_measured(measured, orders, order))
+
+    def _read(self, folder: Path, share: Part | None = None) -> Runs:
+        """Lay down the runs of the corpus, or of a share; chunks that were done before are not read again."""
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = self.settings
+        criteria = Criteria(self.rule, settings.min_chars, settings.max_chars)
+        tasks = [RunTask(self.corpus, chunk, criteria, settings.seed, settings.keep_rejected, settings.near,
+                         folder / f"{number:06d}.npz")
+                 for number, chunk in enumerate(self.corpus.chunks(_chunk_bytes(self.corpus)))
+                 if share is None or share.takes(number)]
+        missing = [task for task in tasks if not task.path.exists()]
+        progress = Progress("read", len(tasks), "chunks", already_done=len(tasks) - len(missing))
+        for _ in map_in_order(make_runs, missing, self.workers):
+            progress.advance()
+        return load_runs([task.path for task in tasks])
+
+
+def make_selection(folder: Path, stage: Stage,
+                   find: Callable[[Path], tuple[Candidates, Measured]]) -> dict[str, Any]:
+    """Decide about the candidates that `find(work folder)` gives, write the artifact's files, return its counts."""
+    counts_path, work = folder / _COUNTS, folder / _WORK  # the counts come last: with them, only tidying is missing
+    if not counts_path.exists():
+        candidates, measured = find(work)
+        decision = decide(candidates, measured, stage.settings)
+        _write(folder, stage, candidates, measured, decision)
+        write_json(counts_path, _counts(folder, stage, candidates, decision))
+    if work.exists():
+        shutil.rmtree(work)
+    return json.loads(counts_path.read_text(encoding="utf-8"))
+
+
+def _write(folder: Path, stage: Stage, candidates: Candidates, measured: Measured, decision: Decision) -> None:
+    chosen, score_names = decision.chosen, list(stage.settings.scores)
+    num_tokens = measured.num_tokens[chosen] if stage.tokenizer else None
+    gather_documents(folder / DOCUMENTS_FOLDER, candidates.runs.paths, candidates.rows, chosen, num_tokens,
+                     score_names, stage.workers)
+    if stage.settings.keep_rejected:
+        rejected = np.flatnonzero(decision.codes != PASSED)
+        gather_rejected(folder / REJECTED_FOLDER, candidates.runs.paths, candidates.rows, rejected,
+                        decision.codes[rejected], score_names, stage.workers)
+
+
+def _counts(folder: Path, stage: Stage, candidates: Candidates, decision: Decision) -> dict[str, Any]:
+    """What goes to the manifest: documents, tokens, bytes, mean scores, and what became of the others."""
+    settings, tokenizer = stage.settings, stage.tokenizer
+    later = np.bincount(decision.codes[candidates.rows.codes == PASSED], minlength=1 + len(REASONS))[1:]
+    rejected = candidates.runs.rejected + later
+    tokens = decision.num_tokens if tokenizer else None
+    counts = {
+        "documents": len(decision.chosen), "tokens": tokens,
+        "bytes": int(candidates.rows.num_bytes[decision.chosen].sum(dtype=np.int64)),
+        "mean_scores": mean_scores(folder, list(settings.scores)), "input_documents": candidates.runs.num_documents,
+        "rejected": dict(zip(REASONS, map(int, rejected), strict=True)), "duplicates": candidates.duplicates,
+        "missing_tokens": max(0, (settings.budget_tokens or 0) - (tokens or 0)),
+        "epochs_for_budget": max(1.0, settings.budget_tokens / tokens) if settings.budget_tokens and tokens else None,
+        "encoder": tokenizer.reference if tokenizer else None,
+        "tokenizer_sha256": tokenizer.sha256 if tokenizer else None,
+        "tokenizer_files": tokenizer.files if tokenizer else None,
+    }
+    if settings.test_items:
+        counts["contamination"] = {"action": settings.contaminated} | contamination_counts(
+            settings.test_items, settings.ngram, settings.short_ngram, decision.hits)
+    return counts
+
+
+def _chunk_bytes(corpus: Corpus) -> int:
+    """Size of the pieces that the corpus is read in: small enough for all workers of a small corpus, and for the memory
+    of one; large enough that a large corpus does not fall into too many runs."""
+    return min(max(corpus.num_bytes() // _CHUNKS, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES)
