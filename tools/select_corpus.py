@@ -7,20 +7,37 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from megatron_ext.data.selection import SelectSettings, select_corpus
 from megatron_ext.errors import exit_on_user_error
+from megatron_ext.parts import Part
 from megatron_ext.settings import parse_stage_arguments
 
 
 @exit_on_user_error
 def main() -> None:
     """Parse the command line, select, say what came out."""
-    settings, output = parse_stage_arguments(SelectSettings, __doc__ or "")
-    counts = select_corpus(settings, output).counts
+    settings, output, share = parse_stage_arguments(SelectSettings, __doc__ or "", parts=True)
+    counts = select_corpus(settings, output, share).counts
+    if isinstance(share, Part):
+        print(f"{share.folder(output)}: {counts['documents']:,} of {counts['input_documents']:,} documents pass, "
+              f"{counts['tokens']:,} tokens")
+    else:
+        print(f"{output}: {_summary(counts)}")
+
+
+def _summary(counts: dict[str, Any]) -> str:
     rejected = ", ".join(f"{reason} {number:,}" for reason, number in counts["rejected"].items() if number)
-    print(f"{output}: {counts['documents']:,} of {counts['input_documents']:,} documents, {counts['tokens']:,} tokens; "
-          f"rejected: {rejected or 'none'}")
+    tokens = "not counted" if counts["tokens"] is None else f"{counts['tokens']:,}"
+    lines = [f"{counts['documents']:,} of {counts['input_documents']:,} documents, tokens: {tokens}; "
+             f"rejected: {rejected or 'none'}"]
+    if counts["missing_tokens"]:
+        lines.append(f"{counts['missing_tokens']:,} tokens are missing to the budget, which would take "
+                     f"{counts['epochs_for_budget']:.2f} epochs")
+    if "contamination" in counts:
+        lines.append(f"{counts['contamination']['documents_hit']:,} documents hold a test item")
+    return "; ".join(lines)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_ext.data.documents import read_documents
-from megatron_ext.data.selection import SelectSettings, counting, gathering, runs, select_corpus, stage
+from megatron_ext.data.selection import SelectSettings, counting, gathering, runs, stage
 from megatron_ext.data.tokenizers import load_tokenizer
 from megatron_ext.errors import UserError
 from megatron_ext.settings import validate
-from tests.unit.tokenizer_folders import TEXTS, byte_level_tokenizer
+from tests.unit.selecting import ROWS, chosen, select
+from tests.unit.tokenizer_folders import byte_level_tokenizer
 
-RULE = "stem > 2.5 or edu > 2.5"
-ROWS = [{"id": f"d{i:03d}", "text": f"{i}: {TEXTS[i % 4]}" * (2 + i % 3), "stem_score": i % 11 / 2,
-         "edu_score": i % 7 / 2} for i in range(300)]
 PASSING = {row["id"] for row in ROWS if row["stem_score"] > 2.5 or row["edu_score"] > 2.5}
 
 
@@ -27,15 +25,6 @@ def tokenizer(tmp_path_factory):
 def corpus(tmp_path):
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "corpus.parquet")
     return tmp_path / "corpus.parquet"
-
-
-def select(corpus, tokenizer, output, **values):
-    values = {"scores": {"stem": "stem_score", "edu": "edu_score"}, "rule": RULE, "workers": 1} | values
-    return select_corpus(SelectSettings(corpus=corpus, tokenizer=tokenizer, **values), output)
-
-
-def chosen(artifact):
-    return [document.id for document in read_documents(artifact.path)]
 
 
 def count_tokens(tokenizer, text):
@@ -112,21 +101,30 @@ def test_every_reject_has_its_reason(tokenizer, tmp_path):
         {"id": "long", "text": "x" * 21, "stem_score": 3, "edu_score": 3},
         {"id": "empty", "text": None, "stem_score": 3, "edu_score": 3},
     ]
-    artifact = select(write_jsonl(tmp_path / "a.jsonl", rows), tokenizer, tmp_path / "out", min_chars=4, max_chars=20)
+    artifact = select(write_jsonl(tmp_path / "a.jsonl", rows), tokenizer, tmp_path / "out", min_chars=4, max_chars=20,
+                      keep_rejected=True)
     assert artifact.counts["rejected"] == {
         "missing_text": 1, "score_missing": 2, "rule_not_met": 1, "too_short": 1, "too_long": 1, "duplicate_text": 1,
         "near_duplicate": 0, "contaminated": 0, "over_budget": 0}
     assert artifact.counts["input_documents"] == len(rows)
     assert len(chosen(artifact)) == 1
     assert chosen(artifact)[0] in ("good", "copy")
+    kept = pq.read_table(artifact.path / "rejected").to_pylist()
+    reasons = {row["id"]: row["reason"] for row in kept}
+    assert {"low": "rule_not_met", "unscored": "score_missing", "nan": "score_missing", "short": "too_short",
+            "long": "too_long", "empty": "missing_text"}.items() < reasons.items()
+    assert "duplicate_text" in (reasons.get("good"), reasons.get("copy"))
+    assert len(kept) == len(rows) - 1
+    assert next(row["text"] for row in kept if row["id"] == "long") == "x" * 21
 
 
 def test_too_small_a_corpus(corpus, tokenizer, tmp_path):
     tokens = sum(count_tokens(tokenizer, row["text"]) for row in ROWS if row["id"] in PASSING)
     with pytest.raises(UserError, match=f"{len(PASSING)} documents that pass have {tokens:,} tokens, fewer"):
         select(corpus, tokenizer, tmp_path / "out", budget_tokens=tokens + 10)
-    artifact = select(corpus, tokenizer, tmp_path / "out", budget_tokens=tokens + 10, on_shortage="allow")
-    assert artifact.counts["missing_tokens"] == 10
+    artifact = select(corpus, tokenizer, tmp_path / "out", budget_tokens=2 * tokens, on_shortage="allow")
+    assert artifact.counts["missing_tokens"] == tokens
+    assert artifact.counts["epochs_for_budget"] == 2.0
     assert set(chosen(artifact)) == PASSING
     exact = select(corpus, tokenizer, tmp_path / "exact", budget_tokens=tokens)
     assert exact.counts["tokens"] == tokens
@@ -186,3 +184,20 @@ def test_an_interrupted_selection_goes_on(tokenizer, tmp_path, monkeypatch, modu
     assert again
     assert not set(done) & set(again)
     assert not (resumed.path / "work").exists()
+
+
+def test_exact_duplicates_can_be_kept_and_are_counted(corpus, tokenizer, tmp_path):
+    write_jsonl(tmp_path / "c" / "a.jsonl", ROWS[:20] + [row | {"id": f"copy {row['id']}"} for row in ROWS[:5]])
+    kept = select(tmp_path / "c", tokenizer, tmp_path / "kept", rule=None, exact_duplicates="report")
+    assert kept.counts["duplicates"] == {"exact": {"documents": 5, "action": "report"}}
+    assert kept.counts["documents"] == 25
+    assert kept.counts["rejected"]["duplicate_text"] == 0
+
+
+def test_without_a_tokenizer_no_tokens_are_counted(corpus, tmp_path):
+    artifact = select(corpus, None, tmp_path / "out")
+    assert set(chosen(artifact)) == PASSING
+    assert artifact.counts["tokens"] is None
+    assert {document.num_tokens for document in read_documents(artifact.path)} == {None}
+    with pytest.raises(UserError, match="budget_tokens needs a tokenizer"):
+        validate(SelectSettings, {"corpus": "c", "tokenizer": None, "budget_tokens": 5}, "settings")

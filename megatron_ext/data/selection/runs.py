@@ -60,7 +60,8 @@ class Runs:
     def join(parts: Sequence[Runs]) -> Runs:
         """The runs of several parts of a corpus."""
         offsets = np.cumsum([0, *(len(part.paths) for part in parts)])
-        rows = [part.rows.with_run_offset(offset) for part, offset in zip(parts, offsets, strict=False)]
+        rows = [part.rows.with_run_offset(offset) for part, offset in zip(parts, offsets, strict=False)
+                if len(part.rows)] or [Rows.none()]
         return Runs([path for part in parts for path in part.paths], [name for part in parts for name in part.shards],
                     Rows.concatenate(rows), sum(part.rejected for part in parts),
                     sum(part.num_documents for part in parts))
