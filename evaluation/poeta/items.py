@@ -1,0 +1,73 @@
+"""The test items of PoETa V2 as plain texts, for the search for them in training data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from evaluation.poeta.families import load_task
+from evaluation.poeta.sources import find_raw_data, open_raw_data
+from evaluation.poeta.table import TaskSpec, expand_names, task_spec
+from megatron_ext.artifacts import Artifact, produce
+from megatron_ext.errors import UserError
+from megatron_ext.settings import Settings
+
+ITEMS = "items.jsonl"
+
+
+class ItemsSettings(Settings):
+    """Which test items are written."""
+
+    tasks: tuple[str, ...] = ("all",)
+    """Official names of tasks; `all`: the 44."""
+    data: Path | None = None
+    """Folder of raw data that is looked at first; none: the environment variable POETA_DATA."""
+    allow_download: bool = True
+    """Whether raw data may be fetched from its public sources."""
+
+
+def write_items(settings: ItemsSettings, output: Path) -> Artifact:
+    """Write the items of every task whose raw data is at hand into the artifact `output` (kind "poeta_items").
+
+    Raises UserError when there are none of any task.
+    """
+    found, missing = {}, []
+    for name in expand_names(settings.tasks):
+        try:
+            found[name] = find_raw_data([task_spec(name)], settings.data, allow_download=settings.allow_download)
+        except UserError:
+            missing.append(name)
+    if not found:
+        raise UserError(f"raw data of none of the tasks is at hand: {', '.join(missing)}; name its folder with data=…")
+    inputs = {name: place.path for places in found.values() for name, place in places.items()}
+
+    def make(folder: Path) -> dict[str, Any]:
+        items = {name: list(_items(task_spec(name), places)) for name, places in found.items()}
+        temporary = folder / f"{ITEMS}.tmp"
+        temporary.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n"
+                                     for rows in items.values() for item in rows), encoding="utf-8")
+        os.replace(temporary, folder / ITEMS)
+        return {"items": {name: len(rows) for name, rows in items.items()}, "tasks_without_data": missing}
+
+    return produce(output, kind="poeta_items", settings={"tasks": list(found)}, inputs=inputs, make=make)
+
+
+def _items(spec: TaskSpec, places: Any) -> Iterator[dict[str, str]]:
+    """All documents of a task's test set, without the words that all of them begin and end with (its template)."""
+    documents = load_task(spec.name).load(open_raw_data(spec, places)).documents
+    texts = [document.text.split() for document in documents]
+    head = _num_common(texts)
+    tail = _num_common([words[head:][::-1] for words in texts])
+    for document, words in zip(documents, texts, strict=True):
+        yield {"task": spec.name, "id": str(document.id), "text": " ".join(words[head:len(words) - tail])}
+
+
+def _num_common(texts: Sequence[Sequence[str]]) -> int:
+    """How many first words all texts share; 0 for a single text, which is no template."""
+    if len(texts) < 2:
+        return 0
+    return sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, zip(*texts, strict=False)))
