@@ -108,7 +108,7 @@ def _chunks(artifact: Artifact) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     columns = ["style", "status", "reasons", "source", "output", "text"]
-    with pq.ParquetFile(artifact.path / "chunks.parquet") as file:
+    with pq.ParquetFile(min((artifact.path / "chunks").glob("part-*.parquet"))) as file:
         batch = next(file.iter_batches(batch_size=400, columns=columns), None)
         return batch.to_pylist() if batch is not None else []
 

@@ -36,7 +36,7 @@ def map_in_order(function: Callable[[Task], Result], tasks: Iterable[Task], work
         yield from map(function, tasks)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of Arrow's threads
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_initialize_worker) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for task in tasks:
@@ -52,7 +52,7 @@ def map_in_order(function: Callable[[Task], Result], tasks: Iterable[Task], work
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _initialize_worker() -> None:
+def end_with_parent() -> None:
     """End with the parent, also when that one is killed: an orphan would go on writing into its folder."""
     parent = multiprocessing.parent_process()
     assert parent is not None

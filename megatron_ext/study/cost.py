@@ -13,7 +13,7 @@ from typing import Any
 from megatron_ext.artifacts import Artifact, is_finished
 from megatron_ext.config import RunConfig
 from megatron_ext.data.blend import BlendPlan, plan_blend
-from megatron_ext.data.rewriting.rewrite import RewriteSettings
+from megatron_ext.data.rewriting.settings import RewriteSettings
 from megatron_ext.errors import UserError
 from megatron_ext.settings import validate
 from megatron_ext.study.cost_settings import CostSettings

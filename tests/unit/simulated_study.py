@@ -191,8 +191,9 @@ class _Writer:
 
     def _rewrites(self, name, base):
         def make(folder):
+            (folder / "chunks").mkdir()
             pq.write_table(pa.Table.from_pylist([_chunk(name, style, index) for index in range(6) for style in STYLES]),
-                           folder / "chunks.parquet")
+                           folder / "chunks" / "part-00000.parquet")
             styles = {style: {
                 "num_chunks": 120, "num_survived": 96 - 11 * k, "survived_percent": (96 - 11 * k) / 1.2,
                 "num_saved_by_retry": 6, "first_attempt_reasons": {},

@@ -1,7 +1,13 @@
 import pytest
 
 from megatron_ext.data.rewriting.checks import check, load_thresholds
-from megatron_ext.data.rewriting.measures import number_retention, repeated_fraction, words_of
+from megatron_ext.data.rewriting.measures import (
+    entity_retention,
+    named_entities,
+    number_retention,
+    repeated_fraction,
+    words_of,
+)
 from megatron_ext.data.rewriting.prompts import PROMPTS_FOLDER
 from megatron_ext.data.rewriting.wrapping import strip_wrapping
 from megatron_ext.errors import UserError
@@ -40,6 +46,7 @@ def test_good_rewrites_pass():
     ("Os cérebroes da fotossíntese seguinto anterioramente as técreses da quebrá, e as plantas alegrías 1779 veíares.",
      "unknown_words"),
     (GOOD.replace("Em 1779, o", "O"), "numbers_lost"),
+    (GOOD.replace(" Jan Ingenhousz", ""), "entities_lost"),
 ])
 def test_each_fault_is_named(output, expected):
     assert expected in reasons(output)
@@ -91,6 +98,16 @@ def test_numbers_are_compared_by_value():
     assert number_retention("São 12.345 casas e 3,5 km em 05/2001.", "Em 5/2001 eram 12 345 casas e 3.5 km.") == 1.0
     assert number_retention("De 1939 a 1945.", "Até 1945.") == 0.5
     assert number_retention("Sem números.", "Também 7 não.") == 1.0
+
+
+def test_names_are_capitals_inside_sentences():
+    text = ("Ontem à tarde o presidente João da Silva visitou Porto Alegre. Depois a Organização das Nações Unidas "
+            "(ONU) declarou em nota que nada mudou desde então. Em Minas Gerais, chove muito nesta época do ano.")
+    assert named_entities(text) == {frozenset(name.split()) for name in (
+        "joão silva", "porto alegre", "organização nações unidas", "onu", "minas gerais")}
+    assert named_entities("TODO O TEXTO EM CAIXA ALTA DO JORNAL") == set()
+    assert entity_retention(text, words_of("João Silva foi a Porto Alegre, em Minas Gerais, segundo a ONU.")) == 0.8
+    assert entity_retention("Nenhum nome aqui.", []) == 1.0
 
 
 def test_repetition_is_zero_for_a_text_that_says_nothing_twice():

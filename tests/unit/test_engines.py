@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from megatron_ext.data.rewriting.engines import Request, Sampling, TransformersEngine, draw, open_engine
+from megatron_ext.data.rewriting.engines.interface import Request, Sampling
+from megatron_ext.data.rewriting.engines.transformers_engine import TransformersEngine, draw
 from megatron_ext.errors import UserError
 from tests.unit.tiny_chat_model import make_tiny_chat_model
 
 PROMPTS = ["Reescreva: o gato subiu no telhado.", "Reescreva: a água ferve.", "Traduza.", "Reescreva: x" * 9]
-REQUESTS = [Request(prompt, seed, 8 + seed) for seed, prompt in enumerate(PROMPTS)]
+REQUESTS = [Request(str(seed), prompt, seed, 8 + seed) for seed, prompt in enumerate(PROMPTS)]
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(model):
-    return open_engine("transformers", model, Sampling(temperature=1.0, top_p=0.95))
+    return TransformersEngine(model, Sampling(temperature=1.0, top_p=0.95))
 
 
 def test_greedy_completions_are_those_of_plain_transformers(model):
@@ -45,7 +46,8 @@ def test_a_request_gives_the_same_completion_alone_and_in_any_batch(engine):
 
 
 def test_another_seed_gives_another_completion(engine):
-    texts = {completion.text for completion in engine.generate([Request("Reescreva.", seed, 12) for seed in range(5)])}
+    requests = [Request(str(seed), "Reescreva.", seed, 12) for seed in range(5)]
+    texts = {completion.text for completion in engine.generate(requests)}
     assert len(texts) > 1
 
 
@@ -59,7 +61,7 @@ def test_each_request_keeps_its_own_bound(engine):
 
 def test_a_prompt_that_the_model_cannot_hold_is_refused(engine):
     with pytest.raises(UserError, match="chunk_tokens"):
-        engine.generate([Request("x" * 2040, 0, 30)])
+        engine.generate([Request("", "x" * 2040, 0, 30)])
 
 
 def test_a_model_without_chat_template_is_refused(tmp_path):

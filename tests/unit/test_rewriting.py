@@ -1,5 +1,7 @@
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -8,13 +10,15 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_ext.artifacts import Artifact, produce
+from megatron_ext.artifacts import produce
 from megatron_ext.data.documents import Document, DocumentWriter, read_documents
 from megatron_ext.data.rewriting import rewrite
-from megatron_ext.data.rewriting.engines import Completion
+from megatron_ext.data.rewriting.engines.interface import Completion
 from megatron_ext.data.rewriting.prompts import load_prompts
-from megatron_ext.data.rewriting.rewrite import RewriteSettings, rewrite_corpus
+from megatron_ext.data.rewriting.rewrite import rewrite_corpus
+from megatron_ext.data.rewriting.settings import RewriteSettings
 from megatron_ext.errors import UserError
+from megatron_ext.parts import Merge
 from megatron_ext.settings import load_settings
 from tests.unit.tiny_chat_model import make_tiny_chat_model
 
@@ -54,19 +58,21 @@ def settings_for(selection, model, **values):
 class ScriptedEngine:
     """Answers by a function of the prompt and the seed: the scenarios that no real model gives on demand."""
 
-    def __init__(self, answer):
-        self.answer, self.requests = answer, []
+    def __init__(self, script):
+        self.script, self.requests = script, []
 
-    def generate(self, requests):
-        self.requests += requests
-        return [Completion(text, 10, 5, "stop") for text in map(self.answer, requests)]
+    def answer(self, take):
+        while batch := take():
+            self.requests += batch
+            for request in batch:
+                yield request, Completion(self.script(request), 10, 5, "stop")
 
 
 @pytest.fixture
 def scripted(monkeypatch):
     def install(answer):
         engine = ScriptedEngine(answer)
-        monkeypatch.setattr(rewrite, "open_engine", lambda name, model, sampling: engine)
+        monkeypatch.setattr(rewrite, "open_engine", lambda *arguments: engine)
         return engine
     return install
 
@@ -82,7 +88,7 @@ def good_answer(request):
 
 
 def chunk_rows(folder):
-    return pq.read_table(folder / "chunks.parquet").to_pylist()
+    return [row for file in sorted((folder / "chunks").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
 def test_accepted_chunks_are_joined_in_order_without_preamble(selection, model, scripted, tmp_path):
@@ -191,24 +197,127 @@ def test_a_changed_prompt_is_another_request(selection, model, scripted, tmp_pat
         rewrite_corpus(settings, tmp_path / "out")
 
 
-@pytest.mark.slow
-def test_killed_at_any_moment_it_ends_with_the_same_bytes(model, tmp_path):
-    """The real program and engine, killed with SIGKILL after each of several batches."""
-    selection = make_selection(tmp_path / "selection", TEXTS)
-    arguments = [f"documents={selection}", f"model={model}", f"tokenizer={model}", "chunk_tokens=45", "batch_size=2",
-                 "max_new_tokens_ratio=0.5", "min_new_tokens=8"]
-    undisturbed = rewrite_corpus(load_settings(RewriteSettings, None, arguments), tmp_path / "undisturbed")
+@pytest.mark.parametrize("check_workers", [0, 2])
+def test_few_windows_are_open_at_a_time(model, scripted, tmp_path, check_workers):
+    texts = {f"d{index:02d}": f"{TEXTS['b']} {TEXTS['c']}" for index in range(12)}
+    selection = make_selection(tmp_path / "selection", texts)
+    num_open = []
 
-    output, partial = tmp_path / "killed", tmp_path / "killed.partial"
-    command = [sys.executable, "-m", "tools.rewrite_corpus", "--output", str(output), *arguments]
-    for num_batches in (1, 5, 13):
-        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-        while len(list(partial.glob("completions/*/batch_*.json"))) < num_batches and process.poll() is None:
+    def answer(request):
+        num_open.append(len(list((tmp_path / "out.partial" / "journals").glob("*"))))
+        return "" if request.seed % 3 == 0 else good_answer(request)
+
+    scripted(answer)
+    rewrites = rewrite_corpus(settings_for(selection, model, window_tokens=50, chunk_tokens=60, batch_size=3,
+                                           check_workers=check_workers), tmp_path / "out")
+    assert len(list((rewrites.path / "chunks").iterdir())) == 12 and 1 <= max(num_open) <= 4
+    inline = rewrite_corpus(settings_for(selection, model, window_tokens=50, chunk_tokens=60, batch_size=3),
+                            tmp_path / "inline")
+    assert inline.content_hash == rewrites.content_hash
+
+
+def test_a_book_of_200_pages_comes_back_in_order_with_every_chunk_accounted_for(model, scripted, tmp_path):
+    pages = ["\n\n".join(f"Página {page}, parágrafo {part}: " + "o vento leva as folhas secas do outono. " * 18
+                          for part in range(4)) for page in range(200)]
+    text = "\n\n\n".join(pages)
+    selection = make_selection(tmp_path / "selection", {"book": text})
+
+    def answer(request):
+        number = request.prompt.split("Página ")[1].split(",")[0]
+        return "" if number.endswith("7") else f"Na página {number} as folhas voam, e o vento sopra sobre os campos."
+
+    scripted(answer)
+    settings = settings_for(selection, model, styles=["easy"], chunk_tokens=3500, retries=0, context_tokens=10**6,
+                            thresholds_file=_lenient_thresholds(tmp_path))
+    rewrites = rewrite_corpus(settings, tmp_path / "out")
+    rows = chunk_rows(rewrites.path)
+    assert "".join(row["source"] for row in rows) == text
+    assert [row["chunk"] for row in rows] == list(range(rows[0]["num_chunks"])) and len(rows) >= 170
+    assert all(row["num_source_tokens"] <= 3500 for row in rows)
+    assert {row["status"] for row in rows} == {"accepted", "rejected"}
+    (book,) = read_documents(rewrites.path)
+    assert book.text.split("\n\n") == [row["text"] for row in rows if row["status"] == "accepted"]
+    summary = json.loads((rewrites.path / "summary.json").read_text())
+    assert summary["selection"]["num_chunks"] == len(rows) and summary["selection"]["num_chunks_left_out"] == 0
+
+
+def _lenient_thresholds(folder):
+    file = folder / "thresholds.yaml"
+    file.write_text("default: {min_length_ratio: 0, max_length_ratio: 9, max_copied_fraction: 1, "
+                    "max_repeated_fraction: 1, min_portuguese_confidence: 0, max_unknown_word_fraction: 1, "
+                    "min_number_retention: 0, min_entity_retention: 0, min_qa_pairs: 0}\n", encoding="utf-8")
+    return str(file)
+
+
+def test_what_the_model_cannot_hold_is_split_further(selection, model, scripted, tmp_path):
+    engine = scripted(lambda request: "")
+    (easy,) = load_prompts(["easy"])
+    context_tokens = len(easy.render(TEXTS["b"], "document_first").encode()) + 2 * len(TEXTS["b"]) + 5
+    rewrites = rewrite_corpus(settings_for(selection, model, styles=["easy"], chunk_tokens=1000, retries=0,
+                                           min_new_tokens=8, context_tokens=context_tokens), tmp_path / "out")
+    for name, text in TEXTS.items():
+        assert "".join(row["source"] for row in chunk_rows(rewrites.path) if row["document_id"] == name) == text
+    sizes = {len(request.prompt.encode()) + request.max_new_tokens for request in engine.requests}
+    assert len(engine.requests) > len(TEXTS) and max(sizes) < context_tokens
+
+
+def test_the_report_shows_ledger_reasons_distributions_and_pairs(selection, model, scripted, tmp_path):
+    scripted(lambda request: "" if "chuva" in request.prompt else good_answer(request))
+    rewrites = rewrite_corpus(settings_for(selection, model, chunk_tokens=45), tmp_path / "out")
+    page = (rewrites.path / "report.html").read_text()
+    for text in ("Token ledger", "empty: 1", "length ratio", "names kept", "Secas, as folhas voam longe",
+                 TEXTS["b"]):
+        assert text in page
+    assert page.count('class="pair"') == 15 and "http" not in page
+    summary = json.loads((rewrites.path / "summary.json").read_text())["styles"]["easy"]
+    assert sum(summary["distributions"]["length_ratio"]["counts"]) == summary["num_survived"] == 5
+    assert sum(summary["languages"].values()) == 5 and "pt" in summary["languages"]
+    assert summary["num_completion_tokens"] == 7 * 5 and summary["num_discarded_completion_tokens"] == 2 * 5
+
+
+KILLS = 10
+
+
+@pytest.mark.slow
+def test_two_workers_killed_ten_times_at_random_moments_end_with_the_same_bytes(model, tmp_path):
+    """The real program and engine, two parts side by side, SIGKILL to both."""
+    selection = make_selection(tmp_path / "selection", {f"{name}{copy}": text for copy in range(6)
+                                                        for name, text in TEXTS.items()})
+    arguments = [f"documents={selection}", f"model={model}", f"tokenizer={model}", "chunk_tokens=45", "batch_size=4",
+                 "max_new_tokens_ratio=0.5", "min_new_tokens=8", "window_tokens=150"]
+    settings = load_settings(RewriteSettings, None, arguments)
+    undisturbed = rewrite_corpus(settings, tmp_path / "undisturbed")
+    num_answers = len(chunk_rows(undisturbed.path))
+
+    output = tmp_path / "killed"
+    chance = random.Random(num_answers)
+    for moment in sorted(chance.sample(range(num_answers - 20), KILLS)):
+        workers = [_start_part(output, index, arguments) for index in range(2)]
+        while _num_answers(tmp_path) < moment and any(worker.poll() is None for worker in workers):
             time.sleep(0.001)
-        os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert not output.exists()
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "were done before, going on" in text
-    assert Artifact.open(output).content_hash == undisturbed.content_hash
-    assert Artifact.open(output).verify() == []
+        time.sleep(chance.random() / 20)
+        for worker in workers:
+            os.killpg(worker.pid, signal.SIGKILL)
+        assert -signal.SIGKILL in [worker.wait() for worker in workers]
+    for worker in [_start_part(output, index, arguments) for index in range(2)]:
+        assert worker.wait() == 0
+    killed = rewrite_corpus(settings, output, Merge(2))
+    assert [vars(one) for one in read_documents(killed.path)] == [vars(one) for one in read_documents(undisturbed.path)]
+    assert killed.content_hash == undisturbed.content_hash and killed.verify() == []
+
+
+def _start_part(output, index, arguments):
+    command = [sys.executable, "-m", "tools.rewrite_corpus", "--output", str(output), "--part", f"{index}/2",
+               *arguments]
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def _num_answers(folder):
+    """Answers that both parts have noted or written so far."""
+    total = 0
+    for part in (folder / "killed.parts").glob("*"):
+        with contextlib.suppress(OSError):  # files move while they are counted
+            total += sum(file.read_bytes().count(b"\n") for file in part.glob("journals/*.jsonl"))
+            total += sum(pq.read_metadata(file).num_rows for file in part.glob("chunks/part-*.parquet"))
+    return total

@@ -18,7 +18,8 @@ def answer(request):
 @pytest.fixture
 def settings(tmp_path, model):  # noqa: F811
     texts = {f"{name}{number}": text for number in range(5) for name, text in TEXTS.items()}
-    return settings_for(make_selection(tmp_path / "selection", texts), model, chunk_tokens=40, styles=["easy", "qa"])
+    return settings_for(make_selection(tmp_path / "selection", texts), model, chunk_tokens=40, styles=["easy", "qa"],
+                        window_tokens=60)  # about a document a window
 
 
 def files_of(folder):
@@ -26,7 +27,7 @@ def files_of(folder):
             if path.is_file() and path.name != "manifest.json"}
 
 
-@pytest.mark.parametrize("count", [1, 4, 20])  # of 15 documents: some parts are empty then
+@pytest.mark.parametrize("count", [1, 4, 20])  # of at most 15 windows: some parts are empty then
 def test_merged_parts_are_what_one_machine_makes(settings, scripted, tmp_path, count):  # noqa: F811
     scripted(answer)
     whole = rewrite_corpus(settings, tmp_path / "whole")

@@ -44,6 +44,8 @@ class Thresholds(Settings):
     """Share of distinct words that neither the source nor a list of Portuguese words has [unknown_words]."""
     min_number_retention: float = Field(ge=0, le=1)
     """Share of the source's distinct numbers that the rewrite has, at least [numbers_lost]."""
+    min_entity_retention: float = Field(ge=0, le=1)
+    """Share of the source's named entities that the rewrite has, at least [entities_lost]."""
     min_qa_pairs: int = Field(ge=0)
     """Question and answer pairs, at least [wrong_qa_format]."""
 
@@ -91,6 +93,7 @@ def check(source: str, output: str, *, finish_reason: Literal["stop", "length"],
         "not_portuguese": measures.portuguese_confidence < thresholds.min_portuguese_confidence,
         "unknown_words": measures.unknown_word_fraction > thresholds.max_unknown_word_fraction,
         "numbers_lost": measures.number_retention < thresholds.min_number_retention,
+        "entities_lost": measures.entity_retention < thresholds.min_entity_retention,
         "wrong_qa_format": measures.num_qa_pairs < thresholds.min_qa_pairs,
     }
     return Verdict(text, tuple(reason for reason, holds in reasons.items() if holds), measures)

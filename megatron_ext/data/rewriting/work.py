@@ -1,139 +1,121 @@
-"""The work of rewriting: a fixed list of batches, each answered once and written whole, so that a run can go on.
+"""The work of a run: windows are opened, asked for, checked and written while the engine is kept busy.
 
-Round 0 asks for every item; each further round asks again, with other seeds, for those that failed. Items are ordered
-longest first, which fills a batch with equal lengths and leaves no long one for the end. A round's batches follow from
-the results of the round before, hence a run that was killed makes the same batches again and takes the results that it
-finds. The completions of a batch are one file; everything else is computed from them.
+Nothing waits for a window's last answers: its failed items are asked for again, and the next window begins, while the
+others are still under way. At most four windows are in memory, and the items of a fifth.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
-from megatron_ext.artifacts import write_json
-from megatron_ext.data.rewriting.checks import Thresholds, Verdict, check
-from megatron_ext.data.rewriting.chunking import CountTokens
-from megatron_ext.data.rewriting.engines import Completion, Engine, Request
-from megatron_ext.data.rewriting.prompts import Order, Prompt
-from megatron_ext.data.rewriting.wrapping import strip_wrapping
+from megatron_ext.data.rewriting import outputs
+from megatron_ext.data.rewriting.engines.interface import Completion, Request
+from megatron_ext.data.rewriting.helpers import Helpers, judge, load_items
+from megatron_ext.data.rewriting.items import Asker, Item
+from megatron_ext.data.rewriting.plan import Plan, WindowPlan
+from megatron_ext.data.rewriting.window import Answered, Journal, Window
 from megatron_ext.progress import Progress
 
-COMPLETIONS_FOLDER = "completions"
+JOURNALS_FOLDER = "journals"
+_MAX_WINDOWS = 4
+_ANSWERS_A_TASK = 32
 
 
-@dataclass(frozen=True)
-class Item:
-    """One chunk of a document to be rewritten in one style."""
+class Work:
+    """What an engine takes its requests from and gives its answers to."""
 
-    document_id: str
-    chunk: int
-    num_chunks: int
-    """Chunks of the whole document."""
-    style: str
-    source: str
-    num_source_tokens: int
+    def __init__(self, plan: Plan, windows: Sequence[WindowPlan], asker: Asker, helpers: Helpers, folder: Path,
+                 progress: Progress) -> None:
+        self._plan, self._asker, self._helpers, self._folder, self._progress = plan, asker, helpers, folder, progress
+        self._waiting = deque(windows)
+        self._loading: deque[tuple[WindowPlan, Future[list[Item]]]] = deque()
+        self._open: list[Window] = []
+        self._asked: dict[str, Window] = {}
+        self._judging: dict[Future, tuple[Window, list[Answered]]] = {}
+        self._writing: dict[Future, Window] = {}
 
+    def take(self) -> list[Request]:
+        """Requests that belong together; none: there are none until an answer under way has come."""
+        while True:
+            self._collect()
+            for window in self._open:
+                if batch := window.take():
+                    self._asked |= dict.fromkeys((request.key for request in batch), window)
+                    return batch
+            if self._open_next():
+                continue
+            if self._asked or not self._wait_for_helpers():
+                return []
 
-@dataclass(frozen=True)
-class Attempt:
-    """One answer of the rewriter for an item, judged."""
+    def put(self, request: Request, completion: Completion) -> None:
+        """Note an answer."""
+        window = self._asked.pop(request.key)
+        is_new = request.key not in window.journal.known
+        window.put(request, completion)
+        self._progress.advance(0, completion.num_tokens if is_new else 0)
 
-    item: Item
-    attempt: int
-    """0 for the first try."""
-    seed: int
-    completion: Completion
-    verdict: Verdict
-    num_tokens: int
-    """Of the stripped text, by the training tokenizer."""
+    def finish(self) -> None:
+        """Wait until the last windows are written."""
+        while self._judging or self._writing:
+            self._wait_for_helpers()
+            self._collect()
+        assert not (self._open or self._waiting or self._loading or self._asked)
 
-    @property
-    def accepted(self) -> bool:
-        """Whether no check speaks against it."""
-        return not self.verdict.reasons
+    def _open_next(self) -> bool:
+        """Open a window, if there is one and its items are at hand (or nothing else is to be done meanwhile)."""
+        num_ahead = 1 if self._helpers.num_processes else 0
+        if len(self._open) + len(self._writing) >= _MAX_WINDOWS:
+            return False
+        while self._waiting and len(self._loading) <= num_ahead:
+            window = self._waiting.popleft()
+            self._loading.append((window, self._helpers.submit(load_items, self._plan, window)))
+        if not self._loading or (self._asked and not self._loading[0][1].done()):
+            return False
+        plan, loaded = self._loading.popleft()
+        items = loaded.result()
+        num_styles = len(self._asker.settings.styles)
+        self._progress.total += sum(item.num_source_tokens for item in items) - plan.num_tokens * num_styles
+        journal = Journal(self._folder / JOURNALS_FOLDER / f"{plan.index:05d}.jsonl")
+        window = Window(plan.index, items, self._asker, journal)
+        self._open.append(window)
+        self._write_if_finished(window)
+        return True
 
+    def _collect(self) -> None:
+        """Take what the helpers have done, and give them what there is to check."""
+        for future in [future for future in self._judging if future.done()]:
+            window, answers = self._judging.pop(future)
+            settled = window.put_verdicts(answers, future.result())
+            self._progress.advance(sum(attempt.item.num_source_tokens for attempt in settled), 0)
+            self._write_if_finished(window)
+        for future in [future for future in self._writing if future.done()]:
+            future.result()
+            self._writing.pop(future).journal.delete()
+        for window in self._open:
+            self._have_judged(window)
+        if not self._helpers.num_processes and self._judging:
+            self._collect()
 
-@dataclass(frozen=True)
-class Rewriter:
-    """All that decides how items are asked for and judged."""
+    def _have_judged(self, window: Window) -> None:
+        if window.num_unjudged < _ANSWERS_A_TASK and self._judging:
+            return  # the helpers are busy: more will have come when they are not
+        answers = window.take_answers()
+        for start in range(0, len(answers), _ANSWERS_A_TASK):
+            task = answers[start:start + _ANSWERS_A_TASK]
+            future = self._helpers.submit(judge, [(one.item, one.completion) for one in task])
+            self._judging[future] = (window, task)
 
-    prompts: dict[str, Prompt]
-    thresholds: dict[str, Thresholds]
-    order: Order
-    max_new_tokens_ratio: float
-    min_new_tokens: int
-    batch_size: int
-    retries: int
-    seed: int
-    count_tokens: CountTokens
-    open_engine: Callable[[], Engine]
-    """Called once, when the first batch has to be computed."""
+    def _write_if_finished(self, window: Window) -> None:
+        if window.is_finished:
+            self._open.remove(window)
+            future = self._helpers.submit(outputs.write_window, self._folder, window.index, window.attempts)
+            self._writing[future] = window
 
-    def request(self, item: Item, attempt: int) -> Request:
-        """What the engine is asked for."""
-        limit = max(self.min_new_tokens, math.ceil(self.max_new_tokens_ratio * item.num_source_tokens))
-        return Request(self.prompts[item.style].render(item.source, self.order),
-                       request_seed(self.seed, item, attempt), limit)
-
-    def judge(self, items: Sequence[Item], attempt: int, completions: Sequence[Completion]) -> list[Attempt]:
-        """Check the answers."""
-        sizes = self.count_tokens([strip_wrapping(completion.text) for completion in completions])
-        return [
-            Attempt(item, attempt, request_seed(self.seed, item, attempt), completion,
-                    check(item.source, completion.text, finish_reason=completion.finish_reason,
-                          length_ratio=int(size) / item.num_source_tokens, thresholds=self.thresholds[item.style]),
-                    int(size))
-            for item, completion, size in zip(items, completions, sizes, strict=True)
-        ]
-
-
-def request_seed(seed: int, item: Item, attempt: int) -> int:
-    """A seed of its own for each request, whatever else is asked for in the same run: 63 bits."""
-    key = json.dumps([seed, item.document_id, item.chunk, item.style, attempt])
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
-
-
-def run(rewriter: Rewriter, items: Sequence[Item], folder: Path) -> list[Attempt]:
-    """All attempts for all items; goes on from the completions that `folder` holds."""
-    ordered = sorted(items, key=lambda item: _place(item, rewriter.order))
-    engine: Engine | None = None
-
-    def lazy_engine() -> Engine:
-        nonlocal engine
-        engine = engine or rewriter.open_engine()
-        return engine
-
-    attempts: list[Attempt] = []
-    for attempt in range(1 + rewriter.retries):
-        judged = list(_run_round(rewriter, ordered, attempt, folder / f"attempt_{attempt}", lazy_engine))
-        attempts += judged
-        ordered = [one.item for one in judged if not one.accepted]
-    return attempts
-
-
-def _place(item: Item, order: Order) -> tuple[str | int, ...]:
-    """Sort key: longest first, and side by side what shares the beginning of its prompt."""
-    place = (-item.num_source_tokens, item.document_id, item.chunk, item.style)
-    return place if order == "document_first" else (item.style, *place)
-
-
-def _run_round(rewriter: Rewriter, items: Sequence[Item], attempt: int, folder: Path,
-               engine: Callable[[], Engine]) -> Iterator[Attempt]:
-    folder.mkdir(parents=True, exist_ok=True)
-    batches = [items[start:start + rewriter.batch_size] for start in range(0, len(items), rewriter.batch_size)]
-    files = [folder / f"batch_{index:06d}.json" for index in range(len(batches))]
-    num_done = sum(len(batch) for batch, file in zip(batches, files, strict=True) if file.exists())
-    progress = Progress("rewrite" if attempt == 0 else f"rewrite, retry {attempt}", len(items), "chunks",
-                        rate_unit="output tokens", already_done=num_done)
-    for batch, file in zip(batches, files, strict=True):
-        if not file.exists():
-            answers = engine().generate([rewriter.request(item, attempt) for item in batch])
-            write_json(file, [asdict(answer) for answer in answers])
-            progress.advance(len(batch), sum(answer.num_tokens for answer in answers))
-        completions = [Completion(**values) for values in json.loads(file.read_text(encoding="utf-8"))]
-        yield from rewriter.judge(batch, attempt, completions)
+    def _wait_for_helpers(self) -> bool:
+        """Wait for any task of theirs; False: they have none."""
+        tasks = [*self._judging, *self._writing, *(loaded for _, loaded in self._loading)]
+        wait(tasks, return_when=FIRST_COMPLETED)
+        return bool(tasks)

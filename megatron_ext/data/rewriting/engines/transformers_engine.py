@@ -1,74 +1,23 @@
-"""Engines: what turns prompts into completions. One small interface, whatever runs the model.
-
-An engine applies the model's chat template. Sampling is seeded per request, so that a request that is made again gives
-the same completion where the engine computes deterministically.
-"""
+"""Hugging Face transformers: runs everywhere, one batch after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from megatron_ext.data.model_folder import load_tokenizer
+from megatron_ext.data.rewriting.engines.chat import encode_prompts, load_chat_tokenizer, refuse_too_long
+from megatron_ext.data.rewriting.engines.interface import Answer, Completion, Request, Sampling, TakeBatch
 from megatron_ext.data.workers import available_cores
-from megatron_ext.errors import UserError
-from megatron_ext.settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
-EngineName = Literal["transformers"]
 _FIRST_CANDIDATES = 1024
 
 
-class Sampling(Settings):
-    """How tokens are drawn."""
-
-    temperature: float = Field(0.7, ge=0)
-    """0 takes the most likely token always."""
-    top_p: float = Field(0.9, gt=0, le=1)
-    """Only the most likely tokens that together have this probability can be drawn."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One user message to the model."""
-
-    prompt: str
-    seed: int
-    max_new_tokens: int
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The model's answer."""
-
-    text: str
-    num_prompt_tokens: int
-    num_tokens: int
-    finish_reason: Literal["stop", "length"]
-    """"length": cut because `max_new_tokens` was reached."""
-
-
-class Engine(Protocol):
-    """What answers requests."""
-
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Answer the requests, in their order. Raises UserError for a prompt that the model cannot hold."""
-
-
-def open_engine(name: EngineName, model: Path, sampling: Sampling) -> Engine:
-    """Load the model folder into the engine of this name."""
-    engines: dict[str, Callable[[Path, Sampling], Engine]] = {"transformers": TransformersEngine}
-    return engines[name](model, sampling)
-
-
 class TransformersEngine:
-    """Hugging Face transformers on the CPU in float32, on all cores; each call is one batch.
+    """On the CPU in float32, on all cores; requests that are taken together are one batch.
 
     What all prompts of a batch begin with (the instruction, where it comes first) goes through the model once.
     """
@@ -81,15 +30,20 @@ class TransformersEngine:
         logging.disable_progress_bar()
         torch.set_num_threads(available_cores())
         self._sampling = sampling
-        self._tokenizer = _chat_tokenizer(model)
+        self._tokenizer = load_chat_tokenizer(model)
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True).eval()
         self._stop_ids = _stop_ids(self._model.generation_config, self._tokenizer)
         # The model's own sampling defaults (penalties, top-k) must not mix with the settings of the run.
         self._model.generation_config = GenerationConfig(
             eos_token_id=self._stop_ids, pad_token_id=self._tokenizer.pad_token_id, do_sample=False)
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def answer(self, take: TakeBatch) -> Iterator[Answer]:
         """See Engine."""
+        while batch := take():
+            yield from zip(batch, self.generate(batch), strict=True)
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answer the requests as one batch, in their order."""
         import torch
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
@@ -110,15 +64,8 @@ class TransformersEngine:
                 for row, limit, prompt in zip(rows[:, num_prompt:].tolist(), limits.tolist(), prompts, strict=True)]
 
     def _encode(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Ids of the prompts with the chat template around them."""
-        texts = [self._tokenizer.apply_chat_template([{"role": "user", "content": request.prompt}], tokenize=False,
-                                                     add_generation_prompt=True) for request in requests]
-        prompts = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
-        longest = max(len(ids) + request.max_new_tokens for ids, request in zip(prompts, requests, strict=True))
-        limit = getattr(self._model.config, "max_position_embeddings", longest)
-        if longest > limit:
-            raise UserError(f"a prompt and its completion need {longest:,} tokens, the rewriter holds {limit:,}; use a "
-                            "smaller chunk_tokens")
+        prompts = encode_prompts(self._tokenizer, requests)
+        refuse_too_long(prompts, requests, getattr(self._model.config, "max_position_embeddings", None))
         return prompts
 
     def _pad_after(self, num_shared: int, prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
@@ -204,15 +151,6 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> to
     cumulative = probabilities.cumsum(dim=1)
     chosen = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(dim=1, keepdim=True)
     return tokens.gather(1, chosen.clamp(max=tokens.shape[1] - 1)).squeeze(1)
-
-
-def _chat_tokenizer(model: Path) -> Any:
-    tokenizer = load_tokenizer(model)
-    if not tokenizer.chat_template:
-        raise UserError(f"{model}: its tokenizer has no chat template; a rewriter must be an instruct model")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _stop_ids(generation_config: Any, tokenizer: Any) -> list[int]:

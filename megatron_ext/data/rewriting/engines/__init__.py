@@ -1,0 +1,1 @@
+"""Engines: what turns prompts into completions. One small interface, whatever runs the model."""

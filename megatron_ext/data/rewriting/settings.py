@@ -1,0 +1,89 @@
+"""The settings of rewriting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from megatron_ext.data.rewriting.engines.interface import EngineName, Sampling
+from megatron_ext.data.rewriting.engines.open import OpenaiSettings, VllmSettings
+from megatron_ext.data.rewriting.prompts import Order
+from megatron_ext.settings import Settings
+
+Count = Annotated[int, Field(ge=1)]
+FailedChunks = Literal["survivors", "drop_document"]
+
+
+class RewriteSettings(Settings):
+    """How a selection is rewritten."""
+
+    documents: Path
+    """Selection (artifact) whose documents are rewritten."""
+    model: Path | None = None
+    """Folder of the rewriter, an instruct model (tools.fetch_model); engine openai needs none."""
+    tokenizer: Path
+    """Folder of the training tokenizer, which counts tokens."""
+    styles: list[str] = Field(["easy", "medium", "hard", "qa"], min_length=1)
+    """Styles to write; each has a prompt file."""
+    prompts_folder: Path | None = None
+    """Folder with prompt files of one's own, `<style>.md`; they win over the built-in ones."""
+    thresholds_file: Path | None = None
+    """YAML file of thresholds by style in place of the built-in one."""
+    order: Order = "document_first"
+    """document_first lets an engine with a prefix cache share a chunk among its styles."""
+    max_documents: Count | None = None
+    """At most so many documents, chosen by a hash of their ids; none: all."""
+    max_document_tokens: Count | None = None
+    """Longer documents are left out."""
+    max_chunks_per_document: Count | None = None
+    """Only so many chunks from the start of each document (a trial run); none: all, nothing of a document is lost."""
+    chunk_tokens: int = Field(350, ge=8)
+    """Size of a chunk at most, in tokens of the source; longer inputs lose information (WRAP, arXiv 2401.16380)."""
+    failed_chunks: FailedChunks = "survivors"
+    """When a chunk failed its checks: keep the document's other chunks, or drop_document."""
+    engine: EngineName = "transformers"
+    """What runs the model: transformers (CPU), vllm (`make vllm`), openai (an endpoint)."""
+    vllm: VllmSettings = VllmSettings()
+    """Of engine vllm."""
+    openai: OpenaiSettings = OpenaiSettings()
+    """Of engine openai."""
+    context_tokens: Count | None = None
+    """Tokens that the model holds, where its folder does not tell (openai); longer chunks are split further."""
+    sampling: Sampling = Sampling()
+    """How tokens are drawn."""
+    max_new_tokens_ratio: float = Field(2.0, gt=0)
+    """Tokens that a completion may have, at most, for each token of its source."""
+    min_new_tokens: Count = 32
+    """The same bound is never below this, for short sources."""
+    batch_size: Count = 16
+    """Requests of a batch of engine transformers; the other engines fill their batches themselves."""
+    window_tokens: Count = 2_000_000
+    """Work is divided into windows of whole documents with so many source tokens: longest first within a window, shared
+    by parts window by window, held in memory at most five at a time."""
+    check_workers: int | None = Field(None, ge=0)
+    """Processes that split documents and check answers beside the engine; none: 2, and 0 for engine transformers."""
+    retries: int = Field(1, ge=0)
+    """How often a failed chunk is asked for again, with another seed."""
+    seed: int = 0
+    """Decides the choice of documents and what is drawn."""
+
+    @field_validator("styles")
+    @classmethod
+    def _no_style_twice(cls, styles: list[str]) -> list[str]:
+        if len(set(styles)) < len(styles):
+            raise ValueError("a style is named twice")
+        return styles
+
+    @property
+    def num_helpers(self) -> int:
+        """Processes beside the engine."""
+        return self.check_workers if self.check_workers is not None else 0 if self.engine == "transformers" else 2
+
+    @property
+    def num_devices(self) -> int:
+        """GPUs of one engine (1 where none is known of)."""
+        if self.engine != "vllm":
+            return 1
+        return self.vllm.tensor_parallel_size * int(self.vllm.arguments.get("pipeline_parallel_size", 1))
