@@ -20,9 +20,9 @@ class VllmEngine:
         self._sampling = sampling
         self._max_num_waiting = settings.max_num_waiting
         self._tokenizer = load_chat_tokenizer(model)
-        llm = _open_llm(engine_arguments(model, settings))
-        self._engine = llm.llm_engine
-        self._max_model_len = llm.model_config.max_model_len
+        self.llm = _open_llm(engine_arguments(model, settings))
+        self._engine = self.llm.llm_engine
+        self._max_model_len = self.llm.model_config.max_model_len
 
     def answer(self, take: TakeBatch) -> Iterator[Answer]:
         """See Engine."""
