@@ -1,8 +1,9 @@
-"""Look into tokenized data: counts, lengths, the text of a sequence and where it comes from, damage.
+"""Look into tokenized data: counts, lengths, the text of a document and where it comes from, damage, differences.
 
     python -m tools.inspect_data work/tokens
-    python -m tools.inspect_data work/tokens --split valid --sequence 7 --tokenizer models/tinyllama
+    python -m tools.inspect_data work/tokens --split valid --document 7 --tokenizer models/tinyllama
     python -m tools.inspect_data work/tokens --verify
+    python -m tools.inspect_data work/tokens --compare other/tokens
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_ext.data.inspection import Dataset, decode_sequence, describe, open_dataset, sequence_record, verify
+from megatron_ext.data.dataset_comparison import first_difference
+from megatron_ext.data.inspection import (
+    Dataset,
+    decode_sequence,
+    describe,
+    document_sequences,
+    open_dataset,
+    sequence_record,
+    verify,
+)
 from megatron_ext.errors import UserError, exit_on_user_error
 
 
@@ -20,29 +30,47 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="tokenized artifact, or path of a dataset without .bin/.idx")
     parser.add_argument("--split", default="train", help="split of the artifact: train or valid")
-    parser.add_argument("--sequence", type=int, help="show this sequence, counted from 0")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--document", type=int, help="show this document, counted from 0 with the empty ones")
+    shown.add_argument("--sequence", type=int, help="show this sequence, counted from 0 (empty documents have none)")
+    shown.add_argument("--compare", type=Path, metavar="OTHER", help="say where OTHER differs first")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer folder, needed for the text of a sequence")
     parser.add_argument("--verify", action="store_true", help="recompute every hash")
     return parser.parse_args()
 
 
-def show_sequence(dataset: Dataset, sequence: int, tokenizer: Path | None) -> None:
-    """Print where a sequence comes from, and its text."""
+def show(dataset: Dataset, sequences: range, tokenizer: Path | None) -> None:
+    """Print where the sequences come from, and their text."""
     if tokenizer is None:
-        raise UserError("--sequence needs --tokenizer, the folder of the tokenizer that the data was made with")
-    text = decode_sequence(dataset, sequence, tokenizer)
-    for name, value in sequence_record(dataset, sequence).items():
-        print(f"{name}: {value}")
-    print(text)
+        raise UserError("--document and --sequence need --tokenizer, the folder of the tokenizer that the data was "
+                        "made with")
+    if not sequences:
+        print("an empty document: no sequence, no source recorded")
+    for sequence in sequences:
+        text = decode_sequence(dataset, sequence, tokenizer)
+        for name, value in sequence_record(dataset, sequence).items():
+            print(f"{name}: {value}")
+        print(text)
+
+
+def compare(dataset: Dataset, other: Dataset) -> int:
+    """Say where two datasets differ first; 1 when they do."""
+    difference = first_difference(dataset, other)
+    print(difference or f"{dataset.reader.prefix} and {other.reader.prefix} hold the same documents")
+    return 1 if difference else 0
 
 
 @exit_on_user_error
 def main() -> int:
-    """Show what was asked for; exit code 1 when --verify finds a fault."""
+    """Show what was asked for; exit code 1 when --verify finds a fault or --compare a difference."""
     arguments = parse_arguments()
     dataset = open_dataset(arguments.data, arguments.split)
-    if arguments.sequence is not None:
-        show_sequence(dataset, arguments.sequence, arguments.tokenizer)
+    if arguments.compare is not None:
+        return compare(dataset, open_dataset(arguments.compare, arguments.split))
+    if arguments.document is not None or arguments.sequence is not None:
+        shown = (range(arguments.sequence, arguments.sequence + 1) if arguments.document is None
+                 else document_sequences(dataset, arguments.document))
+        show(dataset, shown, arguments.tokenizer)
         return 0
     print(*describe(dataset), sep="\n")
     if not arguments.verify:

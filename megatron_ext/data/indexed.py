@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import struct
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
 _TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16}
 _CODES = {np.dtype(dtype): code for code, dtype in _TYPES.items()}
+_CHECKED_TOGETHER = 2**22  # sequences or boundaries: what checking a large index takes of memory
 _UINT16_VOCAB_LIMIT = 65_500  # Megatron-LM's own bound, below the 65,536 that would fit
 
 
@@ -41,25 +45,43 @@ def idx_path(prefix: Path) -> Path:
     return prefix.with_name(prefix.name + ".idx")
 
 
-def write_index(path: Path, document_lengths: np.ndarray, dtype: np.dtype) -> None:
+def write_index(path: Path, document_lengths: np.ndarray | Iterable[np.ndarray], dtype: np.dtype) -> None:
     """Write an `.idx` atomically.
 
     Args:
         document_lengths: tokens of every document in the order of the `.bin`, `[num_documents]`; 0 for an empty one.
+            An iterable of such arrays is written piece by piece, in the memory of one.
         dtype: integer type of the `.bin`.
     """
-    present = document_lengths > 0
-    lengths = document_lengths[present].astype(np.int32)
-    offsets = np.zeros(len(lengths), dtype=np.int64)
-    np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
-    boundaries = np.zeros(len(document_lengths) + 1, dtype=np.int64)
-    np.cumsum(present, out=boundaries[1:])
+    pieces = [document_lengths] if isinstance(document_lengths, np.ndarray) else document_lengths
+    columns = [path.with_name(f"{path.name}.{name}.tmp") for name in ("lengths", "offsets", "boundaries")]
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(column, "wb")) for column in columns]
+        files[2].write(np.zeros(1, dtype=np.int64))
+        num_sequences = num_documents = num_tokens = 0
+        for piece in pieces:
+            present = piece > 0
+            lengths = piece[present].astype(np.int32)
+            ends = num_tokens + np.cumsum(lengths, dtype=np.int64)
+            files[0].write(lengths)
+            files[1].write((ends - lengths) * np.dtype(dtype).itemsize)
+            files[2].write(num_sequences + np.cumsum(present, dtype=np.int64))
+            num_sequences, num_documents = num_sequences + len(lengths), num_documents + len(piece)
+            num_tokens += int(lengths.sum(dtype=np.int64))
+    header = _HEADER.pack(_MAGIC, _VERSION, _CODES[np.dtype(dtype)], num_sequences, num_documents + 1)
+    _join_columns(path, header, columns)
+
+
+def _join_columns(path: Path, header: bytes, columns: Sequence[Path]) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(_HEADER.pack(_MAGIC, _VERSION, _CODES[np.dtype(dtype)], len(lengths), len(boundaries)))
-        for array in (lengths, offsets * np.dtype(dtype).itemsize, boundaries):
-            file.write(memoryview(array))
+    with open(temporary, "wb") as joined:
+        joined.write(header)
+        for column in columns:
+            with open(column, "rb") as file:
+                shutil.copyfileobj(file, joined, 2**20)
     os.replace(temporary, path)
+    for column in columns:
+        column.unlink()
 
 
 class IndexedReader:
@@ -110,6 +132,18 @@ class IndexedReader:
         first = int(self.sequence_offsets[sequence]) // self.dtype.itemsize + start
         return self._tokens[first:first + count]
 
+    def document_ends(self, first: int, last: int) -> np.ndarray:
+        """Position in the `.bin`, in tokens, where each of the documents `first` to `last` ends, int64."""
+        sequences = self.document_boundaries[first + 1:last + 1]
+        ends = np.full(len(sequences), self.num_tokens, dtype=np.int64)
+        inside = sequences < len(self)
+        ends[inside] = self.sequence_offsets[sequences[inside]] // self.dtype.itemsize
+        return ends
+
+    def tokens(self, start: int, end: int) -> np.ndarray:
+        """The ids at the positions `start` to `end` of the `.bin`; a view of the file."""
+        return self._tokens[start:end]
+
     def expect_random_reads(self) -> None:
         """Tell the system that reads jump about: reading ahead of each would cost a hundred times the read itself."""
         if isinstance(self._tokens, np.memmap) and hasattr(mmap, "MADV_RANDOM"):
@@ -143,18 +177,34 @@ class IndexedReader:
         return code, num_sequences
 
     def _check_index(self) -> None:
-        lengths, offsets, boundaries = self.sequence_lengths, self.sequence_offsets, self.document_boundaries
-        ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
-        if len(lengths) and (lengths.min() < 0 or offsets[0] != 0 or not np.array_equal(offsets[1:], ends[:-1])):
-            raise UserError(f"{self._idx} is damaged: its sequence offsets do not follow from its sequence lengths")
-        if not len(boundaries) or boundaries[0] != 0 or boundaries[-1] != len(lengths) or np.any(
-                boundaries[1:] < boundaries[:-1]):
-            raise UserError(f"{self._idx} is damaged: its document boundaries do not run from 0 to the "
-                            f"{len(lengths):,} sequences")
-        needed, size = int(ends[-1]) if len(ends) else 0, self._bin.stat().st_size
+        needed = self._check_offsets()
+        self._check_boundaries()
+        size = self._bin.stat().st_size
         if size != needed:
             state = "is truncated" if size < needed else "has bytes too many"
             raise UserError(f"{self._bin} {state}: {size:,} bytes, but its index describes {needed:,}")
+
+    def _check_offsets(self) -> int:
+        """The bytes that the sequences take, after checking that each begins where the one before ends."""
+        end = 0
+        for first in range(0, len(self), _CHECKED_TOGETHER):
+            lengths = self.sequence_lengths[first:first + _CHECKED_TOGETHER]
+            ends = end + np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
+            expected = np.concatenate([[end], ends[:-1]])
+            wrong = (lengths < 0) | (self.sequence_offsets[first:first + _CHECKED_TOGETHER] != expected)
+            if wrong.any():
+                raise UserError(f"{self._idx} is damaged: its sequence offsets do not follow from the lengths, "
+                                f"first at sequence {first + int(wrong.argmax()):,}")
+            end = int(ends[-1])
+        return end
+
+    def _check_boundaries(self) -> None:
+        boundaries = self.document_boundaries
+        ordered = all(np.all(np.diff(boundaries[first:first + _CHECKED_TOGETHER + 1]) >= 0)
+                      for first in range(0, len(boundaries), _CHECKED_TOGETHER))
+        if not len(boundaries) or boundaries[0] != 0 or boundaries[-1] != len(self) or not ordered:
+            raise UserError(f"{self._idx} is damaged: its document boundaries do not run from 0 to the "
+                            f"{len(self):,} sequences")
 
 
 def _map(path: Path) -> np.ndarray:

@@ -79,6 +79,24 @@ def sequence_record(dataset: Dataset, sequence: int) -> dict[str, Any]:
     return table.to_pylist()[0]
 
 
+def document_sequences(dataset: Dataset, document: int) -> range:
+    """The sequences of a document, counted from 0 with the empty ones; an empty document has none.
+
+    Raises UserError when there is no such document.
+    """
+    if not 0 <= document < dataset.reader.num_documents:
+        raise UserError(f"there is no document {document}; {dataset.reader.prefix} has "
+                        f"{dataset.reader.num_documents:,}")
+    first, last = dataset.reader.document_boundaries[document:document + 2]
+    return range(int(first), int(last))
+
+
+def document_origin(dataset: Dataset, document: int) -> dict[str, Any]:
+    """Where a document comes from, as `sequence_record`; {} for an empty one, which has no sequence."""
+    sequences = document_sequences(dataset, document)
+    return sequence_record(dataset, sequences[0]) if sequences else {}
+
+
 def decode_sequence(dataset: Dataset, sequence: int, tokenizer_folder: Path) -> str:
     """The text of a sequence, special tokens shown. Raises UserError when the tokenizer is another one."""
     if not 0 <= sequence < len(dataset.reader):
@@ -95,7 +113,7 @@ def verify(dataset: Dataset) -> list[str]:
     """Read everything; one line for each fault that is found (an empty list: all is well)."""
     reader, artifact = dataset.reader, dataset.artifact
     if artifact is None:
-        return []  # opening has checked all that a bare dataset can tell
+        return []  # opening has checked all that a bare dataset can tell: there are no hashes
     problems = artifact.verify()
     largest = reader.largest_token_id()
     if largest >= artifact.counts["vocab_size"]:

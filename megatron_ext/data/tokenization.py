@@ -228,29 +228,39 @@ def _join_bin(path: Path, parts: Sequence[Path]) -> None:
 
 def _join_metadata(folder: Path, parts: Sequence[Path], dtype: np.dtype) -> dict[str, Any]:
     """Write sequences.parquet and the indexes; returns what each split holds."""
-    lengths: dict[str, list[np.ndarray]] = {split: [np.empty(0, dtype=np.int64)] for split in SPLITS}
     counts = {split: dict.fromkeys(("documents", "empty_documents", "tokens", "bytes"), 0) for split in SPLITS}
     temporary = folder / (SEQUENCES + ".tmp")
     with pq.ParquetWriter(temporary, _SEQUENCE_SCHEMA, compression="zstd") as writer:
         for part in parts:
             table = pq.read_table(_part_metadata(part))
-            sequences = np.zeros(len(table), dtype=np.int64)
-            num_tokens, num_bytes = table["num_tokens"].to_numpy(), table["num_bytes"].to_numpy()
-            for split in SPLITS:
-                here = pc.equal(table["split"], split).to_numpy()
-                present, count = here & (num_tokens > 0), counts[split]
-                sequences[present] = count["documents"] - count["empty_documents"] + np.arange(present.sum())
-                count["documents"] += int(here.sum())
-                count["empty_documents"] += int(here.sum() - present.sum())
-                count["tokens"] += int(num_tokens[here].sum())
-                count["bytes"] += int(num_bytes[here].sum())
-                lengths[split].append(num_tokens[here].astype(np.int32))
-            numbered = table.add_column(1, _SEQUENCE_SCHEMA.field("sequence"), pa.array(sequences))
-            writer.write_table(numbered.filter(pa.array(num_tokens > 0)), row_group_size=_METADATA_ROWS)
+            numbered = table.add_column(1, _SEQUENCE_SCHEMA.field("sequence"), pa.array(_number(table, counts)))
+            writer.write_table(numbered.filter(pc.greater(table["num_tokens"], 0)), row_group_size=_METADATA_ROWS)
     os.replace(temporary, folder / SEQUENCES)
     for split in SPLITS:
-        write_index(idx_path(folder / split), np.concatenate(lengths[split]), dtype)
+        write_index(idx_path(folder / split), _lengths(parts, split), dtype)
     return counts
+
+
+def _number(table: pa.Table, counts: dict[str, dict[str, int]]) -> np.ndarray:
+    """The sequence of each document in its split (0 for an empty one); adds the documents to `counts`."""
+    sequences = np.zeros(len(table), dtype=np.int64)
+    num_tokens, num_bytes = table["num_tokens"].to_numpy(), table["num_bytes"].to_numpy()
+    for split, count in counts.items():
+        here = pc.equal(table["split"], split).to_numpy()
+        present = here & (num_tokens > 0)
+        sequences[present] = count["documents"] - count["empty_documents"] + np.arange(present.sum())
+        count["documents"] += int(here.sum())
+        count["empty_documents"] += int(here.sum() - present.sum())
+        count["tokens"] += int(num_tokens[here].sum())
+        count["bytes"] += int(num_bytes[here].sum())
+    return sequences
+
+
+def _lengths(parts: Sequence[Path], split: str) -> Iterator[np.ndarray]:
+    """The tokens of a split's documents, part by part."""
+    for part in parts:
+        table = pq.read_table(_part_metadata(part), columns=["split", "num_tokens"])
+        yield table.filter(pc.equal(table["split"], split))["num_tokens"].to_numpy()
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:

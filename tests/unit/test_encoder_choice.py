@@ -1,3 +1,4 @@
+import os
 import sys
 
 import numpy as np
@@ -11,6 +12,8 @@ from megatron_ext.data.tokenizers import load_tokenizer
 from megatron_ext.errors import UserError
 from tests.unit.sentencepiece_models import fuzzed_texts
 from tests.unit.tokenizer_folders import byte_level_tokenizer, sentencepiece_tokenizer
+
+FUZZED_DOCUMENTS = int(os.environ.get("MEGATRON_EXT_FUZZED_DOCUMENTS", 120_000))
 
 
 class Changed:
@@ -78,6 +81,18 @@ def test_gigatoken_on_a_byte_level_tokenizer(tmp_path):
     assert choice.encoder.encode(texts.slice(1, 3)).lengths.tolist() == reference.encode(
         texts.slice(1, 3)).lengths.tolist()
     assert load_tokenizer(tmp_path).eod_token_id == 0
+
+
+def test_fuzzed_documents_have_the_ids_of_tokenizers(tmp_path):
+    pytest.importorskip("gigatoken")
+    byte_level_tokenizer(tmp_path)
+    encoder = choose_encoder(tmp_path, "gigatoken").encoder
+    reference = HuggingFaceEncoder(tmp_path / "tokenizer.json")
+    for seed in range(FUZZED_DOCUMENTS // 4_000):
+        texts = pa.array(fuzzed_texts(seed, count=4_000), pa.string())
+        found, expected = encoder.encode(texts), reference.encode(texts)
+        assert np.array_equal(found.lengths, expected.lengths), seed
+        assert np.array_equal(found.ids, expected.ids), seed
 
 
 def test_gigatoken_reads_special_tokens_that_sentencepiece_takes_for_text(folder):

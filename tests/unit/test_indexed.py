@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_ext.data import indexed
 from megatron_ext.data.indexed import IndexedReader, bin_path, idx_path, token_dtype, write_index
 from megatron_ext.errors import UserError
 
@@ -105,4 +106,32 @@ def test_a_missing_file_is_named(tmp_path):
     prefix = write(tmp_path / "data", [[1]])
     bin_path(prefix).unlink()
     with pytest.raises(UserError, match=r"data\.bin does not exist"):
+        IndexedReader(prefix)
+
+
+@given(documents_of_ids, st.integers(1, 4))
+def test_an_index_written_in_pieces_is_the_same(tmp_path_factory, documents, size):
+    folder = tmp_path_factory.mktemp("data")
+    lengths = np.array([len(document) for document in documents], dtype=np.int64)
+    pieces = (lengths[start:start + size] for start in range(0, len(lengths), size))
+    write_index(folder / "pieces.idx", pieces, np.dtype(np.uint16))
+    write_index(folder / "whole.idx", lengths, np.dtype(np.uint16))
+    assert (folder / "pieces.idx").read_bytes() == (folder / "whole.idx").read_bytes()
+    assert sorted(path.name for path in folder.iterdir()) == ["pieces.idx", "whole.idx"]
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 100])
+def test_a_large_index_is_checked_in_pieces(tmp_path, monkeypatch, together):
+    monkeypatch.setattr(indexed, "_CHECKED_TOGETHER", together)
+    prefix = write(tmp_path / "data", [[1, 2], [], [3], [4, 5, 6], [7], []])
+    assert IndexedReader(prefix).document_ends(0, 6).tolist() == [2, 2, 3, 6, 7, 7]
+    index = bytearray(idx_path(prefix).read_bytes())
+    index[34 + 4 * 4 + 8 * 2] ^= 1  # the offset of sequence 2
+    idx_path(prefix).write_bytes(index)
+    with pytest.raises(UserError, match="first at sequence 2"):
+        IndexedReader(prefix)
+    index[34 + 4 * 4 + 8 * 2] ^= 1
+    index[-8 * 3] ^= 3  # the boundary behind document 3: 3 becomes 0
+    idx_path(prefix).write_bytes(index)
+    with pytest.raises(UserError, match="document boundaries do not run"):
         IndexedReader(prefix)

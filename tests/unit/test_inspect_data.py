@@ -1,10 +1,14 @@
 import json
+import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from megatron_ext.data.indexed import bin_path
-from megatron_ext.data.inspection import length_histogram
+from megatron_ext.data import dataset_comparison
+from megatron_ext.data.indexed import bin_path, idx_path, write_index
+from megatron_ext.data.inspection import length_histogram, open_dataset
 from megatron_ext.data.tokenization import TokenizeSettings, tokenize_corpus
 from tests.unit.tokenizer_folders import TEXTS, byte_level_tokenizer
 from tools import inspect_data
@@ -54,7 +58,8 @@ def test_mistakes(folders, monkeypatch, capsys, tmp_path):
     other = byte_level_tokenizer(tmp_path / "other", vocab_size=300)
     for arguments, message in [
         (["--sequence", 999, "--tokenizer", folders / "tokenizer"], "no sequence 999; "),
-        (["--sequence", 1], "needs --tokenizer"),
+        (["--sequence", 1], "need --tokenizer"),
+        (["--document", 999, "--tokenizer", folders / "tokenizer"], "no document 999; "),
         (["--sequence", 1, "--tokenizer", other], "has another sha256"),
         (["--split", "test"], "there is no split 'test'"),
     ]:
@@ -82,3 +87,56 @@ def test_damage_is_named(folders, monkeypatch, capsys, tmp_path):
     code, _, err = run(monkeypatch, capsys, tokens / "train")
     assert code == 2
     assert "train.bin is truncated" in err
+
+
+def write(prefix, documents, dtype=np.uint16):
+    bin_path(prefix).write_bytes(np.array([i for d in documents for i in d], dtype=dtype).tobytes())
+    write_index(idx_path(prefix), np.array([len(document) for document in documents], dtype=np.int64), np.dtype(dtype))
+    return prefix
+
+
+def test_a_document_is_counted_with_the_empty_ones(folders, monkeypatch, capsys, tmp_path):
+    rows = [{"id": "a", "text": "um"}, {"id": "b", "text": ""}, {"id": "c", "text": "três"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenize_corpus(TokenizeSettings(documents=tmp_path / "a.jsonl", tokenizer=folders / "tokenizer"), tmp_path / "out")
+    for number, expected in enumerate(["id: a", "an empty document", "id: c"]):
+        _, out, _ = run(monkeypatch, capsys, tmp_path / "out", "--document", number, "--tokenizer",
+                        folders / "tokenizer")
+        assert expected in out
+
+
+@pytest.mark.parametrize(("other", "difference"), [
+    ([[1, 2, 3], [], [4, 5], [6]], None),
+    ([[1, 2, 3], [], [4, 9], [6]], "document 2 differs first at its token 1: 5 and 9"),
+    ([[1, 2, 3], [], [4, 5, 7], [6]], "document 2 has 2 and 3 tokens; all before it are equal"),
+    ([[1, 8, 3], [], [4, 5, 7], [6]], "document 0 differs first at its token 1: 2 and 8"),
+    ([[], [1, 2, 3], [4, 5], [6]], "document 0 has 3 and 0 tokens"),
+    ([[1, 2, 3], [], [4, 5]], "the first 3 documents are equal; there are 4 and 3"),
+    ([], "the first 0 documents are equal; there are 4 and 0"),
+])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_the_first_difference(monkeypatch, capsys, tmp_path, other, difference, dtype):
+    monkeypatch.setattr(dataset_comparison, "_TOKENS_TOGETHER", 2)
+    monkeypatch.setattr(dataset_comparison, "_DOCUMENTS_TOGETHER", 2)
+    left = write(tmp_path / "left", [[1, 2, 3], [], [4, 5], [6]])
+    code, out, _ = run(monkeypatch, capsys, left, "--compare", write(tmp_path / "right", other, dtype))
+    assert code == (1 if difference else 0)
+    assert (difference or "hold the same documents") in out
+
+
+@given(*[st.lists(st.lists(st.integers(0, 2), max_size=3), max_size=5)] * 2)
+def test_a_difference_is_found_where_there_is_one(tmp_path_factory, left, right):
+    folder = tmp_path_factory.mktemp("data")
+    found = dataset_comparison.first_difference(*(open_dataset(write(folder / name, documents))
+                                                  for name, documents in (("a", left), ("b", right))))
+    assert (found is None) == (left == right)
+
+
+def test_artifacts_are_compared_with_their_sources(folders, monkeypatch, capsys, tmp_path):
+    assert run(monkeypatch, capsys, folders / "tokens", "--compare", folders / "tokens")[0] == 0
+    rows = [{"id": f"d{number}", "text": text} for number, text in enumerate([*TEXTS[:4], "outra", *TEXTS[5:]])]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenize_corpus(TokenizeSettings(documents=tmp_path / "a.jsonl", tokenizer=folders / "tokenizer"), tmp_path / "out")
+    code, out, _ = run(monkeypatch, capsys, folders / "tokens", "--compare", tmp_path / "out")
+    assert code == 1
+    assert re.search(r"^document 4 has \d+ and 5 tokens; all before it are equal \(d4 and d4\)$", out, re.MULTILINE)

@@ -21,7 +21,7 @@ from megatron_ext.errors import UserError
 from tests.unit.sentencepiece_models import CORPUS, SYMBOLS, edited, fuzzed_texts, train, with_large_ids
 
 ROOT = Path(__file__).parents[2]
-FUZZED_DOCUMENTS = int(os.environ.get("MEGATRON_EXT_FUZZED_DOCUMENTS", 24_000))  # of all models together
+FUZZED_DOCUMENTS = int(os.environ.get("MEGATRON_EXT_FUZZED_DOCUMENTS", 120_000))  # of all models together
 MODELS = {
     "plain": lambda: train(),
     "small": lambda: train(vocab_size=330),

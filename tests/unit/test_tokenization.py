@@ -1,4 +1,5 @@
 import json
+import random
 import subprocess
 import sys
 import time
@@ -71,18 +72,16 @@ def test_the_files_are_megatrons(tokenizers, tmp_path_factory, encoder, texts, a
     assert artifact.counts["encoder"] == encoder
 
 
-def test_result_is_independent_of_workers_shards_and_chunks(tokenizers, tmp_path, monkeypatch):
+def test_result_is_independent_of_shards_and_chunks(tokenizers, tmp_path, monkeypatch):
     one = tokenize(write_jsonl(tmp_path / "a.jsonl", ROWS), tokenizers["tokenizers"], tmp_path / "one",
                    valid_fraction=0.3)
     for number, start in enumerate(range(0, len(ROWS), 5)):
         write_jsonl(tmp_path / "many" / f"{number:02d}.jsonl", ROWS[start:start + 5])
     monkeypatch.setattr(tokenization, "CHUNK_BYTES", 300)
-    for workers in (1, 2):
-        many = tokenize(tmp_path / "many", tokenizers["tokenizers"], tmp_path / f"many{workers}", valid_fraction=0.3,
-                        workers=workers)
-        for name in ("train.bin", "train.idx", "valid.bin", "valid.idx", "counts.json", "token_bytes.npy"):
-            assert (many.path / name).read_bytes() == (one.path / name).read_bytes(), name
-        assert pq.read_table(many.path / "sequences.parquet") == pq.read_table(one.path / "sequences.parquet")
+    many = tokenize(tmp_path / "many", tokenizers["tokenizers"], tmp_path / "many-out", valid_fraction=0.3)
+    for name in ("train.bin", "train.idx", "valid.bin", "valid.idx", "counts.json", "token_bytes.npy"):
+        assert (many.path / name).read_bytes() == (one.path / name).read_bytes(), name
+    assert pq.read_table(many.path / "sequences.parquet") == pq.read_table(one.path / "sequences.parquet")
 
 
 def test_every_sequence_can_be_traced_and_counts_are_exact(tokenizers, tmp_path):
@@ -192,6 +191,69 @@ def test_kill_9_then_the_same_command(tokenizers, tmp_path):
     resumed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "were done before, going on" in resumed.stdout
     assert Artifact.open(tmp_path / "out").content_hash == whole.content_hash
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments(tokenizers, tmp_path):
+    generator = random.Random(0)
+    rows = [{"id": str(i), "text": TEXTS[i % len(TEXTS)] * 8} for i in range(20_000)]
+    for number in range(40):
+        write_jsonl(tmp_path / "corpus" / f"{number:02d}.jsonl", rows[number::40])
+    values = {"valid_fraction": 0.2, "encoder": "tokenizers"}
+    whole = tokenize(tmp_path / "corpus", tokenizers["tokenizers"], tmp_path / "whole", **values)
+    command = [sys.executable, "-m", "tools.tokenize_corpus", "--output", str(tmp_path / "out"),
+               f"documents={tmp_path / 'corpus'}", f"tokenizer={tokenizers['tokenizers']}", "workers=2",
+               *(f"{key}={value}" for key, value in values.items())]
+    parts, made = tmp_path / "out.partial" / "parts", 0
+    for _ in range(10):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while len(list(parts.glob("*.parquet"))) <= made and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(generator.uniform(0, 0.1))
+        assert process.poll() is None, "finished before it was killed: the corpus is too small for this test"
+        process.kill()
+        process.communicate()
+        made = len(list(parts.glob("*.parquet")))
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    assert Artifact.open(tmp_path / "out").content_hash == whole.content_hash
+    assert Artifact.open(tmp_path / "out").verify() == []
+
+
+def test_same_bytes_for_1_2_and_4_workers_and_1_and_37_shards(tokenizers, tmp_path):
+    rows = ROWS * 4
+    write_jsonl(tmp_path / "1" / "all.jsonl", rows)
+    for number in range(37):
+        write_jsonl(tmp_path / "37" / f"{number:02d}.jsonl",
+                    rows[len(rows) * number // 37:len(rows) * (number + 1) // 37])
+    made = [tokenize(tmp_path / shards, tokenizers["sentencepiece"], tmp_path / f"{shards}-{workers}", workers=workers,
+                     valid_fraction=0.3)
+            for shards, workers in (("1", 1), ("37", 1), ("37", 2), ("37", 4))]
+    for name in ("train.bin", "train.idx", "valid.bin", "valid.idx"):
+        assert len({(artifact.path / name).read_bytes() for artifact in made}) == 1, name
+    assert len({artifact.content_hash for artifact in made[1:]}) == 1
+
+
+def test_no_document_is_on_both_sides(tokenizers, tmp_path):
+    rows = [{"id": str(number), "text": f"texto {number}"} for number in range(2_000)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    rows = pq.read_table(tokenize(path, tokenizers["tokenizers"], tmp_path / "out", valid_fraction=0.1).path
+                         / "sequences.parquet").to_pylist()
+    sides = {split: {row["document_id"] for row in rows if row["split"] == split} for split in ("train", "valid")}
+    assert not sides["train"] & sides["valid"]
+    assert len(sides["train"]) + len(sides["valid"]) == 2_000
+    assert 140 <= len(sides["valid"]) <= 260
+    with_more = {str(number) for number in range(2_000) if is_validation(str(number), 0, 0.2)}
+    assert sides["valid"] <= with_more  # a larger share moves no document to train
+
+
+def test_a_foreign_part_is_not_merged(tokenizers, tmp_path):
+    corpus = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    settings = TokenizeSettings(documents=corpus, tokenizer=tokenizers["tokenizers"], workers=1)
+    tokenize_corpus(settings, tmp_path / "out", Part(0, 2))
+    tokenize_corpus(settings.model_copy(update={"split_seed": 5}), tmp_path / "out", Part(1, 2))
+    with pytest.raises(UserError, match=r"1-of-2 was made from another request \(settings\.split_seed"):
+        tokenize_corpus(settings, tmp_path / "out", Merge(2))
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_documents(tokenizers, tmp_path):
