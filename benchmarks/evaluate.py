@@ -6,7 +6,7 @@
 Both do everything, from the raw data to the score: load the model, render the prompts, generate, score. The official
 protocol is lm-evaluation-harness' own HFLM with one prompt a call, as the official harness calls a model; this project
 is `evaluation.run_poeta`, first with an empty cache, then as for the next checkpoint, with the prompts on disk. Greedy
-outputs are compared. Without --model: a random Llama of 2 layers over bytes, which never ends an answer by itself.
+outputs are compared. Without --model: a random Llama of 2 layers, which hardly ever ends an answer by itself.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from evaluation import npm
-from evaluation.poeta import load_task, sources
+from evaluation.poeta import load_task, sources, task_spec
 from evaluation.poeta.harness import HarnessTask
-from evaluation.poeta.prepared import PreparedTask
+from evaluation.poeta.prepared import PreparedTask, prepare
 from evaluation.poeta.prompts import build_requests
 from evaluation.poeta.run import PoetaSettings, evaluate_model
 from tests.tiny_model import write_tiny_model
@@ -44,7 +44,7 @@ def main() -> None:
     arguments = _parse_arguments()
     with tempfile.TemporaryDirectory() as work:
         os.environ["XDG_CACHE_HOME"] = f"{work}/cache"
-        model = arguments.model or write_tiny_model(Path(work) / "tiny", context_tokens=16_384)
+        model = arguments.model or _tiny_model(arguments, Path(work) / "tiny")
         evaluate_model(_settings(arguments, model, limit=1), Path(work) / "warm-up")
         turns = [
             _time("official protocol: one prompt at a time", lambda: _one_at_a_time(arguments, model)),
@@ -55,6 +55,13 @@ def main() -> None:
     print(text)
     if arguments.output:
         arguments.output.write_text(text, encoding="utf-8")
+
+
+def _tiny_model(arguments: argparse.Namespace, folder: Path) -> Path:
+    """Its tokenizer is learnt from the task's texts, so that prompts have as many tokens as with a real one."""
+    found = sources.find_raw_data([task_spec(arguments.task)], arguments.data, allow_download=False)
+    requests = prepare(arguments.task, "official", found).requests
+    return write_tiny_model(folder, 16_384, [request.document.text for request in requests])
 
 
 def _one_at_a_time(arguments: argparse.Namespace, model: Path) -> list[str]:
@@ -102,7 +109,7 @@ def _table(turns: list[Turn], arguments: argparse.Namespace) -> str:
             f"| {turn.name} | {turn.wall_seconds:.1f} | {turn.cpu_seconds:.1f} "
             f"| {len(turn.outputs) / turn.wall_seconds:.1f} | {official.wall_seconds / turn.wall_seconds:.1f}x "
             f"| {official.cpu_seconds / turn.cpu_seconds:.1f}x | {same} of {len(turn.outputs)} |")
-    model = arguments.model.name if arguments.model else "random 2-layer Llama over bytes"
+    model = arguments.model.name if arguments.model else "random 2-layer Llama"
     return "\n".join([
         f"`{arguments.task}`, {len(official.outputs)} items, model: {model}, {arguments.dtype}, answers of at most "
         f"{arguments.max_gen_toks} tokens, batches of {arguments.batch_size}, {_threads()} thread(s), "
@@ -121,7 +128,7 @@ def _parse_arguments() -> Any:
     parser.add_argument("--task", default="pt_hate_speech_greedy", help="task with a limit of 300 items")
     parser.add_argument("--model", type=Path, help="Hugging Face folder (default: a tiny random model)")
     parser.add_argument("--limit", type=int, help="items (default: the official 300)")
-    parser.add_argument("--max-gen-toks", type=int, default=64, help="longest answer, tokens, for both")
+    parser.add_argument("--max-gen-toks", type=int, default=128, help="longest answer, tokens, for both")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--output", type=Path, help="Markdown file to write")

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from evaluation.poeta.harness import STOP
+from evaluation.poeta.kv_cache import growing_cache
 from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS
 from evaluation.poeta.truncation import OfficialPrompts
 
@@ -27,6 +28,10 @@ class PoetaHFLM(OfficialPrompts, HFLM):
         context_tokens = getattr(self.model.config, "max_position_embeddings", DEFAULT_CONTEXT_TOKENS)
         self._slice_start = OFFICIAL_MAX_GEN_TOKS - context_tokens
         self._token_ends_answer = self._find_stop_tokens()
+
+    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+        """Token ids of a prompt; the harness sorts by their number."""
+        return self._tokens_of(string)
 
     def tok_batch_encode(self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None,
                          truncation: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,21 +51,26 @@ class PoetaHFLM(OfficialPrompts, HFLM):
         of its rows up to the limit for the sake of one.
         """
         mask, num_new = generation_kwargs["attention_mask"], max_length - context.shape[1]
-        tokens = self._generate(context, mask, min(num_new, SHORT_ANSWER_TOKENS))
+        cache = growing_cache(self.model.config) if self.model._supports_default_dynamic_cache() else None
+        tokens = self._generate(context, mask, min(num_new, SHORT_ANSWER_TOKENS), cache)
         going_on = ~self._is_finished(tokens[:, context.shape[1]:]).any(dim=1)
         if num_new <= SHORT_ANSWER_TOKENS or not going_on.any():
             return tokens
         mask = torch.nn.functional.pad(mask, (0, SHORT_ANSWER_TOKENS), value=1)
-        longer = self._generate(tokens[going_on], mask[going_on], num_new - SHORT_ANSWER_TOKENS)
+        if cache is not None:
+            cache.batch_select_indices(going_on.nonzero().flatten())
+        longer = self._generate(tokens[going_on], mask[going_on], num_new - SHORT_ANSWER_TOKENS, cache)
         tokens = torch.nn.functional.pad(tokens, (0, longer.shape[1] - tokens.shape[1]),
                                          value=self.tokenizer.pad_token_id)
         tokens[going_on] = longer
         return tokens
 
-    def _generate(self, context: torch.Tensor, mask: torch.Tensor, num_new: int) -> torch.Tensor:
+    def _generate(self, context: torch.Tensor, mask: torch.Tensor, num_new: int,
+                  cache: DynamicCache | None) -> torch.Tensor:
         return self.model.generate(
             input_ids=context,
             attention_mask=mask,
+            past_key_values=cache,
             max_new_tokens=num_new,
             do_sample=False,
             temperature=None, top_p=None, top_k=None,  # an instruct model's sampling defaults would only warn

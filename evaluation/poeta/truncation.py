@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS
@@ -20,16 +21,23 @@ class OfficialPrompts:
     tokenizer: Any
     _slice_start: int
     """2048 - C."""
+    _known_tokens: Mapping[str, list[int]] = MappingProxyType({})
+    """Prompts that were tokenized before; their order by length and each batch ask again."""
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Token ids of what the model is given. Raises UserError when the truncation rule leaves nothing."""
-        tokens = self.tokenizer.encode(prompt, add_special_tokens=False)
+        tokens = self._tokens_of(prompt)
         if not tokens[self._slice_start:]:
             raise UserError(f"the model's context of {OFFICIAL_MAX_GEN_TOKS - self._slice_start} tokens is too short: "
                             f"the official truncation rule leaves nothing of a prompt of {len(tokens)} tokens")
         return tokens[self._slice_start:]
 
     def count_truncated(self, prompts: Sequence[str]) -> int:
-        """How many prompts lose tokens."""
+        """How many prompts lose tokens. Their tokens are kept for `encode_prompt`."""
         encoded = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+        self._known_tokens = self._known_tokens | dict(zip(prompts, encoded, strict=True))
         return sum(len(tokens[self._slice_start:]) < len(tokens) for tokens in encoded)
+
+    def _tokens_of(self, prompt: str) -> list[int]:
+        known = self._known_tokens.get(prompt)
+        return self.tokenizer.encode(prompt, add_special_tokens=False) if known is None else known

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from evaluation.poeta.harness import STOP
 from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS
 from evaluation.poeta.truncation import OfficialPrompts
 
@@ -49,10 +50,12 @@ class PoetaVLLM(OfficialPrompts, LM):
             room = min(arguments["max_gen_toks"], ROOM_TOKENS)
             tokens = self.encode_prompt(prompt)[-(self._max_length - room):]
             prompts.append(TokensPrompt(prompt_token_ids=tokens))
-            sampling.append(SamplingParams(temperature=0, stop=list(arguments["until"]),
+            sampling.append(SamplingParams(temperature=0, stop=[STOP],
                                            max_tokens=min(arguments["max_gen_toks"], self._max_length - len(tokens))))
         outputs = self.engine.generate(prompts, sampling, use_tqdm=False)
-        return [output.outputs[0].text for output in outputs]
+        # Decoded as a whole: vLLM's own text, which grows token by token, leaves out bytes that are no whole character.
+        texts = [self.tokenizer.decode(output.outputs[0].token_ids, skip_special_tokens=True) for output in outputs]
+        return [text.split(STOP)[0] for text in texts]
 
     def loglikelihood(self, requests: list[Instance]) -> NoReturn:
         """No task of PoETa V2 asks for it."""
