@@ -61,7 +61,7 @@ def _tiny_model(arguments: argparse.Namespace, folder: Path) -> Path:
     """Its tokenizer is learnt from the task's texts, so that prompts have as many tokens as with a real one."""
     found = sources.find_raw_data([task_spec(arguments.task)], arguments.data, allow_download=False)
     requests = prepare(arguments.task, "official", found).requests
-    return write_tiny_model(folder, 16_384, [request.document.text for request in requests])
+    return write_tiny_model(folder, 16_384, [request.document.text for request in requests], num_heads=1)
 
 
 def _one_at_a_time(arguments: argparse.Namespace, model: Path) -> list[str]:
