@@ -233,6 +233,17 @@ def test_same_bytes_for_1_2_and_4_workers_and_1_and_37_shards(tokenizers, tmp_pa
     assert len({artifact.content_hash for artifact in made[1:]}) == 1
 
 
+def test_every_format_gives_the_same_bytes(tokenizers, tmp_path):
+    plain = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    for suffix, codec in (("gz", "gzip"), ("zst", "zstd")):
+        with pa.CompressedOutputStream(str(tmp_path / f"a.jsonl.{suffix}"), codec) as stream:
+            stream.write(plain.read_bytes())
+    hashes = {tokenize(tmp_path / name, tokenizers["sentencepiece"], tmp_path / f"{name}.out").content_hash
+              for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet")}
+    assert len(hashes) == 1
+
+
 def test_no_document_is_on_both_sides(tokenizers, tmp_path):
     rows = [{"id": str(number), "text": f"texto {number}"} for number in range(2_000)]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
