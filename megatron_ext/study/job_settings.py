@@ -48,7 +48,7 @@ class RewriteJob(ArrayJob, GpuJob):
 class JobSettings(Settings):
     """The jobs of each stage."""
 
-    select: StageJob = StageJob()
+    select: ArrayJob = ArrayJob()
     """Selecting."""
     rewrite: RewriteJob = RewriteJob()
     """Rewriting."""

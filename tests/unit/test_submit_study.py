@@ -141,6 +141,14 @@ def test_jobs_carry_the_sites_options_and_the_layout(setting):
     assert option(merge, "gpus-per-node") is None
 
 
+def test_selection_and_tokenization_are_shared_by_arrays_too(setting):
+    setting.values["jobs"] |= {"select": {"parts": 3}, "tokenize": {"parts": 2}}
+    setting.submit()
+    for name, parts in (("select.low", 3), ("tokenize.low", 2)):
+        assert option(setting.slurm.jobs[f"{name}-parts"], "array") == f"0-{parts - 1}"
+        assert option(setting.slurm.jobs[name], "dependency").split(":")[1] == setting.slurm.jobs[f"{name}-parts"]["id"]
+
+
 def test_context_parallel_ranks_are_processes_of_a_run_and_not_of_its_parity_check(setting):
     setting.load("run.parallel.context_parallel_size=2", "run.parallel.pipeline_model_parallel_size=2")
     assert setting.node("run/low/seed0").processes == 16  # dp 4 x cp 2 x pp 2
