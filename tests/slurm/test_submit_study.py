@@ -176,8 +176,10 @@ def test_of_an_array_only_the_killed_tasks_run_again(study):
     ([], {"SCRATCH": "/proc/scratch"}, "the scratch folder /proc/scratch cannot be written"),
     (["conditions.low.overrides={optimizer.lr: 0.5}"], {}, "optimizer.lr = 0.5 differs from the other conditions"),
 ])
-def test_what_cannot_run_is_refused_before_a_job_starts(study, arguments, site, reason):
-    code, output = study.submit(*arguments, SITE=study.cluster.write_site("other.env", **site))
+def test_what_cannot_run_is_refused_before_a_job_starts(study, tmp_path, arguments, site, reason):
+    """In a work folder of its own: in the shared one other tests may have finished the jobs in question."""
+    site = study.cluster.write_site("other.env", **site)
+    code, output = study.submit("--work", tmp_path, *arguments, SITE=site)
     assert code == 2
     assert reason in output
     assert "Traceback" not in output
