@@ -1,12 +1,17 @@
-"""CPU time and peak memory of a process and its children; the standard library alone: every environment has it."""
+"""What benchmarks share: time and memory of a process and its children, and what machine it was.
+
+The standard library alone: every environment has it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import resource
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,27 @@ def measure(run: Callable[[], Path | None]) -> dict[str, Any]:
     with open(written, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return measured | {"num_bytes": written.stat().st_size, "sha256": digest}
+
+
+def describe_machine() -> str:
+    """Processor, usable cores, system and Python."""
+    cpu_info = Path("/proc/cpuinfo")
+    models = [line.partition(":")[2].strip() for line in cpu_info.read_text().splitlines()
+              if line.startswith("model name")] if cpu_info.is_file() else []
+    return (f"{models[0] if models else platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
+            f"{platform.system()}, Python {platform.python_version()}")
+
+
+def versions_of(*packages: str) -> str:
+    """The installed versions of packages, as a list in words."""
+    return ", ".join(f"{package} {_version(package)}" for package in packages)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def _cpu_seconds() -> float:

@@ -17,15 +17,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,7 +30,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.measuring import measure
+from benchmarks.measuring import describe_machine, measure, versions_of
 from benchmarks.tokenize_contestants import CONTESTANTS, open_reference
 from megatron_ext.data.corpus import Corpus
 from megatron_ext.data.encoders import EncoderRefusedError
@@ -42,6 +39,7 @@ from megatron_ext.data.indexed import token_dtype
 _ROW_GROUP_ROWS = 2_048
 _PEERS_PYTHON = Path(".venv-peers/bin/python")
 _DATATROVE = "datatrove, JSONL"
+_PACKAGES = ("sentencepiece", "tokenizers", "gigatoken", "pyarrow", "numpy")
 
 
 def main() -> None:
@@ -138,8 +136,9 @@ def _table(best: dict[str, dict[str, Any]], size: int, itemsize: int, arguments:
     least = min(turn["cpu_seconds"] for turn in best.values())
     columns = ["", "CPU-s", "times the least", "MB/CPU-s", "tokens/CPU-s", "MB/s (wall)", "peak MiB", "same bytes"]
     lines = [f"# {size / 1e6:.0f} MB of text, {arguments.workers} worker(s), {library}: {arguments.tokenizer.name}", "",
-             f"{_machine()}. The best of {arguments.repetitions} turns; `python -m benchmarks.tokenize --help` says "
-             "what is measured.", "", f"| {' | '.join(columns)} |", f"|---|{'---:|' * 6}---|"]
+             f"{describe_machine()}, {versions_of(*_PACKAGES)}. The best of {arguments.repetitions} turns; "
+             "`python -m benchmarks.tokenize --help` says what is measured.", "",
+             f"| {' | '.join(columns)} |", f"|---|{'---:|' * 6}---|"]
     for name, turn in best.items():
         cpu, digest = turn["cpu_seconds"], turn["sha256"]
         tokens = f"{turn['num_bytes'] / itemsize / cpu:,.0f}" if turn["num_bytes"] else "–"
@@ -148,23 +147,6 @@ def _table(best: dict[str, dict[str, Any]], size: int, itemsize: int, arguments:
                  f"{size / 1e6 / turn['wall_seconds']:.1f}", f"{turn['peak_mib']:.0f}", same]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _machine() -> str:
-    cpu_info = Path("/proc/cpuinfo")
-    models = [line.partition(":")[2].strip() for line in cpu_info.read_text().splitlines()
-              if line.startswith("model name")] if cpu_info.is_file() else []
-    packages = ("sentencepiece", "tokenizers", "gigatoken", "pyarrow", "numpy")
-    return (f"{models[0] if models else platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
-            f"{platform.system()}, Python {platform.python_version()}, "
-            f"{', '.join(f'{name} {_version(name)}' for name in packages)}")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _parse_arguments() -> argparse.Namespace:

@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -186,7 +186,7 @@ def reference(path: Path | str) -> dict[str, str]:
     if path.is_dir():
         return {"kind": "folder", "content_hash": content_hash(_hash_folder(path))}
     if path.is_file():
-        return {"kind": "file", "content_hash": _hash_file_cached(path)}
+        return {"kind": "file", "content_hash": _hash_files_cached([path])[0]}
     unfinished = " (an unfinished one is there: run its stage again)" if partial_folder(path).exists() else ""
     raise UserError(f"input {path} does not exist{unfinished}")
 
@@ -271,29 +271,41 @@ def _hash_folder(folder: Path, cached: bool = True) -> dict[str, dict[str, Any]]
             names = [name for name in names if name not in (MANIFEST, _LOCK, _REQUEST)]
         paths += [place / name for name in names]
     paths.sort()
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing lets other threads run
-        hashes = list(map(_hash_file_cached, paths) if cached else pool.map(hash_file, paths))
+    hashes = _hash_files_cached(paths) if cached else _hash_files(paths)
     return {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, hashes, strict=True)
     }
 
 
-def _hash_file_cached(path: Path) -> str:
-    """sha256 of an external file; a file whose path, size and modification time are known is not read again."""
-    path = path.resolve()
-    stat = path.stat()
-    stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+def _hash_files(paths: Sequence[Path]) -> list[str]:
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing lets other threads run
+        return list(pool.map(hash_file, paths))
+
+
+def _hash_files_cached(paths: Sequence[Path]) -> list[str]:
+    """sha256 of external files; one whose path, size and modification time are known is not read again."""
+    paths = [path.resolve() for path in paths]
+    stamps = {path: _stamp(path) for path in paths}
     known = _read_json(_HASH_CACHE) or {}
-    entry = known.get(str(path))
+    unknown = [path for path in paths if not _is_known(known.get(str(path)), stamps[path])]
+    if unknown:
+        hashed_ns = time.time_ns()
+        known |= {str(path): {"stamp": stamps[path], "hashed_ns": hashed_ns, "sha256": digest}
+                  for path, digest in zip(unknown, _hash_files(unknown), strict=True)}
+        _HASH_CACHE.parent.mkdir(parents=True, exist_ok=True)
+        write_text(_HASH_CACHE, json.dumps(known), temporary_suffix=f".{os.getpid()}.tmp")
+    return [known[str(path)]["sha256"] for path in paths]
+
+
+def _stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _is_known(entry: Mapping[str, Any] | None, stamp: list[int]) -> bool:
     # A file changed within the clock's grain of its last hashing could keep its stamp: never trust a fresh one.
-    if entry and entry["stamp"] == stamp and entry["hashed_ns"] - stat.st_mtime_ns > 2_000_000_000:
-        return entry["sha256"]
-    digest = hash_file(path)
-    known[str(path)] = {"stamp": stamp, "hashed_ns": time.time_ns(), "sha256": digest}
-    _HASH_CACHE.parent.mkdir(parents=True, exist_ok=True)
-    write_text(_HASH_CACHE, json.dumps(known), temporary_suffix=f".{os.getpid()}.tmp")
-    return digest
+    return entry is not None and entry["stamp"] == stamp and entry["hashed_ns"] - stamp[1] > 2_000_000_000
 
 
 def _read_json(path: Path) -> Any:

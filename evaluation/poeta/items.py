@@ -62,8 +62,9 @@ def _items(spec: TaskSpec, places: Any) -> Iterator[dict[str, str]]:
     texts = [document.text.split() for document in documents]
     head = _num_common(texts)
     tail = _num_common([words[head:][::-1] for words in texts])
-    for document, words in zip(documents, texts, strict=True):
-        yield {"task": spec.name, "id": str(document.id), "text": " ".join(words[head:len(words) - tail])}
+    for number, (document, words) in enumerate(zip(documents, texts, strict=True)):
+        name = number if document.id is None else document.id  # some raw data has no ids
+        yield {"task": spec.name, "id": str(name), "text": " ".join(words[head:len(words) - tail])}
 
 
 def _num_common(texts: Sequence[Sequence[str]]) -> int:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -30,6 +31,9 @@ CHUNK_BYTES = 16 * 2**20
 _BATCH_ROWS = 256
 _BATCH_BYTES = 16 * 2**20  # of JSON lines
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+Keep = Callable[[pa.RecordBatch], np.ndarray]
+"""Scores of rows (float64, by their short names) -> bool `[rows]`."""
 
 
 @dataclass(frozen=True)
@@ -103,19 +107,30 @@ class Corpus:
             check_columns(shard, self.columns())
         return [chunk for shard in shards for chunk in _split(shard, chunk_bytes)]
 
-    def read(self, chunk: Chunk) -> Iterator[pa.RecordBatch]:
+    def read(self, chunk: Chunk, keep: Keep | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of a chunk in batches of at most 256 rows.
 
         Columns: `id`, `document_id`, `style`, `text` (strings; only `text` may be null) and the scores (float64) by
         their short names. Raises UserError for rows that are not what the columns need.
+
+        Args:
+            keep: says by the scores which rows are of interest; the others are dropped without a look at their texts.
         """
         for batch in self.read_columns(chunk):
-            yield self._complete(batch, chunk.path)
+            if keep is not None:
+                batch = batch.filter(pa.array(keep(self._cast(batch, self.score_columns, chunk.path))))
+            yield self._complete(self._cast(batch, self.columns(), chunk.path), chunk.path)
 
     def read_columns(self, chunk: Chunk) -> Iterator[pa.RecordBatch]:
-        """The columns of a chunk under the names of the batches."""
+        """The columns of a chunk under the names of the batches, as their file has them."""
         read = _read_parquet if chunk.path.name.endswith(".parquet") else _read_jsonl
         return read(chunk, self.columns())
+
+    def _cast(self, batch: pa.RecordBatch, names: Iterable[str], path: Path) -> pa.RecordBatch:
+        """Some columns, with the types they need. Raises UserError where they cannot be."""
+        columns = self.columns()
+        return pa.record_batch([_cast(batch.column(name), name, columns[name], path) for name in names],
+                               names=list(names))
 
     def _complete(self, batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
         arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
@@ -184,17 +199,16 @@ def _read_parquet(chunk: Chunk, columns: Mapping[str, str]) -> Iterator[pa.Recor
         wanted = list(dict.fromkeys(columns.values()))
         try:
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=wanted, use_threads=False):
-                yield cast_columns(batch, columns, chunk.path)
+                yield renamed(batch, columns)
         except (OSError, pa.ArrowInvalid) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's trouble, not the file's
             raise UserError(f"{chunk.path} is damaged: {error}") from None
 
 
-def cast_columns(batch: pa.RecordBatch, columns: Mapping[str, str], path: Path) -> pa.RecordBatch:
-    """The columns under their names in the batches, with the types they need. Raises UserError where they cannot be."""
-    return pa.record_batch([_cast(batch.column(column), name, column, path) for name, column in columns.items()],
-                           names=list(columns))
+def renamed(batch: pa.RecordBatch, columns: Mapping[str, str]) -> pa.RecordBatch:
+    """The columns under their names in the batches."""
+    return pa.record_batch([batch.column(column) for column in columns.values()], names=list(columns))
 
 
 def _cast(array: pa.Array, name: str, column: str, path: Path) -> pa.Array:

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 import pyarrow as pa
 
-from megatron_ext.data.corpus import CHUNK_BYTES, Chunk, Corpus, cast_columns, refuse_missing_columns
+from megatron_ext.data.corpus import CHUNK_BYTES, Chunk, Corpus, refuse_missing_columns, renamed
 from megatron_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,12 +79,12 @@ class HubCorpus(Corpus):
         return [Chunk(shard, number, None) for number, shard in enumerate(self.shards())]
 
     def read_columns(self, chunk: Chunk) -> Iterator[pa.RecordBatch]:
-        """The columns of a chunk under the names of the batches."""
+        """The columns of a chunk under the names of the batches, as the data set has them."""
         dataset = self._open()
         shard = dataset.shard(num_shards=dataset.num_shards, index=chunk.start)
         for table in shard.with_format("arrow").iter(_BATCH_ROWS):
             for batch in table.combine_chunks().to_batches():
-                yield cast_columns(batch, self.columns(), chunk.path)
+                yield renamed(batch, self.columns())
 
     def _open(self) -> IterableDataset:
         return _load(str(self.path), self.config, self.split, self.revision)

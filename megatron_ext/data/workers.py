@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
 from typing import TypeVar
 
 from megatron_ext.errors import UserError
@@ -22,34 +23,54 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def map_in_order(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
-    """Yield `function(task)` for each task, in order; at most two tasks a worker are under way or waiting to be read.
+class Workers:
+    """Processes that run functions over tasks; they start when they are first needed, and end with the `with` block."""
 
-    Tasks are drawn as they are needed. `function` must be importable (no lambda). One worker, or one task, runs in this
-    process.
+    def __init__(self, num: int) -> None:
+        self.num = num
+        self._pool: ProcessPoolExecutor | None = None
 
-    Raises what the function raised, and UserError when a worker was killed.
-    """
-    if isinstance(tasks, Sized):
-        workers = min(workers, len(tasks))
-    if workers <= 1:
-        yield from map(function, tasks)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of Arrow's threads
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
+    def map_in_order(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        """Yield `function(task)` for each task, in order; at most two tasks a worker are under way or waiting.
+
+        Tasks are drawn as they are needed. `function` must be importable (no lambda). One worker, or one task, runs in
+        this process.
+
+        Raises what the function raised, and UserError when a worker was killed.
+        """
+        if self.num <= 1 or (isinstance(tasks, Sized) and len(tasks) <= 1):
+            yield from map(function, tasks)
+            return
+        pool = self._pool = self._pool or self._start()
         waiting: deque[Future[Result]] = deque()
         try:
             for task in tasks:
                 waiting.append(pool.submit(function, task))
-                if len(waiting) >= 2 * workers:
+                if len(waiting) >= 2 * self.num:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise UserError(f"a worker process was killed, perhaps for want of memory; run the same command again with "
-                            f"fewer than {workers} workers: it goes on where it stopped") from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+                            f"fewer than {self.num} workers: it goes on where it stopped") from None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    def _start(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")  # a fork would copy the locks of Arrow's threads
+        return ProcessPoolExecutor(self.num, mp_context=context, initializer=end_with_parent)
+
+
+def map_in_order(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
+    """`Workers.map_in_order` with processes of its own, no more than tasks."""
+    with Workers(min(workers, len(tasks)) if isinstance(tasks, Sized) else workers) as processes:
+        yield from processes.map_in_order(function, tasks)
 
 
 def end_with_parent() -> None:

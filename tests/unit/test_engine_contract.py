@@ -30,48 +30,49 @@ def model(tmp_path_factory):
     return make_tiny_qwen2(tmp_path_factory.mktemp("qwen2"))
 
 
-@pytest.fixture(scope="module")
-def endpoint(model, tmp_path_factory):
-    """vLLM's own server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name",
-               "tiny", "--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill", "--host", "127.0.0.1",
-               "--port", str(port)]
-    with open(log, "w") as stream:
-        server = subprocess.Popen(command, env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}, stdout=stream,
-                                  stderr=stream)
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/health", server, log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.terminate()
-        server.wait(60)
+class Server:
+    """vLLM's own server; it starts while other things are done."""
 
+    def __init__(self, model, log):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address, self.log = f"http://127.0.0.1:{port}", log
+        command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--dtype", "float32",
+                   "--served-model-name", "tiny", "--enforce-eager", "--no-enable-chunked-prefill",
+                   "--host", "127.0.0.1", "--port", str(port)]
+        with open(log, "w") as stream:
+            self.process = subprocess.Popen(command, env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}, stdout=stream,
+                                            stderr=stream)
 
-def _wait_for(url, server, log):
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        assert server.poll() is None, log.read_text()[-3000:]
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError(log.read_text()[-3000:])
+    def url(self):
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                urllib.request.urlopen(f"{self.address}/health", timeout=5).close()
+                return f"{self.address}/v1"
+            except OSError:
+                time.sleep(0.3)
+        raise AssertionError(self.log.read_text()[-3000:])
 
 
 @pytest.fixture(scope="module")
-def answers(model, endpoint):
+def server(model, tmp_path_factory):
+    server = Server(model, tmp_path_factory.mktemp("server") / "log")
+    yield server
+    server.process.terminate()
+    server.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def answers(model, server):
     """Engine -> scenario -> request -> completion."""
     command = [str(PYTHON), "-m", "tests.unit.engine_contract", "vllm", str(model)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START_SECONDS)
     assert done.returncode == 0, done.stderr[-3000:]
     return {"vllm": json.loads(done.stdout.splitlines()[-1]),
             **{name: engine_contract.scenarios(engine_contract.open_with(name, place))
-               for name, place in {"transformers": str(model), "openai": endpoint}.items()}}
+               for name, place in {"transformers": str(model), "openai": server.url()}.items()}}
 
 
 def test_greedy_answers_agree_token_for_token(answers):
@@ -95,12 +96,12 @@ def test_seeds_and_bounds_are_those_of_the_request(answers, engine):
             assert at_bound if completion["finish_reason"] == "length" else not at_bound
 
 
-def test_the_stage_gives_the_same_files_whatever_the_engine(model, endpoint, tmp_path):
+def test_the_stage_gives_the_same_files_whatever_the_engine(model, server, tmp_path):
     selection = make_selection(tmp_path / "selection", TEXTS)
     common = {"chunk_tokens": 45, "sampling": {"temperature": 0}, "max_new_tokens_ratio": 0.5, "check_workers": 1}
     tables = {}
     for engine in ENGINES:
-        settings = settings_for(selection, model, engine=engine, openai={"base_url": endpoint}, **common)
+        settings = settings_for(selection, model, engine=engine, openai={"base_url": server.url()}, **common)
         if engine == "vllm":  # the program itself finds vLLM's environment
             config = tmp_path / "config.json"
             config.write_text(settings.model_dump_json())

@@ -13,7 +13,7 @@ from megatron_ext.data.selection.contamination import Hits, load_matcher
 from megatron_ext.data.selection.rows import Rows
 from megatron_ext.data.selection.runs import Piece, plan_pieces, read_piece, write_arrays
 from megatron_ext.data.tokenizers import EncoderName, load_tokenizer
-from megatron_ext.data.workers import map_in_order
+from megatron_ext.data.workers import Workers
 from megatron_ext.progress import Progress
 
 _TASK_BYTES = 16 * 2**20  # of text
@@ -61,20 +61,22 @@ class Measured:
 
 
 def measure_all(folder: Path, measure: Measure, runs: Sequence[Path], rows: Rows, places: np.ndarray,
-                workers: int, label: str = "count tokens") -> Measured:
+                workers: Workers, label: str = "count tokens") -> Measured:
     """Measure the documents at these places; what an earlier call left in `folder` is not done again."""
+    if measure.tokenizer is None and measure.items is None:
+        return Measured(np.zeros(len(rows), dtype=np.int64))
     folder.mkdir(parents=True, exist_ok=True)
     tasks = [CountTask(measure, tuple(pieces), folder / f"{number:06d}.npz")
              for number, pieces in enumerate(_grouped(plan_pieces(runs, rows, places), rows))]
     missing = [task for task in tasks if not task.path.exists()]
     progress = Progress(label, len(tasks), "tasks", rate_unit="tokens", already_done=len(tasks) - len(missing))
-    for num_tokens in map_in_order(measure_pieces, missing, workers):
+    for num_tokens in workers.map_in_order(measure_pieces, missing):
         progress.advance(1, num_tokens)
     return load_measured([task.path for task in tasks], len(rows))
 
 
 def measure_up_to(budget_tokens: int, folder: Path, measure: Measure, runs: Sequence[Path], rows: Rows,
-                  places: np.ndarray, workers: int) -> Measured:
+                  places: np.ndarray, workers: Workers) -> Measured:
     """Measure the documents at these places in order, in rounds, until their tokens reach the budget, or all."""
     byte_ends = np.cumsum(rows.num_bytes[places], dtype=np.int64)
     measured = Measured(np.full(len(rows), -1, dtype=np.int64))

@@ -20,7 +20,7 @@ from megatron_ext.data.documents import (
 from megatron_ext.data.selection.judging import REASONS
 from megatron_ext.data.selection.rows import Rows
 from megatron_ext.data.selection.runs import Piece, plan_pieces, read_piece
-from megatron_ext.data.workers import map_in_order
+from megatron_ext.data.workers import Workers
 from megatron_ext.progress import Progress
 
 
@@ -36,7 +36,7 @@ class GatherTask:
 
 
 def gather_documents(folder: Path, runs: Sequence[Path], rows: Rows, places: np.ndarray, num_tokens: np.ndarray | None,
-                     score_names: Sequence[str], workers: int) -> None:
+                     score_names: Sequence[str], workers: Workers) -> None:
     """Write the documents at these places as a documents folder (see `data.documents`).
 
     Args:
@@ -47,7 +47,7 @@ def gather_documents(folder: Path, runs: Sequence[Path], rows: Rows, places: np.
 
 
 def gather_rejected(folder: Path, runs: Sequence[Path], rows: Rows, places: np.ndarray, codes: np.ndarray,
-                    score_names: Sequence[str], workers: int) -> None:
+                    score_names: Sequence[str], workers: Workers) -> None:
     """Write the documents at these places with the column `reason` instead of `num_tokens`."""
     schema = pa.schema([pa.field("reason", pa.string()) if field.name == "num_tokens" else field
                         for field in document_schema(score_names)])
@@ -67,7 +67,7 @@ def mean_scores(artifact: Path, score_names: Sequence[str]) -> dict[str, float |
 
 
 def _gather(folder: Path, runs: Sequence[Path], rows: Rows, places: np.ndarray, column: pa.Array, schema: pa.Schema,
-            workers: int, label: str) -> None:
+            workers: Workers, label: str) -> None:
     """`folder/part-*.parquet`; parts that are there already are not written again."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = {folder / f"part-{number:05d}.parquet": bounds
@@ -76,7 +76,8 @@ def _gather(folder: Path, runs: Sequence[Path], rows: Rows, places: np.ndarray, 
     progress = Progress(label, len(parts), "parts", rate_unit="documents", already_done=len(parts) - len(missing))
     tasks = (GatherTask(tuple(plan_pieces(runs, rows, places[start:stop])), column.slice(start, stop - start), schema,
                         path) for path, (start, stop) in missing.items())
-    for num_documents in map_in_order(write_part, tasks, min(workers, len(missing))):
+    write_parts = workers.map_in_order if len(missing) > 1 else map
+    for num_documents in write_parts(write_part, tasks):
         progress.advance(1, num_documents)
 
 

@@ -32,14 +32,20 @@ def code_of(reason: str) -> int:
 
 def judge(batch: pa.RecordBatch, criteria: Criteria) -> np.ndarray:
     """PASSED or the code of a reason, uint8 `[rows]`, for documents with `text` and the scores that the rule reads."""
+    codes = judge_scores(batch, criteria)
+    open_rows = np.flatnonzero(codes == PASSED)
+    codes[open_rows] = _judge_texts(batch.column("text").take(pa.array(open_rows)), criteria)
+    return codes
+
+
+def judge_scores(batch: pa.RecordBatch, criteria: Criteria) -> np.ndarray:
+    """The same by the scores alone."""
     codes = np.full(len(batch), PASSED, dtype=np.uint8)
     if criteria.rule is not None:
         scores = {name: pc.fill_null(batch.column(name), np.nan).to_numpy(zero_copy_only=False)
                   for name in criteria.rule.names}
         codes[~criteria.rule.holds(scores)] = code_of("rule_not_met")
         codes[np.any([np.isnan(values) for values in scores.values()], axis=0)] = code_of("score_missing")
-    open_rows = np.flatnonzero(codes == PASSED)
-    codes[open_rows] = _judge_texts(batch.column("text").take(pa.array(open_rows)), criteria)
     return codes
 
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from megatron_ext.data.corpus import Chunk, Corpus
 from megatron_ext.data.hashing import hash_strings
-from megatron_ext.data.selection.judging import PASSED, REASONS, Criteria, judge
+from megatron_ext.data.selection.judging import PASSED, REASONS, Criteria, judge, judge_scores
 from megatron_ext.data.selection.near_duplicates import NearDuplicates, signatures
 from megatron_ext.data.selection.rows import Rows, selection_order
 
@@ -125,10 +125,19 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 def _judged(task: RunTask, read: np.ndarray) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
     """The documents of a chunk that go into runs, with their codes; counts all of them in `read`."""
-    for batch in task.corpus.read(task.chunk):
+    def count(codes: np.ndarray) -> None:
+        np.add(read, np.bincount(codes, minlength=len(read)), out=read)
+
+    def keep(scores: pa.RecordBatch) -> np.ndarray:
+        codes = judge_scores(scores, task.criteria)
+        count(codes[codes != PASSED])
+        return codes == PASSED
+
+    keeps_all = task.keep_rejected or task.criteria.rule is None
+    for batch in task.corpus.read(task.chunk, None if keeps_all else keep):
         codes = judge(batch, task.criteria)
-        read += np.bincount(codes, minlength=len(read))
-        if not task.keep_rejected:
+        count(codes)
+        if not task.keep_rejected and codes.any():
             passed = np.flatnonzero(codes == PASSED)
             batch, codes = batch.take(pa.array(passed)), codes[passed]
         yield batch, codes

@@ -44,7 +44,7 @@ from megatron_ext.data.selection.rules import parse_rule
 from megatron_ext.data.selection.runs import Runs, RunTask, load_runs, make_runs
 from megatron_ext.data.selection.settings import SelectSettings
 from megatron_ext.data.tokenizers import TrainingTokenizer, load_tokenizer
-from megatron_ext.data.workers import available_cores, map_in_order
+from megatron_ext.data.workers import Workers, available_cores
 from megatron_ext.parts import PART, Merge, Part, check_parts
 from megatron_ext.progress import Progress
 
@@ -67,8 +67,13 @@ def select_corpus(settings: SelectSettings, output: Path, share: Part | Merge | 
 
     Raises UserError for a corpus, rule or tokenizer that cannot be used, duplicate ids, and too small a corpus.
     """
-    stage = Stage(settings)
-    inputs = stage.corpus.inputs() | ({"test_items": settings.test_items} if settings.test_items else {})
+    with Workers(settings.workers or available_cores()) as workers:
+        return _select(Stage(settings, workers), output, share)
+
+
+def _select(stage: Stage, output: Path, share: Part | Merge | None) -> Artifact:
+    test_items = stage.settings.test_items
+    inputs = stage.corpus.inputs() | ({"test_items": test_items} if test_items else {})
     if isinstance(share, Part):
         return produce(share.folder(output), kind="selection_part", inputs=inputs,
                        settings=stage.request() | {PART: [share.index, share.count]},
@@ -85,14 +90,13 @@ def select_corpus(settings: SelectSettings, output: Path, share: Part | Merge | 
 class Stage:
     """A selection about to be made: its settings, with what they name opened and checked."""
 
-    def __init__(self, settings: SelectSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: SelectSettings, workers: Workers) -> None:
+        self.settings, self.workers = settings, workers
         self.tokenizer: TrainingTokenizer | None = None
         if settings.tokenizer is not None:
             self.tokenizer = load_tokenizer(settings.tokenizer, settings.encoder)
         self.rule = parse_rule(settings.rule, settings.scores) if settings.rule is not None else None
         self.corpus: Corpus = open_corpus(settings.corpus, settings.text_column, settings.id_column, settings.scores)
-        self.workers = settings.workers or available_cores()
 
     @property
     def measure(self) -> Measure:
@@ -148,7 +152,7 @@ class Stage:
                  if share is None or share.takes(number)]
         missing = [task for task in tasks if not task.path.exists()]
         progress = Progress("read", len(tasks), "chunks", already_done=len(tasks) - len(missing))
-        for _ in map_in_order(make_runs, missing, self.workers):
+        for _ in self.workers.map_in_order(make_runs, missing):
             progress.advance()
         return load_runs([task.path for task in tasks])
 
