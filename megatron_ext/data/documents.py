@@ -8,7 +8,7 @@ by the training tokenizer), and in a selection the scores by their short names (
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ ORIGINAL = "original"
 
 MAX_PART_ROWS = 20_000
 MAX_PART_BYTES = 64 * 2**20  # of text
-_ROW_GROUP_ROWS = 1_000
+ROW_GROUP_ROWS = 1_000
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def read_document_batches(artifact: Path, columns: Sequence[str] | None = None) 
             if missing:
                 raise UserError(f"{part} has no column {', '.join(missing)}; it has "
                                 f"{', '.join(file.schema_arrow.names)}")
-            yield from file.iter_batches(batch_size=_ROW_GROUP_ROWS, columns=columns, use_threads=False)
+            yield from file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=columns, use_threads=False)
 
 
 def num_documents(artifact: Path) -> int:
@@ -130,8 +130,18 @@ class DocumentWriter:
         self._num_parts += 1
 
 
-def write_parquet(path: Path, table: pa.Table, row_group_rows: int = _ROW_GROUP_ROWS) -> None:
+def write_parquet(path: Path, table: pa.Table, row_group_rows: int = ROW_GROUP_ROWS) -> None:
     """Write one Parquet file atomically; equal tables give equal bytes."""
+    write_row_groups(path, table.schema, (table.slice(start, row_group_rows)
+                                          for start in range(0, len(table), row_group_rows)))
+
+
+def write_row_groups(path: Path, schema: pa.Schema, groups: Iterable[pa.Table]) -> None:
+    """The same with tables that come one after the other; each is a row group."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary, compression="zstd", row_group_size=row_group_rows)
+    # A dictionary of texts and ids, which hardly ever repeat, costs time and saves nothing.
+    repeated = [name for name in ("style",) if name in schema.names]
+    with pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=repeated) as writer:
+        for group in groups:
+            writer.write_table(group)
     os.replace(temporary, path)

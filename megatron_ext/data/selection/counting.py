@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from megatron_ext.data.selection.contamination import Hits, load_matcher
 from megatron_ext.data.selection.rows import Rows
-from megatron_ext.data.selection.runs import Piece, plan_pieces, read_piece, write_arrays
+from megatron_ext.data.selection.runs import Piece, open_run, plan_pieces, write_arrays
 from megatron_ext.data.tokenizers import EncoderName, load_tokenizer
 from megatron_ext.data.workers import Workers
 from megatron_ext.progress import Progress
@@ -147,10 +147,9 @@ def measure_pieces(task: CountTask) -> int:
 
 def _texts(pieces: Sequence[Piece]) -> Iterator[pa.StringArray]:
     for piece in pieces:
+        texts = open_run(piece.run, ["text"]).column("text")
         for start in range(0, len(piece.rows), _BATCH_ROWS):
-            stop = start + _BATCH_ROWS
-            batch = read_piece(Piece(piece.run, piece.rows[start:stop], piece.places[start:stop]), ["text"])
-            yield batch.column("text")
+            yield texts.take(pa.array(piece.rows[start:start + _BATCH_ROWS]))
 
 
 def _grouped(pieces: Sequence[Piece], rows: Rows) -> Iterator[list[Piece]]:

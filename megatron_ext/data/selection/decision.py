@@ -12,7 +12,7 @@ from megatron_ext.data.selection.counting import Measured
 from megatron_ext.data.selection.judging import PASSED, code_of
 from megatron_ext.data.selection.near_duplicates import first_of_groups
 from megatron_ext.data.selection.rows import Rows, first_of_equal, with_repeated_keys
-from megatron_ext.data.selection.runs import Piece, Runs, read_piece
+from megatron_ext.data.selection.runs import Runs, open_run
 from megatron_ext.data.selection.settings import SelectSettings
 from megatron_ext.errors import UserError
 
@@ -108,8 +108,8 @@ def _refuse_repeated_ids(runs: Runs, rows: Rows, places: np.ndarray, settings: S
     names = []
     for place in repeated[:_NAMED_DUPLICATES]:
         run = rows.run[place]
-        piece = Piece(runs.paths[run], rows.row[place:place + 1], np.array([place]))
-        names.append(f"{read_piece(piece, ['id']).column('id')[0].as_py()!r} ({runs.shards[run]})")
+        ids = open_run(runs.paths[run], ["id"]).column("id")
+        names.append(f"{ids[rows.row[place]].as_py()!r} ({runs.shards[run]})")
     more = f" and {len(repeated) - len(names):,} more" if len(repeated) > len(names) else ""
     raise UserError(f"{settings.corpus}: several documents have the same id: {', '.join(names)}{more}. Ids have to be "
                     "unique; choose another id_column, or id_column=null to make ids from the texts (then with "

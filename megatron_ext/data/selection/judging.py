@@ -42,8 +42,8 @@ def judge_scores(batch: pa.RecordBatch, criteria: Criteria) -> np.ndarray:
     """The same by the scores alone."""
     codes = np.full(len(batch), PASSED, dtype=np.uint8)
     if criteria.rule is not None:
-        scores = {name: pc.fill_null(batch.column(name), np.nan).to_numpy(zero_copy_only=False)
-                  for name in criteria.rule.names}
+        # A null becomes NaN.
+        scores = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in criteria.rule.names}
         codes[~criteria.rule.holds(scores)] = code_of("rule_not_met")
         codes[np.any([np.isnan(values) for values in scores.values()], axis=0)] = code_of("score_missing")
     return codes

@@ -72,7 +72,7 @@ class Piece:
     """Rows of one run."""
 
     run: Path
-    rows: np.ndarray  # int64 [n]
+    rows: np.ndarray  # int64 [n], ascending
     places: np.ndarray  # int64 [n]: where they stand in the order of selection
 
 
@@ -108,11 +108,10 @@ def plan_pieces(runs: Sequence[Path], rows: Rows, places: np.ndarray) -> list[Pi
     return [Piece(runs[rows.run[part[0]]], rows.row[part], part) for part in np.split(by_run, starts[1:]) if len(part)]
 
 
-def read_piece(piece: Piece, columns: Sequence[str] | None = None) -> pa.RecordBatch:
-    """The documents of a piece; the memory that the file is mapped into is given back."""
-    with pa.memory_map(str(piece.run)) as source:
-        batch = pa.ipc.open_file(source).get_batch(0)
-        return (batch.select(columns) if columns else batch).take(pa.array(piece.rows))
+def open_run(path: Path, columns: Sequence[str]) -> pa.RecordBatch:
+    """The documents of a run, mapped into memory."""
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).get_batch(0).select(columns)
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
