@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from megatron_ext.data.dataset_comparison import first_difference
 from megatron_ext.data.inspection import (
     Dataset,
     decode_sequence,
     describe,
+    document_record,
     document_sequences,
     open_dataset,
     sequence_record,
@@ -39,18 +41,28 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def show(dataset: Dataset, sequences: range, tokenizer: Path | None) -> None:
-    """Print where the sequences come from, and their text."""
-    if tokenizer is None:
-        raise UserError("--document and --sequence need --tokenizer, the folder of the tokenizer that the data was "
-                        "made with")
-    if not sequences:
-        print("an empty document: no sequence, no source recorded")
+def show_document(dataset: Dataset, document: int, tokenizer: Path) -> None:
+    """Print where a document comes from, and its text."""
+    sequences = document_sequences(dataset, document)
+    print_record(document_record(dataset, document))
     for sequence in sequences:
-        text = decode_sequence(dataset, sequence, tokenizer)
-        for name, value in sequence_record(dataset, sequence).items():
+        print(decode_sequence(dataset, sequence, tokenizer))
+    if not sequences:
+        print("an empty document: it has no sequence")
+
+
+def show_sequence(dataset: Dataset, sequence: int, tokenizer: Path) -> None:
+    """Print where a sequence comes from, and its text."""
+    text = decode_sequence(dataset, sequence, tokenizer)
+    print_record(sequence_record(dataset, sequence))
+    print(text)
+
+
+def print_record(record: dict[str, Any]) -> None:
+    """A line for each thing that is known of a document."""
+    for name, value in record.items():
+        if value is not None:
             print(f"{name}: {value}")
-        print(text)
 
 
 def compare(dataset: Dataset, other: Dataset) -> int:
@@ -68,9 +80,13 @@ def main() -> int:
     if arguments.compare is not None:
         return compare(dataset, open_dataset(arguments.compare, arguments.split))
     if arguments.document is not None or arguments.sequence is not None:
-        shown = (range(arguments.sequence, arguments.sequence + 1) if arguments.document is None
-                 else document_sequences(dataset, arguments.document))
-        show(dataset, shown, arguments.tokenizer)
+        if arguments.tokenizer is None:
+            raise UserError("--document and --sequence need --tokenizer, the folder of the tokenizer that the data was "
+                            "made with")
+        if arguments.document is not None:
+            show_document(dataset, arguments.document, arguments.tokenizer)
+        else:
+            show_sequence(dataset, arguments.sequence, arguments.tokenizer)
         return 0
     print(*describe(dataset), sep="\n")
     if not arguments.verify:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from megatron_ext.data.documents import DOCUMENTS_FOLDER, ORIGINAL
+from megatron_ext.data.documents import CHUNKS, CHUNKS_TYPE, DOCUMENTS_FOLDER, ORIGINAL
 from megatron_ext.data.hashing import content_ids
 from megatron_ext.errors import UserError
 
@@ -58,6 +58,8 @@ class Corpus:
     """None: ids are made from the text (equal texts have equal ids), as they are for rows without an id."""
     score_columns: Mapping[str, str] = field(default_factory=dict)
     """Short name -> column."""
+    with_chunks: bool = False
+    """Read `chunks` as well: of which chunks of its document a rewrite is made; null for what is no rewrite."""
 
     @property
     def is_documents_artifact(self) -> bool:
@@ -68,6 +70,8 @@ class Corpus:
         """Name in the batches -> column in the files."""
         if self.is_documents_artifact:
             fixed = {name: name for name in ("id", "document_id", "style", "text")}
+            if self.with_chunks and _is_made_of_chunks(self.shards()[0]):
+                fixed[CHUNKS] = CHUNKS
         else:
             fixed = {"id": self.id_column, "text": self.text_column} if self.id_column else {"text": self.text_column}
         return fixed | dict(self.score_columns)
@@ -110,8 +114,8 @@ class Corpus:
     def read(self, chunk: Chunk, keep: Keep | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of a chunk in batches of about 4 MiB, at most 1,024 rows.
 
-        Columns: `id`, `document_id`, `style`, `text` (strings; only `text` may be null) and the scores (float64) by
-        their short names. Raises UserError for rows that are not what the columns need.
+        Columns: `id`, `document_id`, `style`, `text` (strings; only `text` may be null), on demand `chunks`, and the
+        scores (float64) by their short names. Raises UserError for rows that are not what the columns need.
 
         Args:
             keep: says by the scores which rows are of interest; the others are dropped without a look at their texts.
@@ -143,7 +147,8 @@ class Corpus:
                 raise UserError(f"{path}: a row has no value in column {self.columns()[name]!r}, which must name it")
         arrays.setdefault("document_id", arrays["id"])
         arrays.setdefault("style", pa.repeat(pa.scalar(ORIGINAL, pa.string()), len(batch)))
-        names = ["id", "document_id", "style", "text", *self.score_columns]
+        arrays.setdefault(CHUNKS, pa.nulls(len(batch), CHUNKS_TYPE))
+        names = ["id", "document_id", "style", "text", *([CHUNKS] if self.with_chunks else []), *self.score_columns]
         return pa.record_batch([arrays[name] for name in names], names=names)
 
 
@@ -184,6 +189,12 @@ def _split(shard: Path, chunk_bytes: int) -> Iterator[Chunk]:
                 start, total = i + 1, 0
     else:
         yield Chunk(shard, 0, None)
+
+
+def _is_made_of_chunks(shard: Path) -> bool:
+    """Whether a file of documents comes from rewriting."""
+    with _open_parquet(shard) as file:
+        return CHUNKS in file.schema_arrow.names
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
@@ -233,6 +244,8 @@ def _cast(array: pa.Array, name: str, column: str, path: Path) -> pa.Array:
 
 
 def _type_of(name: str) -> pa.DataType:
+    if name == CHUNKS:
+        return CHUNKS_TYPE
     return pa.string() if name in ("id", "document_id", "style", "text") else pa.float64()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_ext.data.indexed import IndexedReader, bin_path, idx_path
-from megatron_ext.data.inspection import Dataset, document_origin
+from megatron_ext.data.inspection import Dataset, document_record
 
 _DOCUMENTS_TOGETHER = 2**20
 _TOKENS_TOGETHER = 2**24
@@ -90,5 +90,5 @@ def _document_start(reader: IndexedReader, document: int) -> int:
 
 
 def _origins(left: Dataset, right: Dataset, document: int) -> str:
-    origins = [document_origin(dataset, document).get("id") for dataset in (left, right)]
+    origins = [document_record(dataset, document).get("id") for dataset in (left, right)]
     return f" ({origins[0]} and {origins[1]})" if any(origins) else ""

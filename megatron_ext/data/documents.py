@@ -2,7 +2,8 @@
 
 Columns: `id` (unique in the artifact: the corpus id, or `<document_id>/<style>` for a rewrite), `document_id` (the
 corpus document it comes from), `style` ("original", "easy", "medium", "hard", "qa", …), `text`, `num_tokens` (counted
-by the training tokenizer), and in a selection the scores by their short names (float64).
+by the training tokenizer), in a selection the scores by their short names (float64), and in rewrites `chunks`: the
+numbers of the source chunks whose rewrites the text joins, in order.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ FIELDS = {"id": pa.string(), "document_id": pa.string(), "style": pa.string(), "
           "num_tokens": pa.int64()}
 ORIGINAL = "original"
 """The style of a document that was not rewritten."""
+CHUNKS = "chunks"
+"""Column of rewrites alone; as `chunk` in the artifact's `chunks/`."""
+CHUNKS_TYPE = pa.list_(pa.int64())
 
 MAX_PART_ROWS = 20_000
 MAX_PART_BYTES = 64 * 2**20  # of text
@@ -46,6 +50,11 @@ def document_schema(score_names: Sequence[str] = ()) -> pa.Schema:
     return pa.schema({**FIELDS, **dict.fromkeys(score_names, pa.float64())})
 
 
+def rewrite_schema() -> pa.Schema:
+    """The Arrow schema of the documents folder of a rewrites artifact."""
+    return document_schema().append(pa.field(CHUNKS, CHUNKS_TYPE))
+
+
 def document_parts(artifact: Path) -> list[Path]:
     """The Parquet files of an artifact's documents, in order. Raises UserError when there are none."""
     folder = artifact / DOCUMENTS_FOLDER
@@ -61,7 +70,7 @@ def read_documents(artifact: Path) -> Iterator[Document]:
     Raises UserError when a column is missing.
     """
     for batch in read_document_batches(artifact):
-        score_names = [name for name in batch.schema.names if name not in FIELDS]
+        score_names = [name for name in batch.schema.names if name not in (*FIELDS, CHUNKS)]
         for row in batch.to_pylist():
             scores = {name: row[name] for name in score_names}
             yield Document(**{name: row[name] for name in FIELDS}, scores=scores)

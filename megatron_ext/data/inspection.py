@@ -69,13 +69,22 @@ def length_histogram(lengths: np.ndarray) -> list[tuple[int, int, int, int]]:
 
 def sequence_record(dataset: Dataset, sequence: int) -> dict[str, Any]:
     """Where a sequence comes from: its row of sequences.parquet (id, document_id, style, …); {} without an artifact."""
+    return _record(dataset, "sequence", sequence)
+
+
+def document_record(dataset: Dataset, document: int) -> dict[str, Any]:
+    """Where a document, counted with the empty ones, comes from: as `sequence_record`, whose `sequence` may be None."""
+    return _record(dataset, "document", document)
+
+
+def _record(dataset: Dataset, kind: str, number: int) -> dict[str, Any]:
     if dataset.artifact is None:
         return {}
     table = pq.read_table(dataset.artifact.path / SEQUENCES,
-                          filters=[("split", "==", dataset.split), ("sequence", "==", sequence)])
+                          filters=[("split", "==", dataset.split), (kind, "==", number)])
     if len(table) != 1:
-        raise UserError(f"{dataset.artifact.path / SEQUENCES} has {len(table)} rows for {dataset.split} sequence "
-                        f"{sequence} instead of one: it is damaged")
+        raise UserError(f"{dataset.artifact.path / SEQUENCES} has {len(table)} rows for {dataset.split} {kind} "
+                        f"{number} instead of one: it is damaged")
     return table.to_pylist()[0]
 
 
@@ -89,12 +98,6 @@ def document_sequences(dataset: Dataset, document: int) -> range:
                         f"{dataset.reader.num_documents:,}")
     first, last = dataset.reader.document_boundaries[document:document + 2]
     return range(int(first), int(last))
-
-
-def document_origin(dataset: Dataset, document: int) -> dict[str, Any]:
-    """Where a document comes from, as `sequence_record`; {} for an empty one, which has no sequence."""
-    sequences = document_sequences(dataset, document)
-    return sequence_record(dataset, sequences[0]) if sequences else {}
 
 
 def decode_sequence(dataset: Dataset, sequence: int, tokenizer_folder: Path) -> str:

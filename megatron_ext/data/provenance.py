@@ -9,6 +9,7 @@ from typing import Any
 from megatron_ext.config import RunConfig
 from megatron_ext.data.blend import BlendPlan
 from megatron_ext.data.dataset import BlendedDataset, PackedSource
+from megatron_ext.data.documents import CHUNKS
 from megatron_ext.data.inspection import Dataset, open_dataset, sequence_record
 from megatron_ext.errors import UserError
 
@@ -25,15 +26,15 @@ def open_run_data(config: RunConfig, plan: BlendPlan) -> BlendedDataset:
 def sample_passages(dataset: BlendedDataset, position: int) -> Iterator[dict[str, Any]]:
     """The stretches of documents that the sample at `position` of the run shows, in order.
 
-    Keys: source, id, document_id and style (where the tokenized artifact tells them), sequence (index in the indexed
-    dataset), start and num_tokens (within the document).
+    Keys: source, id, document_id, style and, of a rewrite, chunks (where the tokenized artifact tells them), sequence
+    (index in the indexed dataset), start and num_tokens (within the document).
     """
     source, passages = dataset.passages(position)
     reader = next(packed.reader for packed in dataset.sources if packed.name == source)
     opened = _artifact_of(reader.prefix)
     for passage in passages:
         record = sequence_record(opened, passage.sequence) if opened else {}
-        origin = {key: record[key] for key in ("id", "document_id", "style") if key in record}
+        origin = {key: record[key] for key in ("id", "document_id", "style", CHUNKS) if record.get(key) is not None}
         yield {"source": source, **origin, "sequence": passage.sequence, "start": passage.start,
                "num_tokens": passage.num_tokens}
 

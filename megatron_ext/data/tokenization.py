@@ -4,6 +4,11 @@ Each split holds what that program writes for the split's documents in their ord
 end-of-document id, as one sequence; a document without ids is a document boundary without a sequence. Which ids an
 encoder gives is stated in `megatron_ext.data.encoders`.
 
+`sequences.parquet` has a row for every document, also the empty ones, in order: split, document (its number in the
+split, as the boundaries of the `.idx` count), sequence (null for an empty document), id, document_id, style, chunks
+(of a rewrite: numbers of the source chunks whose rewrites its text joins; else null), num_tokens (with the
+end-of-document id) and num_bytes (of the text).
+
 The work is done in parts, one a chunk of the corpus, and joined in order: the result does not depend on the number of
 workers, and a run that was killed goes on with the parts that it lacks.
 """
@@ -27,7 +32,7 @@ from pydantic import Field
 
 from megatron_ext.artifacts import Artifact, produce, write_json
 from megatron_ext.data.corpus import CHUNK_BYTES, Chunk, Corpus
-from megatron_ext.data.documents import write_parquet
+from megatron_ext.data.documents import CHUNKS, CHUNKS_TYPE, write_parquet
 from megatron_ext.data.encoders import Encoded
 from megatron_ext.data.indexed import bin_path, idx_path, token_dtype, write_index
 from megatron_ext.data.token_bytes import token_bytes
@@ -45,8 +50,9 @@ _COUNTS = "counts.json"
 _PARTS = "parts"
 _METADATA_ROWS = 65_536
 _PART_SCHEMA = pa.schema({"split": pa.string(), "id": pa.string(), "document_id": pa.string(), "style": pa.string(),
-                          "num_tokens": pa.int64(), "num_bytes": pa.int64()})
-_SEQUENCE_SCHEMA = _PART_SCHEMA.insert(1, pa.field("sequence", pa.int64()))
+                          CHUNKS: CHUNKS_TYPE, "num_tokens": pa.int64(), "num_bytes": pa.int64()})
+_PLACES = (pa.field("document", pa.int64()), pa.field("sequence", pa.int64()))
+_SIDECAR_SCHEMA = pa.schema([_PART_SCHEMA.field(0), *_PLACES, *list(_PART_SCHEMA)[1:]])
 
 
 class TokenizeSettings(Settings):
@@ -85,7 +91,7 @@ class _PartTask:
 
 def tokenize_corpus(settings: TokenizeSettings, output: Path, share: Part | Merge | None = None) -> Artifact:
     """Tokenize a corpus into the artifact `output` (kind "tokenized"): train.bin/.idx, valid.bin/.idx,
-    sequences.parquet (which document each sequence is) and token_bytes.npy.
+    sequences.parquet (which document each sequence is, see above) and token_bytes.npy.
 
     A part tokenizes its chunks of the corpus into a folder beside `output`; a merge joins those of all parts.
 
@@ -212,7 +218,7 @@ def _runs_of_one_side(encoded: Encoded, in_valid: np.ndarray) -> Iterator[tuple[
 def _metadata(batch: pa.RecordBatch, in_valid: np.ndarray, lengths: np.ndarray) -> pa.RecordBatch:
     columns = {"split": pa.array(np.where(in_valid, "valid", "train")).cast(pa.string()),
                "id": batch.column("id"), "document_id": batch.column("document_id"), "style": batch.column("style"),
-               "num_tokens": pa.array(lengths),
+               CHUNKS: batch.column(CHUNKS), "num_tokens": pa.array(lengths),
                "num_bytes": pc.binary_length(batch.column("text")).cast(pa.int64())}
     return pa.record_batch(columns, schema=_PART_SCHEMA)
 
@@ -230,30 +236,32 @@ def _join_metadata(folder: Path, parts: Sequence[Path], dtype: np.dtype) -> dict
     """Write sequences.parquet and the indexes; returns what each split holds."""
     counts = {split: dict.fromkeys(("documents", "empty_documents", "tokens", "bytes"), 0) for split in SPLITS}
     temporary = folder / (SEQUENCES + ".tmp")
-    with pq.ParquetWriter(temporary, _SEQUENCE_SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(temporary, _SIDECAR_SCHEMA, compression="zstd") as writer:
         for part in parts:
             table = pq.read_table(_part_metadata(part))
-            numbered = table.add_column(1, _SEQUENCE_SCHEMA.field("sequence"), pa.array(_number(table, counts)))
-            writer.write_table(numbered.filter(pc.greater(table["num_tokens"], 0)), row_group_size=_METADATA_ROWS)
+            for column, (field, place) in enumerate(zip(_PLACES, _places(table, counts), strict=True), start=1):
+                table = table.add_column(column, field, place)
+            writer.write_table(table, row_group_size=_METADATA_ROWS)
     os.replace(temporary, folder / SEQUENCES)
     for split in SPLITS:
         write_index(idx_path(folder / split), _lengths(parts, split), dtype)
     return counts
 
 
-def _number(table: pa.Table, counts: dict[str, dict[str, int]]) -> np.ndarray:
-    """The sequence of each document in its split (0 for an empty one); adds the documents to `counts`."""
-    sequences = np.zeros(len(table), dtype=np.int64)
+def _places(table: pa.Table, counts: dict[str, dict[str, int]]) -> tuple[pa.Array, pa.Array]:
+    """The number of each document in its split, and of its sequence (null without one); adds them to `counts`."""
+    documents, sequences = np.zeros((2, len(table)), dtype=np.int64)
     num_tokens, num_bytes = table["num_tokens"].to_numpy(), table["num_bytes"].to_numpy()
     for split, count in counts.items():
         here = pc.equal(table["split"], split).to_numpy()
         present = here & (num_tokens > 0)
+        documents[here] = count["documents"] + np.arange(here.sum())
         sequences[present] = count["documents"] - count["empty_documents"] + np.arange(present.sum())
         count["documents"] += int(here.sum())
         count["empty_documents"] += int(here.sum() - present.sum())
         count["tokens"] += int(num_tokens[here].sum())
         count["bytes"] += int(num_bytes[here].sum())
-    return sequences
+    return pa.array(documents), pa.array(sequences, mask=num_tokens == 0)
 
 
 def _lengths(parts: Sequence[Path], split: str) -> Iterator[np.ndarray]:
@@ -271,7 +279,7 @@ def _write_array(path: Path, array: np.ndarray) -> None:
 
 
 def _corpus(settings: TokenizeSettings) -> Corpus:
-    return Corpus(settings.documents, settings.text_column, settings.id_column)
+    return Corpus(settings.documents, settings.text_column, settings.id_column, with_chunks=True)
 
 
 def _part_bin(part: Path, split: str) -> Path:

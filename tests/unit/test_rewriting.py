@@ -139,12 +139,14 @@ def test_a_failed_chunk_is_asked_for_again_with_another_seed(selection, model, s
 
 
 @pytest.mark.parametrize("failed_chunks, expected", [
-    ("survivors", ["a/easy", "b/easy", "c/easy"]), ("drop_document", ["b/easy", "c/easy"])])
+    ("survivors", {"a/easy": [0, 2], "b/easy": [0], "c/easy": [0, 1]}),
+    ("drop_document", {"b/easy": [0], "c/easy": [0, 1]})])
 def test_what_happens_to_a_document_with_a_failed_chunk(selection, model, scripted, tmp_path, failed_chunks, expected):
     scripted(lambda request: "" if "chuva" in request.prompt else good_answer(request))
     rewrites = rewrite_corpus(settings_for(selection, model, styles=["easy"], chunk_tokens=45, retries=0,
                                            failed_chunks=failed_chunks), tmp_path / "out")
-    assert [document.id for document in read_documents(rewrites.path)] == expected
+    documents = pq.read_table(rewrites.path / "documents")
+    assert dict(zip(documents["id"].to_pylist(), documents["chunks"].to_pylist(), strict=True)) == expected
 
 
 def test_no_survivor_is_no_error(selection, model, scripted, tmp_path):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from megatron_ext.data.documents import DOCUMENTS_FOLDER, document_schema, write_parquet
+from megatron_ext.data.documents import CHUNKS, DOCUMENTS_FOLDER, rewrite_schema, write_parquet
 from megatron_ext.data.rewriting.measures import Measures
 from megatron_ext.data.rewriting.window import Attempt
 
@@ -43,7 +43,7 @@ def write_window(tools: Tools, folder: Path, index: int, attempts: Sequence[Atte
     are counted by the training tokenizer, `num_prompt_tokens` and `num_completion_tokens` by the engine.
     """
     attempts = sorted(attempts, key=lambda one: (one.item.document_id, one.item.style, one.item.chunk, one.attempt))
-    documents = pa.Table.from_pylist(list(_documents(tools, attempts)), schema=document_schema())
+    documents = pa.Table.from_pylist(list(_documents(tools, attempts)), schema=rewrite_schema())
     write_parquet(folder / DOCUMENTS_FOLDER / part_name(index), documents)
     rows = [_chunk_row(one, tools.prompts[one.item.style].version) for one in attempts]
     write_parquet(folder / CHUNKS_FOLDER / part_name(index), pa.Table.from_pylist(rows, schema=_CHUNK_SCHEMA))
@@ -90,7 +90,7 @@ def _documents(tools: Tools, attempts: Sequence[Attempt]) -> Iterator[dict[str, 
         if accepted and not (is_partial and tools.settings.failed_chunks == "drop_document"):
             text = "\n\n".join(one.verdict.text for one in accepted)
             yield {"id": f"{document_id}/{style}", "document_id": document_id, "style": style, "text": text,
-                   "num_tokens": int(tools.count_tokens([text])[0])}
+                   "num_tokens": int(tools.count_tokens([text])[0]), CHUNKS: [one.item.chunk for one in accepted]}
 
 
 def _chunk_row(attempt: Attempt, prompt_version: int) -> dict[str, Any]:
