@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -79,7 +80,7 @@ class HuggingFaceEncoder:
     def encode(self, texts: pa.Array, end_id: int | None = None) -> Encoded:
         """See Encoder."""
         encodings = self._tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
-        return _join([encoding.ids for encoding in encodings], end_id)
+        return _join((encoding.ids for encoding in encodings), end_id)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Encoder."""
@@ -188,13 +189,12 @@ class GigatokenEncoder:
         return Encoded(np.insert(ids, ends, end_id), lengths + (lengths > 0))
 
 
-def _join(ids: Sequence[Sequence[int]], end_id: int | None) -> Encoded:
-    end = () if end_id is None else (end_id,)
-    ids = [[*one, *end] if len(one) else one for one in ids] if end else ids
-    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-    flat = np.empty(int(lengths.sum()), dtype=np.int32)
-    start = 0
+def _join(ids: Iterable[list[int]], end_id: int | None) -> Encoded:
+    flat, lengths = array("i"), array("q")  # which take lists several times faster than numpy does
     for one in ids:
-        flat[start:start + len(one)] = one
-        start += len(one)
-    return Encoded(flat, lengths)
+        start = len(flat)
+        flat.fromlist(one)
+        if one and end_id is not None:
+            flat.append(end_id)
+        lengths.append(len(flat) - start)
+    return Encoded(np.asarray(flat), np.asarray(lengths))
