@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,17 @@ class Corpus:
         """Whether this is the output of selection or rewriting."""
         return (self.path / DOCUMENTS_FOLDER).is_dir()
 
+    @cached_property
+    def _is_made_of_chunks(self) -> bool:
+        """Whether the documents come from rewriting."""
+        with _open_parquet(self.shards()[0]) as file:
+            return CHUNKS in file.schema_arrow.names
+
     def columns(self) -> dict[str, str]:
         """Name in the batches -> column in the files."""
         if self.is_documents_artifact:
             fixed = {name: name for name in ("id", "document_id", "style", "text")}
-            if self.with_chunks and _is_made_of_chunks(self.shards()[0]):
+            if self.with_chunks and self._is_made_of_chunks:
                 fixed[CHUNKS] = CHUNKS
         else:
             fixed = {"id": self.id_column, "text": self.text_column} if self.id_column else {"text": self.text_column}
@@ -189,12 +196,6 @@ def _split(shard: Path, chunk_bytes: int) -> Iterator[Chunk]:
                 start, total = i + 1, 0
     else:
         yield Chunk(shard, 0, None)
-
-
-def _is_made_of_chunks(shard: Path) -> bool:
-    """Whether a file of documents comes from rewriting."""
-    with _open_parquet(shard) as file:
-        return CHUNKS in file.schema_arrow.names
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
