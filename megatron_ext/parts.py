@@ -41,7 +41,7 @@ class Part:
 
     def folder(self, output: Path) -> Path:
         """Where the part of the artifact `output` is made."""
-        return output.with_name(f"{output.name}.parts") / f"{self.index}-of-{self.count}"
+        return _folder_of_parts(output) / f"{self.index}-of-{self.count}"
 
     def takes(self, position: int) -> bool:
         """Whether the piece of work at this position is this part's: pieces are dealt like cards."""
@@ -77,6 +77,15 @@ class Merge:
             raise UserError(f"{len(missing)} of {self.count} parts are missing: {told}; make them with --part K/"
                             f"{self.count} first")
         return folders
+
+
+def parts_of(output: Path) -> list[Path]:
+    """Folders of the parts of the artifact `output`, finished or not, of every number of parts that was tried."""
+    return sorted(_folder_of_parts(output).glob("*-of-*"))
+
+
+def _folder_of_parts(output: Path) -> Path:
+    return output.with_name(f"{output.name}.parts")
 
 
 def check_parts(parts: Sequence[Path], request: Mapping[str, Any], inputs: Mapping[str, Path]) -> None:

@@ -8,7 +8,7 @@ from evaluation.report.record import StudyRecord, label
 from megatron_ext.progress import format_seconds
 
 GPU_STAGES = ("rewrite", "import", "run", "export", "evaluate")
-"""Stages that run a model. A GPU-hour is an hour of one of their processes, each of which has a GPU where there are."""
+"""Stages that run a model. A GPU-hour is an hour of one of their devices: of a process where there are no GPUs."""
 
 
 def cost_section(record: StudyRecord, comparison: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -35,7 +35,7 @@ def cost_section(record: StudyRecord, comparison: dict[str, Any] | None) -> dict
 def _gpu_hours(stage: dict[str, Any]) -> float:
     if stage["name"].split("/")[0] not in GPU_STAGES:
         return 0.0
-    return stage["seconds"] * stage.get("num_processes", 1) / 3600
+    return stage["seconds"] * stage["num_devices"] / 3600
 
 
 def _gains(record: StudyRecord, comparison: dict[str, Any]) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ from typing import Any
 from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.study.config import BASE, StudyConfig
 from megatron_ext.study.graph import Node
+from megatron_ext.study.job_settings import GpuJob
+from megatron_ext.study.jobs import FETCHED_HERE
 from megatron_ext.study.runner import stage_seconds
 
 
@@ -39,12 +41,18 @@ def write_study_record(study: StudyConfig, nodes: list[Node], work: Path) -> Pat
         "comparison": place["compare/conditions"],
         "notes": _notes(study, work, {name: place[f"tokenize/{name}"] for name in study.sources}),
         "parity": [verdict for node in nodes for verdict in _parity_verdicts(node, work)],
-        "stages": [{"name": node.name, "seconds": seconds[node.name], "num_processes": node.processes}
+        "stages": [{"name": node.name, "seconds": seconds[node.name], "num_devices": num_devices(study, node)}
                    for node in nodes],
     }
     path = work / f"study-{study.slug}.json"
     write_json(path, record)
     return path
+
+
+def num_devices(study: StudyConfig, node: Node) -> int:
+    """GPUs that a node's program holds: one a process, or those of an engine."""
+    job = study.jobs.of(node.stage) if node.stage != FETCHED_HERE else None
+    return max(node.processes, job.gpus if isinstance(job, GpuJob) else 1)
 
 
 def _checkpoints(place: dict[str, str], run: str) -> dict[str, dict[str, str]]:

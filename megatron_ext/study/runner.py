@@ -14,6 +14,7 @@ from megatron_ext.artifacts import Artifact, is_finished, write_json
 from megatron_ext.config import ParallelConfig, RunConfig
 from megatron_ext.errors import UserError
 from megatron_ext.model.hf_config import check_layout, read_architecture
+from megatron_ext.parts import parts_of
 from megatron_ext.processes import die_with_parent
 from megatron_ext.progress import format_seconds
 from megatron_ext.settings import validate
@@ -82,16 +83,21 @@ def is_up_to_date(node: Node, work: Path) -> bool:
 
 
 def stage_seconds(nodes: list[Node], work: Path) -> dict[str, float]:
-    """Node name -> seconds its program ran: over all launches of run_study; else, by what it made, the last launch, and
-    of a training run its iterations."""
+    """Node name -> seconds its program ran: over all launches of run_study; else, by what it made, the last launch.
+
+    Of a training run by its iterations; of an array the sum over its parts and the merge.
+    """
     record = _read_record(work)
     return {node.name: record[node.identity]["seconds"] if node.identity in record else _seconds_noted(node, work)
             for node in nodes}
 
 
 def _seconds_noted(node: Node, work: Path) -> float:
-    noted = Artifact.open(node.output(work)).manifest["made_by"]["seconds"]
-    return noted if noted is not None else _seconds_of_iterations(node.output(work) / "metrics.jsonl")
+    output = node.output(work)
+    if node.kind == "run":
+        return _seconds_of_iterations(output / "metrics.jsonl")
+    made = [output, *(part for part in parts_of(output) if is_finished(part))]
+    return sum(Artifact.open(folder).manifest["made_by"]["seconds"] for folder in made)
 
 
 def _seconds_of_iterations(metrics: Path) -> float:

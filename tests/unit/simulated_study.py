@@ -267,7 +267,7 @@ class _Writer:
         names += [f"{stage}/{condition}/seed{seed}" for stage in ("run", "export", "evaluate")
                   for condition in self.conditions for seed in self.seeds]
         return [{"name": name, "seconds": seconds[name.split("/")[0]] * 1.0,
-                 "num_processes": 2 if name.startswith("run/") else 1} for name in [*names, "compare/conditions"]]
+                 "num_devices": 2 if name.startswith("run/") else 1} for name in [*names, "compare/conditions"]]
 
 
 def _metrics(condition, seed):

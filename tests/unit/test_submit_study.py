@@ -7,11 +7,13 @@ import yaml
 
 from megatron_ext.artifacts import produce, publish_in_place
 from megatron_ext.errors import UserError
+from megatron_ext.parts import Part
 from megatron_ext.study.checks import check_places, check_studies
 from megatron_ext.study.config import load_study
 from megatron_ext.study.graph import Node
 from megatron_ext.study.jobs import plan_jobs
 from megatron_ext.study.overview import describe_cost, describe_states
+from megatron_ext.study.report_input import num_devices
 from megatron_ext.study.reporting import keep_study
 from megatron_ext.study.runner import input_folders, stage_seconds
 from megatron_ext.study.site import read_site
@@ -290,6 +292,26 @@ def test_seconds_of_a_run_are_those_of_its_iterations(tmp_path):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     publish_in_place(folder, kind="run", settings={}, inputs={}, counts={})
     assert stage_seconds([node], tmp_path) == {"run/a/seed0": 6.0}
+
+
+def test_seconds_of_an_array_are_those_of_its_parts_and_the_merge(tmp_path):
+    node = Node("rewrite/a", "rewrites", "tools.rewrite_corpus", {})
+    output = node.output(tmp_path)
+    for seconds, folder in ((1, output), (20, Part(0, 2).folder(output)), (300, Part(1, 2).folder(output))):
+        made = produce(folder, kind="rewrites", settings={}, inputs={}, make=lambda folder: {})
+        manifest = json.loads((made.path / "manifest.json").read_text())
+        manifest["made_by"]["seconds"] = seconds
+        (made.path / "manifest.json").write_text(json.dumps(manifest))
+    Part(0, 3).folder(output).mkdir()  # never finished
+    assert stage_seconds([node], tmp_path) == {"rewrite/a": 321}
+
+
+def test_an_hour_of_an_engine_costs_an_hour_of_each_of_its_gpus(setting):
+    study = setting.load("jobs.rewrite.gpus=2").studies[0]
+    devices = {node.stage: num_devices(study.study, node) for node in study.nodes}
+    assert devices["rewrite"] == 2
+    assert devices["evaluate"] == 1
+    assert devices["run"] == next(node.processes for node in study.nodes if node.stage == "run")
 
 
 def test_a_time_that_yaml_reads_as_a_number_is_refused(setting):
