@@ -26,7 +26,7 @@ quickstart: .venv/.ready native
 	  $(if $(CORPUS),corpus.path=$(CORPUS)) $(if $(REWRITER),rewriter.model=$(REWRITER) rewriter.note=)
 
 test: .venv/.ready-test lint native try-vllm
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 lint: .venv/.ready-test
 	@.venv/bin/ruff check .
