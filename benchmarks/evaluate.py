@@ -129,7 +129,7 @@ def _parse_arguments() -> Any:
     parser.add_argument("--model", type=Path, help="Hugging Face folder (default: a tiny random model)")
     parser.add_argument("--limit", type=int, help="items (default: the official 300)")
     parser.add_argument("--max-gen-toks", type=int, default=128, help="longest answer, tokens, for both")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     return parser.parse_args()
