@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from megatron_ext.data.indexed import IndexedReader, bin_path
 from megatron_ext.data.tokenization import SEQUENCES, SPLITS
 from megatron_ext.data.tokenizers import load_tokenizer
 from megatron_ext.errors import UserError
+
+_COUNTED_TOGETHER = 2**22  # sequences: what counting takes of memory
+_QUANTILES = {"min": 0.0, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "max": 1.0}
 
 
 @dataclass(frozen=True)
@@ -44,47 +48,61 @@ def open_dataset(path: Path, split: str = "train") -> Dataset:
 def describe(dataset: Dataset) -> Iterator[str]:
     """Lines with counts and the distribution of lengths."""
     reader = dataset.reader
-    lengths = reader.sequence_lengths
     yield (f"{reader.prefix}: {reader.num_documents:,} documents, {len(reader):,} sequences, {reader.num_tokens:,} "
            f"tokens, {reader.dtype}, {bin_path(reader.prefix).stat().st_size:,} bytes")
-    if not len(lengths):
+    if not len(reader):
         return
-    quantiles = np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1]).astype(int)
-    yield (f"tokens in a sequence: mean {lengths.mean():,.1f}, "
-           + ", ".join(f"{name} {value:,}" for name, value in zip(("min", "25 %", "median", "75 %", "max"), quantiles,
-                                                                  strict=True)))
-    for low, high, count, tokens in length_histogram(lengths):
-        bar = "#" * round(40 * count / len(lengths))
+    counts = count_lengths(reader.sequence_lengths)
+    yield (f"tokens in a sequence: mean {reader.num_tokens / len(reader):,.1f}, "
+           + ", ".join(f"{name} {length_quantile(counts, share):,}" for name, share in _QUANTILES.items()))
+    for low, high, count, tokens in length_histogram(counts):
+        bar = "#" * round(40 * count / len(reader))
         yield f"{low:>10,} – {high:<10,} {count:>12,} sequences {tokens:>16,} tokens {bar}"
 
 
-def length_histogram(lengths: np.ndarray) -> list[tuple[int, int, int, int]]:
+def count_lengths(lengths: np.ndarray) -> np.ndarray:
+    """How many sequences have each length, int64 `[longest + 1]`; the lengths are read in pieces."""
+    counts = np.zeros(int(lengths.max()) + 1, dtype=np.int64)
+    for first in range(0, len(lengths), _COUNTED_TOGETHER):
+        piece = np.bincount(lengths[first:first + _COUNTED_TOGETHER])
+        counts[:len(piece)] += piece
+    return counts
+
+
+def length_quantile(counts: np.ndarray, share: float) -> int:
+    """The shortest length that at least this share of the sequences does not exceed; the minimum for 0."""
+    ends = np.cumsum(counts)
+    return int(np.searchsorted(ends, max(1, share * ends[-1])))
+
+
+def length_histogram(counts: np.ndarray) -> list[tuple[int, int, int, int]]:
     """(shortest, longest, sequences, tokens) for lengths 1, 2–3, 4–7, …: one row a power of two that occurs."""
+    lengths = np.flatnonzero(counts)
     powers = np.frexp(lengths.astype(np.float64))[1] - 1  # exact floor of log2
-    counts = np.bincount(powers)
-    tokens = np.bincount(powers, weights=lengths)
-    return [(2**int(power), 2 ** (int(power) + 1) - 1, int(counts[power]), int(tokens[power]))
-            for power in np.flatnonzero(counts)]
+    rows = []
+    for power in np.unique(powers):
+        here = lengths[powers == power]
+        rows.append((2**int(power), 2 ** (int(power) + 1) - 1, int(counts[here].sum()), int(here @ counts[here])))
+    return rows
 
 
 def sequence_record(dataset: Dataset, sequence: int) -> dict[str, Any]:
-    """Where a sequence comes from: its row of sequences.parquet (id, document_id, style, …); {} without an artifact."""
-    return _record(dataset, "sequence", sequence)
+    """Where a sequence comes from, as `document_record`."""
+    return document_record(dataset, bisect_right(dataset.reader.document_boundaries, sequence) - 1)
 
 
 def document_record(dataset: Dataset, document: int) -> dict[str, Any]:
-    """Where a document, counted with the empty ones, comes from: as `sequence_record`, whose `sequence` may be None."""
-    return _record(dataset, "document", document)
-
-
-def _record(dataset: Dataset, kind: str, number: int) -> dict[str, Any]:
+    """Where a document, counted with the empty ones, comes from: its row of sequences.parquet (id, document_id, style,
+    …); {} without an artifact.
+    """
     if dataset.artifact is None:
         return {}
+    # The filter passes over row groups by their statistics, which works for columns without nulls alone.
     table = pq.read_table(dataset.artifact.path / SEQUENCES,
-                          filters=[("split", "==", dataset.split), (kind, "==", number)])
+                          filters=[("split", "==", dataset.split), ("document", "==", document)])
     if len(table) != 1:
-        raise UserError(f"{dataset.artifact.path / SEQUENCES} has {len(table)} rows for {dataset.split} {kind} "
-                        f"{number} instead of one: it is damaged")
+        raise UserError(f"{dataset.artifact.path / SEQUENCES} has {len(table)} rows for {dataset.split} document "
+                        f"{document} instead of one: it is damaged")
     return table.to_pylist()[0]
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ext.data import dataset_comparison
+from megatron_ext.data import dataset_comparison, inspection
 from megatron_ext.data.indexed import bin_path, idx_path, write_index
-from megatron_ext.data.inspection import length_histogram, open_dataset
+from megatron_ext.data.inspection import count_lengths, length_histogram, length_quantile, open_dataset
 from megatron_ext.data.tokenization import TokenizeSettings, tokenize_corpus
 from tests.unit.tokenizer_folders import TEXTS, byte_level_tokenizer
 from tools import inspect_data
@@ -40,9 +40,12 @@ def test_counts_and_lengths(folders, monkeypatch, capsys):
     assert run(monkeypatch, capsys, folders / "tokens", "--split", "valid")[0] == 0
 
 
-def test_the_histogram_holds_every_sequence():
-    lengths = np.array([1, 2, 3, 4, 7, 8, 1023, 1024], dtype=np.int32)
-    assert length_histogram(lengths) == [(1, 1, 1, 1), (2, 3, 2, 5), (4, 7, 2, 11), (8, 15, 1, 8),
+@pytest.mark.parametrize("together", [3, 100])
+def test_the_histogram_holds_every_sequence(monkeypatch, together):
+    monkeypatch.setattr(inspection, "_COUNTED_TOGETHER", together)
+    counts = count_lengths(np.array([1023, 2, 3, 4, 1, 7, 8, 1024], dtype=np.int32))
+    assert [length_quantile(counts, share) for share in (0, 0.25, 0.5, 0.6, 1)] == [1, 2, 4, 7, 1024]
+    assert length_histogram(counts) == [(1, 1, 1, 1), (2, 3, 2, 5), (4, 7, 2, 11), (8, 15, 1, 8),
                                          (512, 1023, 1, 1023), (1024, 2047, 1, 1024)]
 
 
