@@ -50,11 +50,14 @@ class EncoderChoice:
                           *(f"not {name}: {why}" for name, why in self.passed_over.items())])
 
 
-def choose_encoder(folder: Path, wanted: EncoderName) -> EncoderChoice:
+def choose_encoder(folder: Path, wanted: EncoderName, is_tried: bool = False) -> EncoderChoice:
     """Open the encoder of a tokenizer folder.
 
     `auto` matches `tokenizers` where there is a tokenizer.json, else `sentencepiece`, and takes the fastest encoder
     with the same ids. Raises UserError when the needed file is missing or damaged, or `wanted` cannot serve it.
+
+    Args:
+        is_tried: another process has tried `wanted` on the sample: that takes longer than a worker's start should.
     """
     reference_name = _reference_of(folder, wanted)
     path = folder / VOCABULARY_FILES[reference_name]
@@ -64,7 +67,10 @@ def choose_encoder(folder: Path, wanted: EncoderName) -> EncoderChoice:
         if name == reference_name:
             break
         try:
-            return EncoderChoice(_open_verified(name, path, reference), reference_name, passed_over)
+            encoder = _openers()[name](path, reference)
+            if not is_tried:
+                _try(encoder, reference)
+            return EncoderChoice(encoder, reference_name, passed_over)
         except EncoderRefusedError as error:
             if wanted != "auto":
                 raise UserError(f"encoder {wanted!r} cannot serve {path}: {error}; encoder=auto takes another with the "
@@ -84,9 +90,8 @@ def _reference_of(folder: Path, wanted: EncoderName) -> str:
                     f"{', '.join(sorted(path.name for path in folder.iterdir())) or 'nothing'}")
 
 
-def _open_verified(name: str, path: Path, reference: Reference) -> Encoder:
-    """Open an encoder and try it on a sample. Raises EncoderRefusedError when it cannot be had or has other ids."""
-    encoder = _openers()[name](path, reference)
+def _try(encoder: Encoder, reference: Reference) -> None:
+    """Encode a sample. Raises EncoderRefusedError when the ids are not the reference's."""
     sample = _sample(reference)
     expected = reference.encode(sample)
     try:
@@ -99,7 +104,7 @@ def _open_verified(name: str, path: Path, reference: Reference) -> Encoder:
     elif not np.array_equal(expected.ids, found.ids):
         text = int(np.searchsorted(starts, np.flatnonzero(expected.ids != found.ids)[0], side="right")) - 1
     else:
-        return encoder
+        return
     raise EncoderRefusedError(f"its ids are not those of {reference.name}, first on the text "
                               f"{sample[text].as_py()[:60]!r}")
 

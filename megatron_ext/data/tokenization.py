@@ -170,7 +170,7 @@ def _make_parts(folder: Path, settings: TokenizeSettings, share: Part | None = N
 def _make_part(task: _PartTask) -> int:
     """Tokenize one chunk; its metadata file, written last, says that the part is whole. Returns its tokens."""
     settings = task.settings
-    tokenizer = load_tokenizer(settings.tokenizer, settings.encoder)
+    tokenizer = load_tokenizer(settings.tokenizer, settings.encoder, is_tried=True)
     dtype = token_dtype(tokenizer.vocab_size)
     metadata = []
     temporary = [task.part.with_name(f"{task.part.name}.{split}.{os.getpid()}.tmp") for split in SPLITS]

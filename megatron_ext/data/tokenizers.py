@@ -53,14 +53,14 @@ class TrainingTokenizer:
 
 
 @lru_cache(maxsize=4)
-def load_tokenizer(folder: Path, encoder: EncoderName = "auto") -> TrainingTokenizer:
-    """Open a tokenizer folder; `choose_encoder` says what `encoder` means.
+def load_tokenizer(folder: Path, encoder: EncoderName = "auto", is_tried: bool = False) -> TrainingTokenizer:
+    """Open a tokenizer folder; `choose_encoder` says what `encoder` and `is_tried` mean.
 
     Raises UserError when the needed file is missing or damaged, or names no end-of-sequence token.
     """
     if not folder.is_dir():
         raise UserError(f"tokenizer {folder} is not a folder")
-    choice = choose_encoder(folder, encoder)
+    choice = choose_encoder(folder, encoder, is_tried)
     path = folder / VOCABULARY_FILES[choice.reference]
     names = [path.name, *(other for other in TOKENIZER_CONFIG_FILES if (folder / other).is_file())]
     files = {file: hash_file(folder / file) for file in names}
