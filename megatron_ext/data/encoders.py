@@ -27,6 +27,7 @@ import pyarrow as pa
 from megatron_ext.errors import UserError
 
 TOKENIZER_CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+_TEXTS_TOGETHER = 256  # what `tokenizers` makes of a text takes many times its memory
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ class HuggingFaceEncoder:
 
     def encode(self, texts: pa.Array, end_id: int | None = None) -> Encoded:
         """See Encoder."""
-        encodings = self._tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
-        return _join((encoding.ids for encoding in encodings), end_id)
+        parts = (texts.slice(start, _TEXTS_TOGETHER).to_pylist() for start in range(0, len(texts), _TEXTS_TOGETHER))
+        encodings = (self._tokenizer.encode_batch_fast(part, add_special_tokens=False) for part in parts)
+        return _join((encoding.ids for part in encodings for encoding in part), end_id)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Encoder."""
