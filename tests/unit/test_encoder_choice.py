@@ -13,7 +13,7 @@ from megatron_ext.errors import UserError
 from tests.unit.sentencepiece_models import fuzzed_texts
 from tests.unit.tokenizer_folders import byte_level_tokenizer, sentencepiece_tokenizer
 
-FUZZED_DOCUMENTS = int(os.environ.get("MEGATRON_EXT_FUZZED_DOCUMENTS", 120_000))
+FUZZED_DOCUMENTS = int(os.environ.get("MEGATRON_EXT_FUZZED_DOCUMENTS", 100_000))
 
 
 class Changed:
