@@ -4,9 +4,8 @@
 
 The evaluation of the model before training tells how much its NPM depends on the choice of items. What makes an item
 hard for every model drops out of a difference (`item_correlation`); the rest averages out over seeds, which add a
-spread of their own. The minimum detectable effect is
-the true difference that a two-sided t test at 5 % finds with a power of 80 %, the same definition as in
-`evaluation.compare`, where it is computed again from the data.
+spread of their own. The minimum detectable effect is the true difference that a two-sided t test at 5 % finds with a
+power of 80 %, the same definition as in `evaluation.compare`, where it is computed again from the data.
 """
 
 from __future__ import annotations

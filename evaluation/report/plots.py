@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 _SIZE_INCHES = (3.9, 2.6)
-_WIDE_INCHES = (6.2, 3.0)
+_WIDE_INCHES = (5.2, 2.8)
 _INK, _GRID = "#4a5560", "#e4e7ea"
 
 
