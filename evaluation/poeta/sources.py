@@ -42,6 +42,13 @@ def manifest() -> dict[str, Any]:
     return yaml.safe_load((DATA / "sources.yaml").read_text(encoding="utf-8"))
 
 
+def manifest_entry(name: str) -> dict[str, Any]:
+    """What the manifest says about a piece of raw data, of its archive, or of its data set."""
+    if name.startswith("hub/"):
+        return manifest()["hub"][name.removeprefix("hub/").rsplit("/", 2)[0]]
+    return manifest()["files"].get(name) or _archive_of(name)
+
+
 def cache_folder() -> Path:
     """Where downloads are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "megatron_ext" / "poeta"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.poeta import download, load_task, sources, task_spec
+from evaluation.poeta import download, load_task, sources, status, task_spec
 from evaluation.poeta.raw import RawData
 from evaluation.poeta.table import task_table
 from megatron_ext.artifacts import hash_file
@@ -64,6 +64,24 @@ def test_manifest_covers_everything() -> None:
     for spec in task_table().values():
         assert spec.hub is None or spec.hub in sources.manifest()["hub"]
         assert all(sources._source_of(name) for name in spec.raw_names())
+
+
+def test_status_of_a_task_is_that_of_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = task_table()["tweetsentbr_greedy"]
+    (tmp_path / "mine").mkdir()
+    assert status.task_status(spec, tmp_path / "mine") == "missing"
+    path = put(tmp_path / "mine", TWEETS, "{}")
+    assert status.task_status(spec, tmp_path / "mine") == "local"
+    point_to(monkeypatch, TWEETS, "http://nowhere", path)
+    assert status.task_status(spec, tmp_path / "mine") == "official"
+    with pytest.raises(UserError, match="does not exist"):
+        status.task_status(spec, tmp_path / "yours")
+
+
+def test_rows_and_licences_are_told_where_they_are_known() -> None:
+    faquad, enem = task_table()["faquad"], task_table()["enem_greedy"]
+    assert (status.task_rows(faquad), status.task_licences(faquad)) == (837 + 63, ["CC BY 4.0"])
+    assert (status.task_rows(enem), status.task_licences(enem)) == (None, [])
 
 
 def test_data_folder_wins_and_is_local(tmp_path: Path) -> None:
