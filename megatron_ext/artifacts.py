@@ -37,7 +37,7 @@ MANIFEST = "manifest.json"
 _REQUEST = ".request.json"
 _LOCK = ".lock"
 _HASH_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "megatron_ext" / "sha256.json"
-_RECORDED_PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "vllm", "lm-eval", "pyarrow", "polars")
+_RECORDED_PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "vllm", "lm-eval", "pyarrow")
 
 
 @dataclass(frozen=True)
