@@ -65,6 +65,7 @@ def test_an_encoder_with_the_same_ids_is_taken(folder, monkeypatch):
 def test_an_encoder_that_fails_is_passed_over(folder, monkeypatch):
     use_as_native(monkeypatch, lambda path, reference: Changed(reference, "▁", lambda ids: 1 / 0))
     assert choose_encoder(folder, "auto").passed_over == {"native": "it fails on the sample: division by zero"}
+    assert choose_encoder(folder, "native", is_tried=True).encoder.name == "native"  # as a worker opens it
 
 
 def test_gigatoken_on_a_byte_level_tokenizer(tmp_path):
