@@ -7,7 +7,8 @@ quickstart's in random order, with scores of which the rule lets about a fifth p
 Time counts from when the libraries are imported and the tokenizer is open, CPU-seconds are those of all processes; the
 best of the turns is shown. All write zstd-compressed Parquet, and the ids that they selected are compared.
 
-Ours does more than the rule: hashes and compares ids and texts, and orders the documents by the hash of their ids.
+Ours does more than the rule: hashes and compares ids and texts, and orders the documents by the hash of their ids, on
+disk. "polars, ordered" does the last as well, in memory.
 "tokenizer alone" encodes the passing texts, which lie in memory, in as many processes, and throws the ids away.
 polars and datatrove run where .venv-peers is (requirements.txt beside this file).
 """

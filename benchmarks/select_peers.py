@@ -1,6 +1,6 @@
 """One turn of benchmarks.select by polars or datatrove; runs in .venv-peers (benchmarks/requirements.txt), not in ours.
 
-    .venv-peers/bin/python -m benchmarks.select_peers polars|datatrove CORPUS_FOLDER OUTPUT_FOLDER WORKERS
+    .venv-peers/bin/python -m benchmarks.select_peers PEER CORPUS_FOLDER OUTPUT_FOLDER WORKERS
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 from benchmarks.measuring import measure
@@ -29,13 +30,15 @@ def main() -> None:
     print(json.dumps(measured))
 
 
-def prepare_polars(corpus: Path, output: Path, workers: int) -> Callable[[], None]:
+def prepare_polars(corpus: Path, output: Path, workers: int, is_ordered: bool = False) -> Callable[[], None]:
     """One streaming query, one output file."""
     os.environ["POLARS_MAX_THREADS"] = str(workers)
     import polars as pl
 
     query = pl.scan_parquet(corpus / "*.parquet").filter(
         (pl.col("stem_score") > MIN_SCORE) | (pl.col("edu_score") > MIN_SCORE))
+    if is_ordered:
+        query = query.sort(pl.col("id").hash())
     # pyarrow, with which the others write, compresses at level 1.
     return lambda: query.sink_parquet(output / "out.parquet", compression="zstd", compression_level=1)
 
@@ -67,7 +70,9 @@ def _passes(document) -> bool:  # noqa: ANN001 (datatrove is imported only where
     return document.metadata["stem_score"] > MIN_SCORE or document.metadata["edu_score"] > MIN_SCORE
 
 
-PEERS: dict[str, Prepare] = {"polars": prepare_polars, "datatrove": prepare_datatrove}
+PEERS: dict[str, Prepare] = {"polars": prepare_polars,
+                             "polars, ordered": partial(prepare_polars, is_ordered=True),
+                             "datatrove": prepare_datatrove}
 """Name of a peer -> how it is prepared with (corpus, output folder, workers); what that gives is timed."""
 
 

@@ -89,35 +89,19 @@ def write_part(task: GatherTask) -> int:
 
 
 def _row_groups(task: GatherTask) -> Iterator[pa.Table]:
-    """The documents of a task in order, a row group at a time: so little memory is used again and again."""
+    """The documents of a task in order, a row group at a time."""
     if not task.pieces:
         return
     decided = next(name for name in task.schema.names if name in ("num_tokens", "reason"))
-    runs = [open_run(piece.run, [name for name in task.schema.names if name != decided]) for piece in task.pieces]
+    names = [name for name in task.schema.names if name != decided]
+    # Copied run after run: the pages of all runs, were they mapped at once, would count as this process's memory.
+    found = pa.concat_batches([open_run(piece.run, names).take(pa.array(piece.rows)) for piece in task.pieces])
     order = np.argsort(np.concatenate([piece.places for piece in task.pieces]))
-    run = np.repeat(np.arange(len(runs)), [len(piece.rows) for piece in task.pieces])[order]
-    row = np.concatenate([piece.rows for piece in task.pieces])[order]
     for start in range(0, len(order), ROW_GROUP_ROWS):
-        stop = start + ROW_GROUP_ROWS
-        found = _take(runs, run[start:stop], row[start:stop])
-        values = dict(zip(found.schema.names, found.columns, strict=True))
+        rows = found.take(pa.array(order[start:start + ROW_GROUP_ROWS]))
+        values = dict(zip(names, rows.columns, strict=True))
         values[decided] = task.column.slice(start, ROW_GROUP_ROWS)
         yield pa.table([values[name] for name in task.schema.names], schema=task.schema)
-
-
-def _take(runs: Sequence[pa.RecordBatch], run: np.ndarray, row: np.ndarray) -> pa.RecordBatch:
-    """The documents at `row` of `run`, in this order. In each run their rows have to ascend, and to lie close together.
-    """
-    by_run = np.argsort(run, kind="stable")
-    starts = np.flatnonzero(np.diff(run[by_run], prepend=-1))
-    ends = np.append(starts[1:], len(run)) - 1
-    first, last = row[by_run[starts]], row[by_run[ends]]
-    stretches = [runs[number].slice(begin, end - begin + 1)
-                 for number, begin, end in zip(run[by_run[starts]], first, last, strict=True)]
-    offsets = np.cumsum([0, *(last - first + 1)])[:-1] - first  # from a row of a run to one of the stretches
-    indices = np.empty(len(run), dtype=np.int64)
-    indices[by_run] = row[by_run] + np.repeat(offsets, ends - starts + 1)
-    return pa.concat_batches(stretches).take(pa.array(indices))
 
 
 def _part_bounds(num_bytes: np.ndarray) -> Iterator[tuple[int, int]]:
