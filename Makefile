@@ -13,10 +13,10 @@ REWRITER ?=
 TP ?= 1
 PP ?= 2
 
-PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PIP := .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 VLLM_REQUIREMENTS := megatron_ext/data/rewriting/engines/requirements-vllm-$(VLLM).txt
-VLLM_PIP := .venv-vllm/bin/python -m pip --quiet --disable-pip-version-check
+VLLM_PIP := .venv-vllm/bin/python -m pip --quiet --quiet --disable-pip-version-check
 
 .PHONY: quickstart test lint setup native vllm try-vllm clean
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, overload
+from typing import Any, Literal, TypeVar, get_args, get_origin, overload
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -152,7 +152,8 @@ def _explain(cls: type[Settings], problem: Any) -> str:
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         known = _fields_at(cls, location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        elsewhere = [name for name in _dotted_fields(cls) if name.split(".")[-1] == location[-1]]
+        near = elsewhere or difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         mend = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(sorted(known))}"
         return f"unknown key {key!r}; {mend}"
     if problem["type"] == "missing":
@@ -170,6 +171,15 @@ def _fields_at(cls: type[Settings], location: list[str]) -> list[str]:
             return []
         cls = section
     return list(cls.model_fields)
+
+
+def _dotted_fields(cls: type[Settings]) -> Iterator[str]:
+    """All keys, those of sections as `section.key`."""
+    for name, field in cls.model_fields.items():
+        yield name
+        section = _section_of(field.annotation)
+        if section is not None and get_origin(field.annotation) not in (dict, list):
+            yield from (f"{name}.{key}" for key in _dotted_fields(section))
 
 
 def _section_of(annotation: Any) -> type[Settings] | None:

@@ -6,7 +6,6 @@ Which ids a text gets is stated in `megatron_ext.data.encoders`; which encoder c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from megatron_ext.artifacts import hash_file
@@ -52,12 +51,24 @@ class TrainingTokenizer:
         return self.folder / VOCABULARY_FILES[self.reference]
 
 
-@lru_cache(maxsize=4)
+_MAX_OPEN = 4
+_open: dict[tuple[Path, str], TrainingTokenizer] = {}
+
+
 def load_tokenizer(folder: Path, encoder: EncoderName = "auto", is_tried: bool = False) -> TrainingTokenizer:
-    """Open a tokenizer folder; `choose_encoder` says what `encoder` and `is_tried` mean.
+    """Open a tokenizer folder, once in a process; `choose_encoder` says what `encoder` and `is_tried` mean.
 
     Raises UserError when the needed file is missing or damaged, or names no end-of-sequence token.
     """
+    if (folder, encoder) not in _open:
+        if len(_open) >= _MAX_OPEN:
+            _open.clear()
+        tokenizer = _load(folder, encoder, is_tried)
+        _open[folder, encoder] = _open[folder, tokenizer.encoder.name] = tokenizer  # what `auto` took has a name, too
+    return _open[folder, encoder]
+
+
+def _load(folder: Path, encoder: EncoderName, is_tried: bool) -> TrainingTokenizer:
     if not folder.is_dir():
         raise UserError(f"tokenizer {folder} is not a folder")
     choice = choose_encoder(folder, encoder, is_tried)

@@ -24,11 +24,12 @@ def test_file_base_and_overrides_in_this_order(tmp_path):
 
 def test_all_mistakes_at_once_with_the_nearest_known_name():
     with pytest.raises(UserError) as error:
-        load_settings(Outer, None, ["inner.lrr=1", "stepz=2"])
+        load_settings(Outer, None, ["inner.lrr=1", "stepz=2", "lr=1"])
     message = str(error.value)
     assert "'steps' is missing" in message
     assert "unknown key 'inner.lrr'; did you mean 'lr'?" in message
     assert "unknown key 'stepz'; did you mean 'steps'?" in message
+    assert "unknown key 'lr'; did you mean 'inner.lr'?" in message
 
 
 def test_wrong_type_names_key_and_value():
