@@ -20,7 +20,7 @@ from evaluation.categories import read_categories
 from evaluation.contrasts import Contrasts
 from evaluation.curves import score_curves
 from evaluation.matched import MatchedTask, load_evaluations, match_tasks
-from evaluation.statistics import holm
+from evaluation.statistics import holm, settle
 from megatron_ext.artifacts import Artifact, produce, write_json
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.settings import Settings, parse_stage_arguments
@@ -129,7 +129,7 @@ def _describe_condition(study: Contrasts, condition: str, categories: Categories
         "npm": {group: study.score(condition, study.group(group))
                 for group in GROUPS if study.group(group)},
         "categories": {name: study.score(condition, study.named(tasks)) for name, tasks in categories.items()},
-        "npm_per_seed": npm.mean(axis=1).tolist(),
+        "npm_per_seed": [settle(value) for value in npm.mean(axis=1)],
         "tasks": {task.name: _describe_task(study, condition, task) for task in study.tasks},
     }
 

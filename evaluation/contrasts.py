@@ -15,6 +15,7 @@ from evaluation.statistics import (
     estimate_contrast,
     permutation_p,
     resample,
+    settle,
     swap_masks,
     task_generator,
 )
@@ -57,7 +58,7 @@ class Contrasts:
         """NPM of a condition; its interval keeps to what scores can be."""
         estimate = self.estimate({condition: 1}, tasks)
         if estimate["low"] is not None:
-            estimate["low"] = max(estimate["low"], float(np.mean([task.npm(task.min_score) for task in tasks])))
+            estimate["low"] = max(estimate["low"], settle(np.mean([task.npm(task.min_score) for task in tasks])))
             estimate["high"] = min(estimate["high"], 100.0)
         return estimate
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from evaluation.contrasts import Contrasts
 from evaluation.matched import Evaluation, load_evaluations, match_tasks, refuse_incomparable
+from evaluation.statistics import settle
 from megatron_ext.errors import UserError
 
 MAX_RESAMPLES = 2000  # a band is drawn, not tested
@@ -47,7 +48,8 @@ def score_curves(final: Sequence[Evaluation], along_training: Points, given: Seq
 
 def _point(study: Contrasts, condition: str, tokens: int) -> dict[str, Any]:
     name = _name(condition, tokens)
-    per_seed = [sum(task.npm(task.scores[i]) for task in study.tasks) / len(study.tasks) for i in study.positions(name)]
+    per_seed = [settle(sum(task.npm(task.scores[i]) for task in study.tasks) / len(study.tasks))
+                for i in study.positions(name)]
     return {"tokens": tokens, "npm": study.score(name, study.tasks), "npm_per_seed": per_seed}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,14 +52,25 @@ class SumScores:
         """n."""
         return len(self.features)
 
+    @cached_property
+    def _summable(self) -> np.ndarray:
+        """Features on a grid so coarse (about 1e-12 of the largest) that sums of n of them are exact in any order.
+
+        BLAS adds in an order of each processor's own; so every one gives the same bits.
+        """
+        largest = np.abs(self.features).max(axis=0, initial=0.0)
+        _, exponent = np.frexp(largest * self.num_items)
+        grid = np.ldexp(1.0, exponent - 52)
+        return np.round(self.features / grid) * grid
+
     def resampled(self, weights: np.ndarray) -> np.ndarray:
         """See ItemScores."""
-        return self.finish(weights @ self.features, self.num_items)
+        return self.finish(weights @ self._summable, self.num_items)
 
     def swapped(self, other: SumScores, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See ItemScores."""
-        moved = mask @ (other.features - self.features)
-        own, others = self.features.sum(axis=0), other.features.sum(axis=0)
+        moved = mask @ other._summable - mask @ self._summable
+        own, others = self._summable.sum(axis=0), other._summable.sum(axis=0)
         return self.finish(own + moved, self.num_items), other.finish(others - moved, self.num_items)
 
 

@@ -22,6 +22,8 @@ from scipy import stats
 LEVEL = 0.95
 POWER = 0.8
 _BLOCK_CELLS = 4_000_000  # weights held at a time
+_DECIMALS = 9  # of what is told: four digits above the noise of floating point on a scale of 100
+_P_DIGITS = 9  # significant ones
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,27 @@ class Estimate:
     minimum_detectable: float | None
     """True effect that a study like this one would find with a power of 80 % at alpha = 5 %."""
 
+    @classmethod
+    def settled(cls, value: float, low: float | None = None, high: float | None = None,
+                standard_error: float | None = None, degrees_of_freedom: float | None = None, p: float | None = None,
+                minimum_detectable: float | None = None) -> Estimate:
+        """An estimate without the digits in which processors differ: what is decided on it is decided alike."""
+        return cls(settle(value), settle(low), settle(high), settle(standard_error), settle(degrees_of_freedom),
+                   None if p is None else float(f"{p:.{_P_DIGITS}g}"), settle(minimum_detectable))
+
+
+def settle(value: float | None) -> float | None:
+    """A number without the digits in which one processor's arithmetic differs from another's; no -0.0."""
+    return None if value is None else round(float(value), _DECIMALS) + 0.0
+
+
+def combine(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`values @ weights`, term by term: the order of a BLAS product, and so its last bit, is the processor's."""
+    total = np.zeros(values.shape[:-1])
+    for position in np.flatnonzero(weights):
+        total = total + values[..., position] * weights[position]
+    return total
+
 
 def task_generator(seed: int, task: str, purpose: str) -> np.random.Generator:
     """Random numbers of a task: the same whatever other tasks there are."""
@@ -92,18 +115,18 @@ def estimate_contrast(coefficients: dict[str, float], tasks: Sequence[TaskReplic
     weights = np.zeros(len(models))
     for name, coefficient in coefficients.items():
         weights[seeds[name]] = coefficient / len(seeds[name])
-    value = float(np.mean([task.npm @ weights for task in tasks]))
+    value = float(np.mean([combine(task.npm, weights) for task in tasks]))
     spread = _spread_over_items(tasks, weights)
     variance, freedom = _add_spread_over_seeds(spread, tasks, models, coefficients)
     if not np.isfinite(value) or spread.variance == 0 or freedom <= 0:
         detectable = minimum_detectable_effect(spread.floor ** 0.5, freedom) if freedom > 0 else None
-        return Estimate(value, None, None, None, None, None, detectable)
+        return Estimate.settled(value, minimum_detectable=detectable)
     error = variance ** 0.5
     low, high = _stretched_percentiles(value, spread.replicates, error, freedom)
     if p_value is None and sum(coefficients.values()) == 0:
         p_value = float(2 * stats.t.sf(abs(value) / error, freedom))
     detectable = minimum_detectable_effect(max(variance, spread.floor) ** 0.5, freedom)
-    return Estimate(value, low, high, error, freedom, p_value, detectable)
+    return Estimate.settled(value, low, high, error, freedom, p_value, detectable)
 
 
 def minimum_detectable_effect(standard_error: float, degrees_of_freedom: float) -> float:
@@ -151,13 +174,13 @@ def _spread_over_items(tasks: Sequence[TaskReplicates], weights: np.ndarray) -> 
     """Spread of a contrast that comes from the choice of items, tasks being independent (Satterthwaite 1946)."""
     share = 1 / len(tasks) ** 2
     sizes = np.array([task.num_items for task in tasks])
-    variances = np.array([_variance(task.replicates @ weights) for task in tasks])
+    variances = np.array([_variance(combine(task.replicates, weights)) for task in tasks])
     variances = share * variances * sizes / np.maximum(sizes - 1, 1)
     floors = share * np.array([task.one_item for task in tasks]) ** 2 * np.max(weights ** 2)
     variance = float(variances.sum())
     per_task = variances if variance else floors
     freedom = float(per_task.sum() ** 2 / (per_task ** 2 / np.maximum(sizes - 1, 1)).sum()) if sizes.max() > 1 else 0.0
-    replicates = np.mean([task.replicates @ weights for task in tasks], axis=0)
+    replicates = np.mean([combine(task.replicates, weights) for task in tasks], axis=0)
     return _ItemSpread(replicates[np.isfinite(replicates)], variance, freedom,
                        float(np.maximum(variances, floors).sum()))
 

@@ -1,5 +1,8 @@
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -191,3 +194,19 @@ def test_verdicts_claim_no_more_than_the_numbers(change, said):
                  "one_seed": False} | change
     verdict = difference_verdict("b", "a", **arguments)
     assert re.match(said, verdict), verdict
+
+
+def test_a_comparison_has_the_same_bits_on_every_kind_of_processor(evaluate, tmp_path):
+    """OpenBLAS takes another kernel, and another order of its sums, on each."""
+    folders = {name: [str(evaluate(f"{name}{seed}", skill, num_items=97, seed=seed)) for seed in range(2)]
+               for name, skill in (("a", 0.5), ("b", 0.6))}
+    hashes = set()
+    for kernel in ("Haswell", "Zen", "Prescott", None):
+        output = tmp_path / f"on-{kernel}"
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("OPENBLAS")}
+        environment |= {"OPENBLAS_CORETYPE": kernel} if kernel else {}
+        subprocess.run([sys.executable, "-m", "evaluation.compare", "--output", str(output), "baseline=a",
+                        "num_resamples=400", f"evaluations={json.dumps(folders)}"], env=environment, check=True,
+                       stdout=subprocess.DEVNULL)
+        hashes.add((output / "comparison.json").read_bytes())
+    assert len(hashes) == 1

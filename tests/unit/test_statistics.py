@@ -8,10 +8,12 @@ from evaluation.statistics import (
     Model,
     TaskReplicates,
     bootstrap_weights,
+    combine,
     estimate_contrast,
     holm,
     minimum_detectable_effect,
     permutation_p,
+    settle,
     swap_masks,
     task_generator,
 )
@@ -58,6 +60,30 @@ def test_fast_scores_equal_the_tasks_own_metric_on_every_resample_and_exchange(t
     mask = np.concatenate(list(swap_masks(12, 40, np.random.default_rng(1))))
     for quick, exact in zip(fast.swapped(other, mask), slow.swapped(slow_other, mask), strict=True):
         assert np.allclose(quick, exact, equal_nan=True)
+
+
+@pytest.mark.parametrize("make", [mean_scores, pearson_scores])
+def test_scores_do_not_depend_on_the_order_in_which_a_processor_adds(make):
+    rng = np.random.default_rng(0)
+    values = rng.random(501) / 3 if make is mean_scores else rng.normal(3, 1, (501, 2)) / 3
+    other, order = rng.permutation(values), rng.permutation(501)
+    chosen, mask = weights(501), np.concatenate(list(swap_masks(501, 50, rng)))
+    here, there = make(values), make(values[order])
+    assert (here.resampled(chosen) == there.resampled(chosen[:, order])).all()
+    for mine, theirs in zip(here.swapped(make(other), mask), there.swapped(make(other[order]), mask[:, order]),
+                            strict=True):
+        assert (mine == theirs).all()
+    assert np.allclose(here.resampled(np.ones((1, 501))), make(values).finish(make(values).features.sum(0)[None], 501),
+                       rtol=1e-10)
+
+
+def test_what_differs_in_the_last_bit_is_equal_once_it_is_told():
+    assert settle(25.260912238766636) == settle(25.26091223876664)
+    assert str(settle(-1e-17)) == "0.0"
+    assert settle(None) is None
+    assert np.isnan(settle(np.nan))
+    values = np.random.default_rng(0).random((7, 5))
+    assert np.allclose(combine(values, np.array([1, 0, -0.5, 0, 2])), values @ np.array([1, 0, -0.5, 0, 2]))
 
 
 def test_the_form_of_a_metric_is_found_by_what_reproduces_the_stored_score():
