@@ -84,6 +84,7 @@ class CheckpointSaver:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         dist.barrier()
+        state.gather_weights()
         request = dist_checkpointing.save(
             _sharded_state(state, is_loading=False), str(partial),
             async_sharded_save=state.config.checkpoint.asynchronous,

@@ -42,6 +42,15 @@ class TrainState:
         """Micro-batches of this rank in an iteration."""
         return self.config.train.global_batch_size // (self.config.train.micro_batch_size * self.dp_size)
 
+    def gather_weights(self) -> None:
+        """Make the model's weights those of the optimizer on every rank; all ranks call it before weights are read.
+
+        Under overlap_param_gather the ranks' parts of the last update wait for the next forward pass to be gathered.
+        """
+        if self.model[0].ddp_config.overlap_param_gather:
+            for chunk in self.model:
+                chunk.start_param_sync(force_sync=True)
+
 
 def build_train_state(config: RunConfig) -> TrainState:
     """Model with the base model's weights, optimizer and schedule, under the initialised process groups."""

@@ -37,6 +37,7 @@ def validate(state: TrainState) -> dict[str, dict[str, float]]:
 
     Documents are packed and masked as in training.
     """
+    state.gather_weights()
     for chunk in state.model:
         chunk.eval()
     losses = {}

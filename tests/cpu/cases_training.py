@@ -9,14 +9,17 @@ from megatron_ext.settings import overlay, validate
 
 
 def runs(base: dict, variants: dict[str, dict]) -> None:
-    """Train once for each variant of the base settings; `output` gets the variant's name appended."""
+    """Train once for each variant of the base settings; `output` gets the variant's name appended.
+
+    What follows a `#` in a name is no part of the folder: the same run again.
+    """
     from megatron_ext.training.loop import train
     from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel
     from megatron_ext.training.preflight import check_run
 
     for name, changes in variants.items():
         settings = overlay(base, changes)
-        settings["output"] = f"{base['output']}/{name}"
+        settings["output"] = f"{base['output']}/{name.partition('#')[0]}"
         config = validate(RunConfig, settings, where=name)
         check_run(config)
         initialize_parallel(config.parallel)

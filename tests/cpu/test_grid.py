@@ -1,6 +1,7 @@
 """The same run under every layout: tp x pp x dp (and cp), sequence and virtual pipeline parallelism, all optimizers.
 
-The losses of ten iterations must be those of one process, and those of one process must stay what they are.
+Losses, saved weights and optimizer states of ten iterations must be those of one process, and the losses of one
+process must stay what they are.
 """
 
 import json
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.cpu.launch import run_distributed
+from tests.cpu.saved import weights_and_optimizer
 from tests.cpu.test_training import events, losses
 from tests.cpu.tiny import make_model, make_tokenized
 
@@ -21,15 +24,21 @@ TP2, PP2, CP2 = ({f"{name}_parallel_size": 2} for name in ("tensor_model", "pipe
 SP, VPP2 = {"sequence_parallel": True}, {"virtual_pipeline_model_parallel_size": 2}
 PLAIN = {"use_distributed_optimizer": False}
 OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
+BF16 = {"model": {"dtype": "bfloat16"}}
+STOP_AFTER_ONE = {"train": {"exit_duration_minutes": 1e-9}}
 APART = {"document_mask": True, "reset_positions": True}
 LAYOUTS = {
     1: {"one_process": {}, "plain_optimizer": PLAIN},
     2: {"tp2": TP2, "tp2_sp": TP2 | SP, "pp2": PP2, "pp2_vpp2": PP2 | VPP2, "dp2": {}, "dp2_plain": PLAIN,
         "dp2_overlap": OVERLAP, "cp2": CP2},
     4: {"tp2_pp2": TP2 | PP2, "tp2_pp2_sp_vpp2": TP2 | PP2 | SP | VPP2, "tp2_dp2_sp": TP2 | SP,
-        "pp2_dp2_vpp2": PP2 | VPP2, "tp2_dp2_plain": TP2 | PLAIN, "tp2_cp2_sp": TP2 | CP2 | SP, "dp4_overlap": OVERLAP},
+        "pp2_dp2_vpp2": PP2 | VPP2, "tp2_dp2_plain": TP2 | PLAIN, "tp2_cp2_sp": TP2 | CP2 | SP,
+        "dp4": {}, "dp4_overlap": OVERLAP, "tp2_dp2_overlap": TP2 | OVERLAP,
+        "pp2_dp2_vpp2_overlap": PP2 | VPP2 | OVERLAP},
     8: {"tp2_pp2_dp2": TP2 | PP2, "tp2_pp2_dp2_sp_vpp2": TP2 | PP2 | SP | VPP2},
 }
+WITH_BF16 = {1: ("one_process", "plain_optimizer"), 2: ("dp2", "dp2_plain", "dp2_overlap"), 4: ("dp4", "dp4_overlap")}
+INTERRUPTED = ("dp2_plain", "dp2_overlap", "bf16-dp2_plain", "bf16-dp2_overlap")
 DOCUMENT_LAYOUTS = {"tp2": TP2 | SP, "pp2_vpp2": PP2 | VPP2, "cp2": CP2}
 
 
@@ -63,9 +72,26 @@ def grid(tmp_path_factory):
         if num_processes == 2:
             variants |= {f"documents-{name}": {"data": APART, "parallel": layout}
                          for name, layout in DOCUMENT_LAYOUTS.items()}
+            variants |= {f"interrupted-{name}{attempt}": variants_of(name) | changes for name in INTERRUPTED
+                         for attempt, changes in (("", STOP_AFTER_ONE), ("#again", {}))}
+        variants |= {f"bf16-{name}": variants_of(f"bf16-{name}") for name in WITH_BF16.get(num_processes, ())}
         run_distributed("tests.cpu.cases_training:runs", num_processes, timeout_seconds=500, base=base,
                         variants=variants)
     return folder / "runs"
+
+
+def variants_of(name):
+    """Changes of the settings for a layout, in bfloat16 where the name says so."""
+    layout = next(layouts[name.removeprefix("bf16-")] for layouts in LAYOUTS.values()
+                  if name.removeprefix("bf16-") in layouts)
+    return {"parallel": layout} | (BF16 if name.startswith("bf16-") else {})
+
+
+def num_different(run, reference):
+    """Saved numbers, of weights and optimizer states, that are not equal to the bit."""
+    ours, theirs = weights_and_optimizer(run), weights_and_optimizer(reference)
+    assert ours.keys() == theirs.keys()
+    return sum(int((ours[name] != theirs[name]).sum()) for name in ours)
 
 
 def assert_equal_runs(run, reference, rtol=1e-5):
@@ -76,12 +102,43 @@ def assert_equal_runs(run, reference, rtol=1e-5):
     for ours, theirs in zip(events(run, "validation"), events(reference, "validation"), strict=True):
         for source, loss in theirs["sources"].items():
             np.testing.assert_allclose(list(ours["sources"][source].values()), list(loss.values()), rtol=rtol)
+    assert_equal_states(weights_and_optimizer(run), weights_and_optimizer(reference))
+
+
+def assert_equal_states(saved, expected):
+    """The last update alone moves a weight by about the final learning rate, which is 3e-4."""
+    assert saved.keys() == expected.keys()
+    for name, tensor in expected.items():
+        rows = saved[name][:len(tensor)] if "word_embeddings" in name else saved[name]  # tp 2 pads the vocabulary
+        torch.testing.assert_close(rows, tensor, rtol=1e-3, atol=3e-5,
+                                   msg=lambda told, name=name: f"{name}: {told}")
 
 
 @pytest.mark.parametrize("name", [
     name for layouts in LAYOUTS.values() for name in layouts if name != "one_process"] + ["recompute", "micro_batch_1"])
 def test_every_layout_gives_the_losses_of_one_process(grid, name):
     assert_equal_runs(grid / name, grid / "one_process")
+
+
+@pytest.mark.parametrize("dtype", ["", "bf16-"])
+@pytest.mark.parametrize("dp", ["dp2", "dp4"])
+def test_overlap_changes_no_bit_of_what_is_saved(grid, dp, dtype):
+    assert num_different(grid / f"{dtype}{dp}_overlap", grid / f"{dtype}{dp}") == 0
+
+
+@pytest.mark.parametrize("name", [f"bf16-{name}" for names in WITH_BF16.values() for name in names])
+def test_saved_bfloat16_weights_are_the_optimizers_rounded(grid, name):
+    saved = weights_and_optimizer(grid / name)
+    weights = {name: tensor for name, tensor in saved.items() if not name.startswith("optimizer.")}
+    assert all(tensor.dtype == torch.bfloat16 for tensor in weights.values())
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, saved[f"optimizer.state.param.{name}"].bfloat16()), name
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_an_interrupted_run_ends_with_the_bits_of_an_undisturbed_one(grid, name):
+    assert losses(grid / f"interrupted-{name}") == losses(grid / name)
+    assert num_different(grid / f"interrupted-{name}", grid / name) == 0
 
 
 @pytest.mark.parametrize("name", DOCUMENT_LAYOUTS)
