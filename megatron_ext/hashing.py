@@ -10,18 +10,22 @@ from threading import Condition, Thread
 from types import TracebackType
 from typing import Any
 
+from megatron_ext.files import temporary_path
+
 _BLOCK_BYTES = 1 << 20  # one call for a large tensor takes twice the time on Linux: its pages leave the caches
 _FLUSH_BYTES = 1 << 26
 _known: dict[tuple[int, ...], str] = {}
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of a file, hexadecimal; of one that this process wrote as a HashedFile it is known already."""
-    known = _known.get(_stamp(os.stat(path)))
-    if known is not None:
-        return known
+    """sha256 of a file, hexadecimal; every byte of it is read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_new_file(path: Path) -> str:
+    """sha256 of a file, hexadecimal; of one that this process wrote as a HashedFile it is known already."""
+    return _known.get(_stamp(os.stat(path))) or hash_file(path)
 
 
 class HashedFile:
@@ -33,7 +37,7 @@ class HashedFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._temporary = path.with_name(path.name + ".tmp")
+        self._temporary = temporary_path(path)
         self._digest = hashlib.sha256()
         self._written = 0
         self._ended = False
@@ -70,6 +74,7 @@ class HashedFile:
             follower.join()
         with self._file:
             if error is not None:
+                self._temporary.unlink(missing_ok=True)
                 return
             os.fsync(self._file.fileno())
         _known[_stamp(os.stat(self._temporary))] = self._digest.hexdigest()

@@ -6,16 +6,16 @@ those hashes, every file on the way is hashed again, and the first thing that do
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from megatron_ext.artifacts import MANIFEST, Artifact, content_hash, hash_file
+from megatron_ext.artifacts import Artifact
+from megatron_ext.contents import plain_content_hash
 from megatron_ext.errors import UserError
+from megatron_ext.manifest import MANIFEST, read_manifest
 
 RAW_KINDS = ("file", "folder")
 RECORDS = "study*.json"  # what a report is made from; it lies in the study's folder and is no artifact
@@ -62,12 +62,13 @@ class Places:
 
     def __init__(self, roots: Sequence[Path], raw: Sequence[Path] = ()) -> None:
         self.artifacts: dict[str, list[Artifact]] = {}
+        self.damaged: list[str] = []
         self.raw = list(raw)
         self._records = [record for root in roots for record in sorted(root.glob(RECORDS))]
         for root in roots:
             if not root.is_dir():
                 raise UserError(f"{root} is no folder that could be searched for artifacts")
-            for artifact in sorted(_artifacts_below(root), key=lambda found: str(found.path)):
+            for artifact in sorted(self._artifacts_below(root), key=lambda found: str(found.path)):
                 self.artifacts.setdefault(artifact.content_hash, []).append(artifact)
 
     def find(self, kind: str, digest: str) -> Artifact | Path | None:
@@ -76,20 +77,20 @@ class Places:
             return self._raw_hashes.get(digest)
         return next((found for found in self.artifacts.get(digest, []) if found.kind == kind), None)
 
+    def _artifacts_below(self, root: Path) -> Iterator[Artifact]:
+        for parent, folders, names in os.walk(root):
+            folders[:] = [name for name in folders if not name.endswith(".partial")]
+            try:
+                manifest = read_manifest(Path(parent)) if MANIFEST in names else None
+            except UserError as error:
+                self.damaged.append(str(error))
+                continue
+            if manifest is not None:
+                yield Artifact(Path(parent), manifest)
+
     @cached_property
     def _raw_hashes(self) -> dict[str, Path]:
         return {_raw_hash(path): path for path in [*self._records, *self.raw]}
-
-
-def open_manifest(folder: Path) -> Artifact:
-    """An artifact as its manifest tells, without a look at its files (which may be damaged).
-
-    Raises UserError when there is no manifest.
-    """
-    manifest = _read_manifest(folder / MANIFEST)
-    if manifest is None:
-        raise UserError(f"{folder} is not a finished artifact: no {MANIFEST} of one there")
-    return Artifact(folder, manifest)
 
 
 def trace(artifact: Artifact, places: Places) -> list[Step]:
@@ -110,7 +111,7 @@ def trace(artifact: Artifact, places: Places) -> list[Step]:
 
 def verify(artifact: Artifact, places: Places) -> Verification:
     """Hash again every file of the chain; tell each file that differs and each link that leads nowhere."""
-    result = Verification(trace(artifact, places))
+    result = Verification(trace(artifact, places), list(places.damaged))
     for step in result.steps:
         result.problems += [f"{problem} [{step.used_as}]" for problem in step.artifact.verify()]
         files = step.artifact.manifest["files"].values()
@@ -165,30 +166,8 @@ def _report_missing(step: Step, link: Link, result: Verification) -> None:
         result.unchecked.append(f"{link.name} ({what}) of {step.artifact.path}")
 
 
-def _artifacts_below(root: Path) -> Iterator[Artifact]:
-    for parent, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.endswith(".partial")]
-        if MANIFEST in names:
-            manifest = _read_manifest(Path(parent) / MANIFEST)
-            if manifest is not None:
-                yield Artifact(Path(parent), manifest)
-
-
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    """A manifest of ours; None for another program's file of that name, or none."""
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    needed = {"request", "files", "content_hash"}
-    return manifest if isinstance(manifest, dict) and needed <= manifest.keys() else None
-
-
 def _raw_hash(path: Path) -> str:
-    """Content hash of a raw file or folder, as `megatron_ext.artifacts.reference` gives it, but read again."""
-    if path.is_file():
-        return hash_file(path)
-    if not path.is_dir():
+    """Content hash of a raw file or folder, read again."""
+    if not path.exists():
         raise UserError(f"raw input {path} does not exist")
-    return content_hash({str(file.relative_to(path)): {"sha256": hash_file(file)}
-                         for file in sorted(path.rglob("*")) if file.is_file()})
+    return plain_content_hash(path, cached=False)

@@ -11,15 +11,16 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_ext.artifacts import Artifact
 from megatron_ext.errors import exit_on_user_error
-from megatron_ext.lineage import RECORDS, Places, open_manifest, tree, verify
+from megatron_ext.lineage import RECORDS, Places, tree, verify
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> int:
     """Verify and print the chain."""
     arguments = _parse(argv)
-    artifact = open_manifest(arguments.artifact)
+    artifact = Artifact.of_manifest(arguments.artifact)
     roots = arguments.root or [_study_folder(arguments.artifact)]
     result = verify(artifact, Places(roots, arguments.raw))
     print("\n".join(tree(result.steps)))

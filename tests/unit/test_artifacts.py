@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from megatron_ext.artifacts import MANIFEST, Artifact, hash_file, partial_folder, produce, reference
+from megatron_ext.artifacts import MANIFEST, Artifact, partial_folder, produce, reference
 from megatron_ext.errors import UserError, exit_on_user_error
+from megatron_ext.hashing import hash_file
 
 
 def write_hello(folder):
@@ -72,7 +73,7 @@ def _hash_many(folder):
 
 
 def test_processes_share_the_cache_of_hashes(tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_ext.artifacts._HASH_CACHE", tmp_path / "cache" / "sha256.json")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_hash_many, args=(tmp_path,)) for _ in range(4)]
     for process in processes:

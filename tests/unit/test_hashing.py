@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ext import hashing
-from megatron_ext.hashing import HashedFile, hash_file
+from megatron_ext.hashing import HashedFile, hash_new_file
 
 
 @given(st.lists(st.integers(0, 3_000_000), max_size=4))
@@ -23,7 +23,7 @@ def test_bytes_and_hash_are_those_written(tmp_path_factory, sizes):
         assert file.tell() == sum(sizes)
     content = b"".join(piece.tobytes() for piece in pieces)
     assert path.read_bytes() == content
-    assert hash_file(path) == hashlib.sha256(content).hexdigest()
+    assert hash_new_file(path) == hashlib.sha256(content).hexdigest()
 
 
 @pytest.fixture
@@ -36,14 +36,14 @@ def written(tmp_path):
 def test_a_written_file_is_not_read_again_even_when_it_moved(written, monkeypatch):
     moved = written.rename(written.with_name("moved"))
     monkeypatch.setattr(hashing.hashlib, "file_digest", None)
-    assert hash_file(moved) == hashlib.sha256(b"one").hexdigest()
+    assert hash_new_file(moved) == hashlib.sha256(b"one").hexdigest()
 
 
 @pytest.mark.parametrize("change", [lambda path: path.write_bytes(b"other bytes"),
                                     lambda path: (path.write_bytes(b"two"), os.utime(path, (1, 1)))])
 def test_a_changed_file_is_read_again(written, change):
     change(written)
-    assert hash_file(written) == hashlib.sha256(written.read_bytes()).hexdigest()
+    assert hash_new_file(written) == hashlib.sha256(written.read_bytes()).hexdigest()
 
 
 def test_nothing_appears_after_an_error(tmp_path):

@@ -2,9 +2,9 @@ import shutil
 
 import pytest
 
-from megatron_ext.artifacts import MANIFEST, produce
+from megatron_ext.artifacts import MANIFEST, Artifact, produce
 from megatron_ext.errors import UserError
-from megatron_ext.lineage import Places, open_manifest, trace, tree, verify
+from megatron_ext.lineage import Places, trace, tree, verify
 from tools.verify_artifact import main
 
 
@@ -34,7 +34,7 @@ def study(tmp_path):
 
 def check(study, raw=()):
     work = study / "work"
-    return verify(open_manifest(work / "compare"), Places([work], list(raw)))
+    return verify(Artifact.of_manifest(work / "compare"), Places([work], list(raw)))
 
 
 def test_an_unbroken_chain_reaches_the_raw_files(study):
@@ -72,7 +72,7 @@ def test_a_manifest_that_was_changed_to_fit_changed_bytes_breaks_the_link_to_it(
 
 def test_a_manifest_whose_hash_does_not_follow_from_its_files_is_told(study):
     path = study / "work" / "run" / MANIFEST
-    entry = open_manifest(path.parent).manifest["files"]["data.bin"]["sha256"]
+    entry = Artifact.of_manifest(path.parent).manifest["files"]["data.bin"]["sha256"]
     (path.parent / "data.bin").write_text("w3ights")
     import hashlib
 
@@ -90,7 +90,7 @@ def test_raw_inputs_are_unchecked_until_they_are_named_and_broken_when_they_chan
 
 def test_the_tree_unfolds_each_artifact_once(study):
     work = study / "work"
-    lines = tree(trace(open_manifest(work / "compare"), Places([work])))
+    lines = tree(trace(Artifact.of_manifest(work / "compare"), Places([work])))
     assert sum("(above)" in line for line in lines) == 1
     assert [line.count("  ") - line.lstrip().count("  ") for line in lines] == [0, 1, 2, 3, 4, 1]
     assert lines[-2].endswith("not found")
@@ -105,7 +105,7 @@ def test_unfinished_folders_and_other_programs_manifests_are_passed_over(study):
     (work / "torn" / MANIFEST).write_text("{")
     assert sum(map(len, Places([work]).artifacts.values())) == 4
     with pytest.raises(UserError, match="foreign is not a finished artifact"):
-        open_manifest(work / "foreign")
+        Artifact.of_manifest(work / "foreign")
 
 
 def test_the_program_tells_by_its_exit_code(study, capsys):

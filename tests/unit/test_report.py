@@ -17,7 +17,7 @@ from evaluation.report.scales import nice_scale
 from evaluation.report.training import training_section
 from megatron_ext.artifacts import Artifact
 from megatron_ext.errors import UserError
-from megatron_ext.lineage import Places, open_manifest, verify
+from megatron_ext.lineage import Places, verify
 from tests.unit.simulated_study import write_study
 
 NOTE = "The rewriter is a stand-in <b>."
@@ -128,7 +128,7 @@ def test_equal_inputs_give_equal_bytes(study, report, tmp_path):
 
 def test_the_report_is_the_end_of_an_unbroken_chain(study, report):
     raw = [study / "corpus", study / "corpus" / "part-0.jsonl"]
-    result = verify(open_manifest(report.path), Places([study], raw))
+    result = verify(Artifact.of_manifest(report.path), Places([study], raw))
     assert result.problems == result.unchecked == []
     kinds = {step.artifact.kind for step in result.steps}
     assert {"report", "comparison", "evaluation", "hf_model", "checkpoint", "run", "tokenized", "rewrites",
