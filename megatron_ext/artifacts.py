@@ -3,7 +3,11 @@
 An artifact is a folder with data files and one `manifest.json`. It is made in `<folder>.partial` and renamed when
 it is complete, so a folder with a manifest is whole and any other folder is not an artifact. The manifest holds the
 *request* (kind, settings, content hashes of the inputs: what was asked for), the counts and the hash of every file.
-Asking again for a finished request does nothing; asking for an interrupted one goes on in the same `.partial` folder.
+Asking again for a finished request does nothing; asking for an interrupted one goes on in the same `.partial` folder;
+what another request left is never emptied without a word.
+
+An artifact's *content* is its payload: two undisturbed runs of one request on one machine have the same content hash.
+Files that tell of the making (times, speeds, journals) lie beside it: hashed and checked as all others, no content.
 
     def make(folder: Path) -> dict[str, Any]:      # writes files into `folder`, returns the counts
         ...
@@ -23,16 +27,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.contents import changed_files, map_files, note_hashes, plain_content_hash
+from megatron_ext.contents import BESIDE, changed_files, map_files, note_hashes, plain_content_hash
 from megatron_ext.contents import hash_json as hash_json
 from megatron_ext.errors import UserError
 from megatron_ext.files import is_temporary, read_json, remove_temporaries, write_json
 from megatron_ext.files import write_text as write_text
 from megatron_ext.hashing import hash_file, hash_new_file
-from megatron_ext.manifest import MANIFEST, manifest_problem, read_manifest, write_manifest
+from megatron_ext.manifest import MANIFEST, VERSION, is_current, manifest_problem, read_manifest, write_manifest
 
 _REQUEST = ".request.json"
 _LOCK = ".lock"
+_PARTIAL = ".partial"
+ASIDE = "aside"
+"""Name of folders for what is neither used nor thrown away; no part of any artifact."""
+Reader = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 _MOST_TOLD = 20
 
 
@@ -97,7 +105,7 @@ class Artifact:
 
     def verify(self) -> list[str]:
         """Read every file again, those of artifacts inside too; one line for each that differs (none: all is well)."""
-        files = self.manifest["files"]
+        files = self._expected_files()
         present = [name for name in files if (self.path / name).is_file()]
         problems = [f"{self.path / name}: missing" for name in files if name not in present]
         digests = map_files(hash_file, [self.path / name for name in present])
@@ -110,14 +118,21 @@ class Artifact:
         return problems
 
     def _inner_artifacts(self) -> Iterator[Artifact]:
-        for name in self.manifest["files"]:
+        for name in self._expected_files():
             folder = (self.path / name).parent
             if Path(name).name == MANIFEST and (manifest := read_manifest(folder)):
                 yield Artifact(folder, manifest)
 
+    def _expected_files(self) -> dict[str, dict[str, Any]]:
+        """The files that must be there: an artifact inside that is no payload (an old checkpoint) may be gone."""
+        files = self.manifest["files"]
+        gone = {name for name, entry in files.items() if Path(name).name == MANIFEST
+                and (BESIDE in entry or not is_current(self.manifest)) and not (self.path / name).exists()}
+        return {name: entry for name, entry in files.items() if name not in gone} if gone else files
+
     def _refuse_changes(self, unknown_too: bool) -> None:
         problem = manifest_problem(self.path, self.manifest)
-        problems = [problem] if problem else changed_files(self.path, self.manifest["files"], unknown_too)
+        problems = [problem] if problem else changed_files(self.path, self._expected_files(), unknown_too)
         if problems:
             more = f"; and {len(problems) - _MOST_TOLD} more" if len(problems) > _MOST_TOLD else ""
             raise UserError(f"{'; '.join(problems[:_MOST_TOLD])}{more}: the artifact was damaged after it was made; "
@@ -131,6 +146,9 @@ def produce(
     settings: Mapping[str, Any],
     inputs: Mapping[str, Path | str],
     make: Callable[[Path], Mapping[str, Any]],
+    beside: Callable[[str], bool] = lambda name: False,
+    restart: bool = False,
+    of_older: Reader = dict,
 ) -> Artifact:
     """Return the artifact `output`, making it when it is not there.
 
@@ -140,6 +158,9 @@ def produce(
         inputs: name -> artifact, file or folder that is read; only its content enters the request.
         make: writes into the folder it is given and returns the counts. After an interruption it finds there what it
             had written, and goes on.
+        beside: whether a file, by its name below the folder, is no payload.
+        restart: throw away what another request has left in `output`, or unfinished beside it.
+        of_older: an older version's settings as today's, for the comparison with `settings`.
 
     Raises UserError when `output` holds the answer to another request, when another process is making it, or when an
     input was changed after it was made.
@@ -152,8 +173,13 @@ def produce(
     }
     if is_finished(output):
         artifact = Artifact.open(output)
-        _refuse_other_request(output, artifact.manifest["request"], request)
-        return artifact
+        changes = request_changes(artifact.manifest, request, of_older)
+        if not changes:
+            return artifact
+        if not restart:
+            raise UserError(f"{output} was made from another request ({'; '.join(changes)}); choose another output "
+                            "folder, or add restart=true to throw it away and make it again")
+        delete_artifact(output)
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} exists and is not an artifact; choose another output folder")
     check_inputs(inputs.values())
@@ -162,13 +188,11 @@ def produce(
     partial.mkdir(parents=True, exist_ok=True)
     with _locked(partial / _LOCK):
         remove_temporaries(partial)
-        if read_json(partial / _REQUEST) != request:
-            _empty_folder(partial, keep=_LOCK)  # left by another request: nothing in it can be used
-            write_json(partial / _REQUEST, request)
+        _take_over(partial, request, restart, of_older)
         started = time.time()
         counts = make(partial)
         (partial / _REQUEST).unlink()
-        hashed_ns = _describe(partial, request, counts, seconds=time.time() - started)
+        hashed_ns = _describe(partial, request, counts, beside, seconds=time.time() - started)
         if output.exists():
             output.rmdir()
         os.replace(partial, output)
@@ -177,10 +201,10 @@ def produce(
 
 
 def publish_in_place(folder: Path, *, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, Path | str],
-                     counts: Mapping[str, Any]) -> Artifact:
+                     counts: Mapping[str, Any], beside: Callable[[str], bool] = lambda name: False) -> Artifact:
     """Make an artifact of a folder that had to grow where it stands (a training run): write its manifest, last."""
     request = {"kind": kind, "settings": dict(settings), "inputs": {k: reference(v) for k, v in inputs.items()}}
-    return _opened(folder, _describe(folder, request, counts, seconds=None))
+    return _opened(folder, _describe(folder, request, counts, beside, seconds=None))
 
 
 def check_inputs(places: Iterable[Path | str]) -> None:
@@ -201,7 +225,7 @@ def delete_artifact(folder: Path) -> None:
 
 def partial_folder(output: Path) -> Path:
     """Where an unfinished `output` is kept."""
-    return output.with_name(output.name + ".partial")
+    return output.with_name(output.name + _PARTIAL)
 
 
 def is_finished(output: Path) -> bool:
@@ -230,24 +254,58 @@ def differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any
         yield key, before, now
 
 
-def _describe(folder: Path, request: Mapping[str, Any], counts: Mapping[str, Any], seconds: float | None) -> int:
+def request_changes(manifest: Mapping[str, Any], asked: Mapping[str, Any], of_older: Reader = dict) -> list[str]:
+    """One line for each key in which a manifest's request differs from what is asked for (none: they are the same)."""
+    made = manifest["request"]
+    if not is_current(manifest):
+        made = {**made, "settings": of_older(made["settings"])}
+    return [f"{key}: made with {before!r}, asked for {now!r}" for key, before, now in differences(made, asked)]
+
+
+def _take_over(partial: Path, request: Mapping[str, Any], restart: bool, of_older: Reader) -> None:
+    """Go on with what is in the folder if it was made for this request; note the request.
+
+    Raises UserError when it was made for another.
+    """
+    noted = read_json(partial / _REQUEST)
+    if noted is not None:
+        left = {"version": noted.pop("version", 1), "request": noted}
+        changes = request_changes(left, request, of_older)
+        if changes and not restart:
+            raise UserError(f"{partial} holds unfinished work of another request ({'; '.join(changes)}); ask for that "
+                            "one to go on with it, or add restart=true to throw the work away")
+        if not changes:
+            return
+    _empty_folder(partial, keep=_LOCK)
+    write_json(partial / _REQUEST, {**request, "version": VERSION})
+
+
+def _describe(folder: Path, request: Mapping[str, Any], counts: Mapping[str, Any], beside: Callable[[str], bool],
+              seconds: float | None) -> int:
     """Write the manifest of a complete folder; returns when (nanoseconds since 1970) its files began to be hashed."""
     remove_temporaries(folder)
     hashed_ns = time.time_ns()
     names = sorted(_published_files(folder))
     digests = map_files(hash_new_file, [folder / name for name in names])
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
-             for name, digest in zip(names, digests, strict=True)}
+    files = {name: _entry(folder / name, digest, beside(name)) for name, digest in zip(names, digests, strict=True)}
     write_manifest(folder, request, counts, files, seconds)
     return hashed_ns
 
 
+def _entry(path: Path, digest: str, is_beside: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": digest}
+    if path.name == MANIFEST and (manifest := read_manifest(path.parent)):
+        entry["content_hash"] = manifest["content_hash"]  # the manifest itself tells of its making, too
+    return {**entry, BESIDE: True} if is_beside else entry
+
+
 def _published_files(folder: Path) -> Iterator[str]:
-    """Names of all files below `folder` but the bookkeeping ones.
+    """Names of all files below `folder` but the bookkeeping ones, and what is unfinished or was set aside.
 
     An artifact inside the folder (a checkpoint of a run) counts as its manifest, which holds its own hashes.
     """
     for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != ASIDE and not name.endswith(_PARTIAL)]
         place = Path(parent)
         if place == folder:
             names = [name for name in names if name not in (MANIFEST, _LOCK, _REQUEST)]
@@ -262,16 +320,6 @@ def _opened(folder: Path, hashed_ns: int) -> Artifact:
     artifact = Artifact.of_manifest(folder)
     note_hashes(folder, artifact.manifest["files"], hashed_ns)
     return artifact
-
-
-def _refuse_other_request(output: Path, made: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    changes = [
-        f"{key}: made with {made_value!r}, asked for {asked_value!r}"
-        for key, made_value, asked_value in differences(made, asked)
-    ]
-    if changes:
-        raise UserError(f"{output} was made from another request ({'; '.join(changes)}); choose another output "
-                        "folder, or delete this one to make it again")
 
 
 def _empty_folder(folder: Path, keep: str) -> None:

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from megatron_ext.identity import DECIDING, LAYOUT, PLACE, WATCHING
 from megatron_ext.settings import Settings
 
 
 class ModelConfig(Settings):
     """The model that is trained on."""
 
-    hf_folder: Path
+    hf_folder: Annotated[Path, PLACE]
     """Hugging Face folder of the base model: config.json, safetensors, tokenizer."""
-    layer_implementation: Literal["local", "transformer_engine"] = "local"
+    layer_implementation: Annotated[Literal["local", "transformer_engine"], LAYOUT] = "local"
     """`local` is plain PyTorch (scaled-dot-product attention) and runs everywhere; `transformer_engine` needs a GPU."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of weights and activations; the optimizer always keeps float32 main weights."""
     fp8: bool = False
     """Matrix products in fp8 (hybrid: E4M3 forward, E5M2 gradients); needs transformer_engine and a Hopper GPU."""
-    recompute_activations: bool = False
+    recompute_activations: Annotated[bool, LAYOUT] = False
     """Recompute every layer's activations in the backward pass: less memory, about a third more compute."""
 
 
 class SourceConfig(Settings):
     """One source of the blend: a tokenized artifact and how much of it a run sees. Give exactly one amount."""
 
-    path: Path
+    path: Annotated[Path, PLACE]
     """Folder of a tokenized artifact."""
     tokens: int | None = Field(default=None, ge=0)
     """Amount in tokens."""
@@ -38,7 +40,7 @@ class SourceConfig(Settings):
     """Amount as a fraction of the run's budget, 0 to 1."""
     fill: bool = False
     """Take what the other sources leave of the budget (several such sources share it by their size)."""
-    max_epochs: float = Field(default=1.0, gt=0)
+    max_epochs: Annotated[float, WATCHING] = Field(default=1.0, gt=0)
     """Repetition that is allowed; a plan that needs more is refused."""
 
     @model_validator(mode="after")
@@ -71,12 +73,31 @@ class TrainConfig(Settings):
     """Tokens of the whole run; rounded up to whole iterations."""
     global_batch_size: int = Field(default=256, gt=0)
     """Samples in an iteration."""
-    micro_batch_size: int = Field(default=1, gt=0)
+    micro_batch_size: Annotated[int, LAYOUT] = Field(default=1, gt=0)
     """Samples in one forward pass of one data-parallel rank."""
-    exit_duration_minutes: float | None = Field(default=None, gt=0)
+    exit_duration_minutes: Annotated[float | None, WATCHING] = Field(default=None, gt=0)
     """Save and leave after so many minutes, as if asked to stop; the same call goes on."""
     seed: int = 0
     """Seed of the order of samples; nothing else in a run is random."""
+    skip_iterations: list[tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]] = Field(default_factory=list)
+    """Iterations that are passed over, as [[first, last], …] counted from 1: their batches are not trained on, their
+    place in the schedule passes. Ranges that lie ahead may be added when a run goes on, e.g. after a rollback."""
+
+    @field_validator("skip_iterations")
+    @classmethod
+    def _ranges(cls, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        ordered = sorted(ranges)
+        for first, last in ordered:
+            if first > last:
+                raise ValueError(f"[{first}, {last}]: the first iteration is after the last")
+        for (_, last), (first, end) in itertools.pairwise(ordered):
+            if first <= last:
+                raise ValueError(f"[{first}, {end}] begins before an earlier range ends at {last}")
+        return ordered
+
+    def is_skipped(self, iteration: int) -> bool:
+        """Whether an iteration, counted from 1, is passed over."""
+        return any(first <= iteration <= last for first, last in self.skip_iterations)
 
 
 class OptimizerConfig(Settings):
@@ -143,7 +164,7 @@ class ParallelConfig(Settings):
     """Ranks that share each sequence (cp), for sequences whose activations do not fit one device."""
     sequence_parallel: bool = False
     """Shard norms and residuals along the sequence over the tp ranks."""
-    use_distributed_optimizer: bool = True
+    use_distributed_optimizer: Annotated[bool, DECIDING] = True
     """Shard optimizer states over the data-parallel ranks."""
     overlap_grad_reduce: bool = False
     """Reduce gradients while the backward pass runs."""
@@ -178,13 +199,13 @@ class ValidationConfig(Settings):
 class GuardConfig(Settings):
     """What protects a run. A loss or gradient that is not finite always ends it, before the update."""
 
-    spike_factor: float | None = Field(default=None, gt=1)
+    spike_factor: Annotated[float | None, LAYOUT] = Field(default=None, gt=1)
     """An iteration whose gradient norm is above this multiple of the recent median makes no update; None: all do."""
-    spike_window_iters: int = Field(default=128, gt=0)
+    spike_window_iters: Annotated[int, LAYOUT] = Field(default=128, gt=0)
     """Iterations that the median is over; before so many are done, nothing is skipped."""
-    max_skipped_in_a_row: int = Field(default=5, gt=0)
+    max_skipped_in_a_row: Annotated[int, LAYOUT] = Field(default=5, gt=0)
     """More skipped iterations than this in a row end the run: it has diverged."""
-    hang_minutes: float | None = Field(default=30.0, gt=0)
+    hang_minutes: Annotated[float | None, WATCHING] = Field(default=30.0, gt=0)
     """A rank that finishes no iteration, validation or checkpoint in so long writes the stack of all its threads and
     ends; None waits for ever."""
 
@@ -207,18 +228,20 @@ class LoggingConfig(Settings):
 class RunConfig(Settings):
     """A training run."""
 
-    output: Path
+    output: Annotated[Path, PLACE]
     """Run folder: metrics, exposure ledger, checkpoints."""
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    parallel: ParallelConfig = ParallelConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    validation: ValidationConfig = ValidationConfig()
+    parallel: Annotated[ParallelConfig, LAYOUT] = ParallelConfig()
+    checkpoint: Annotated[CheckpointConfig, WATCHING] = CheckpointConfig()
+    validation: Annotated[ValidationConfig, WATCHING] = ValidationConfig()
     guard: GuardConfig = GuardConfig()
-    logging: LoggingConfig = LoggingConfig()
+    logging: Annotated[LoggingConfig, WATCHING] = LoggingConfig()
+    resume_from: Annotated[str | None, WATCHING] = Field(default=None, pattern=r"^iter_\d{1,7}$")
+    """Go back to this checkpoint of the run (e.g. iter_0000400), once: newer checkpoints and metrics are set aside."""
 
     @property
     def tokens_per_iteration(self) -> int:

@@ -20,9 +20,15 @@ _TOLD_BYTES = 1 << 32  # reading so much takes long enough to be told of
 _SHORT = 12
 
 
+BESIDE = "beside"
+"""Key of a file's entry in a manifest that tells of the making and is no payload."""
+
+
 def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """sha256 of the sorted `name sha256` lines of a manifest's `files`."""
-    lines = "".join(f"{name} {files[name]['sha256']}\n" for name in sorted(files))
+    """sha256 of the sorted `name sha256` lines of the payload among a manifest's `files`; of an artifact inside (the
+    entry of its manifest) its content hash counts."""
+    lines = "".join(f"{name} {files[name].get('content_hash', files[name]['sha256'])}\n"
+                    for name in sorted(files) if BESIDE not in files[name])
     return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
 

@@ -18,6 +18,8 @@ from megatron_ext.errors import UserError
 from megatron_ext.files import write_json
 
 MANIFEST = "manifest.json"
+VERSION = 2
+"""Of what is written. Version 1 (no version in the manifest) has no seal, and all files were content."""
 _SEAL = "manifest_hash"  # of all else in the manifest
 _FIELDS = {"request", "counts", "files", "content_hash", "made_by"}
 _ENOUGH_FIELDS = 3
@@ -43,13 +45,18 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if is_ours else None
 
 
+def is_current(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest is of the version that is written today."""
+    return manifest.get("version", 1) == VERSION
+
+
 def manifest_problem(folder: Path, manifest: Mapping[str, Any]) -> str | None:
     """What is wrong with a manifest of ours in itself; None when nothing is."""
-    if missing := sorted({*_FIELDS, _SEAL} - manifest.keys()):
+    if missing := sorted({*_FIELDS, *([_SEAL] if is_current(manifest) else [])} - manifest.keys()):
         return f"{folder / MANIFEST} lacks {', '.join(missing)}"
     if content_hash(manifest["files"]) != manifest["content_hash"]:
         return f"{folder / MANIFEST}: its content_hash does not follow from its list of files"
-    if _seal(manifest) != manifest[_SEAL]:
+    if is_current(manifest) and _seal(manifest) != manifest[_SEAL]:
         return f"{folder / MANIFEST}: its {_SEAL} does not follow from what it says"
     return None
 
@@ -58,6 +65,7 @@ def write_manifest(folder: Path, request: Mapping[str, Any], counts: Mapping[str
                    files: Mapping[str, Mapping[str, Any]], seconds: float | None) -> None:
     """Write the manifest of a folder that holds these files, each with its `bytes` and `sha256`."""
     manifest = {
+        "version": VERSION,
         "request": request,
         "counts": dict(counts),
         "files": dict(files),

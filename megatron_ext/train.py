@@ -19,6 +19,7 @@ from megatron_ext.errors import UserError, exit_on_user_error
 from megatron_ext.processes import die_with_parent
 from megatron_ext.settings import describe, load_settings
 from megatron_ext.training.preflight import check_run, describe_run
+from megatron_ext.training.resume import find_start
 
 
 @exit_on_user_error
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         config = load_settings(RunConfig, arguments.config, arguments.overrides)
         check_run(config, arguments.num_processes)
         if arguments.dry_run:
+            print(find_start(config).describe())
             print(describe_run(config, arguments.num_processes))
         else:
             _train(config)

@@ -44,7 +44,7 @@ def plot(runs: dict[str, list[dict[str, Any]]], output: Path) -> None:
     training, validation = figure.subplots(1, 2)
     for name, events in runs.items():
         trained = [event for event in events if event["event"] == "train"]
-        tokens_at = {0: 0} | {event["iteration"]: event["tokens"] for event in trained}
+        tokens_at = {0: 0} | {event["iteration"]: event["tokens"] for event in events if "tokens" in event}
         training.plot([event["tokens"] for event in trained], [event["loss"] for event in trained], label=name,
                       linewidth=1)
         validated = [event for event in events if event["event"] == "validation"]

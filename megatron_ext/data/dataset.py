@@ -175,12 +175,20 @@ class BlendedDataset:
         number = int(self.plan.order[position])
         return self.sources[number].read(int(self.plan.index_in_source[position]))._replace(source=number)
 
-    def exposure(self, consumed_samples: int) -> dict[str, dict[str, float]]:
-        """The exposure ledger: what the first `consumed_samples` samples of the run have shown of each source."""
+    def exposure(self, consumed_samples: int,
+                 passed_over: Sequence[tuple[int, int]] = ()) -> dict[str, dict[str, float]]:
+        """The exposure ledger: what the first `consumed_samples` samples of the run have shown of each source.
+
+        Args:
+            passed_over: ranges [start, end) of them that were not shown.
+        """
         seen = self.plan.samples_seen(consumed_samples)
         ledger = {}
         for source, planned_tokens in zip(self.sources, self._planned_tokens, strict=True):
             counts = source.exposure(seen[source.name])
+            left_out = [self._difference(source, start, end) for start, end in passed_over]
+            for part in left_out:
+                counts = {key: value - part[key] for key, value in counts.items()}
             tokens = counts["seen_tokens"]
             ledger[source.name] = {
                 "available_tokens": source.num_tokens,
@@ -189,9 +197,17 @@ class BlendedDataset:
                 # A pass shows every token before the next one shows any again.
                 "unique_tokens": min(tokens, source.num_tokens),
                 "epochs": tokens / source.num_tokens if source.num_tokens else 0.0,
-                "samples": seen[source.name],
+                "samples": seen[source.name] - sum(part["samples"] for part in left_out),
             }
+            if passed_over:
+                ledger[source.name]["passed_over_tokens"] = sum(part["seen_tokens"] for part in left_out)
         return ledger
+
+    def _difference(self, source: PackedSource, start: int, end: int) -> dict[str, int]:
+        """What the samples [start, end) of the run show of a source."""
+        before, after = (self.plan.samples_seen(place)[source.name] for place in (start, end))
+        counts, earlier = source.exposure(after), source.exposure(before)
+        return {**{key: value - earlier[key] for key, value in counts.items()}, "samples": after - before}
 
     @cached_property
     def _planned_tokens(self) -> list[int]:

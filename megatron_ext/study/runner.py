@@ -107,7 +107,7 @@ def _seconds_of_iterations(metrics: Path) -> float:
         for row in map(json.loads, file):
             if row["event"] == "train":
                 seconds += (row["tokens"] - tokens_before) / row["tokens_per_second"]
-                tokens_before = row["tokens"]
+            tokens_before = row.get("tokens", tokens_before)
     return round(seconds, 1)
 
 

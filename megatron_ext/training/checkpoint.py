@@ -18,42 +18,23 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
-from megatron_ext.artifacts import (
-    Artifact,
-    delete_artifact,
-    differences,
-    partial_folder,
-    publish_in_place,
-    reference,
-    write_json,
-    write_text,
-)
+from megatron_ext.artifacts import delete_artifact, partial_folder, publish_in_place, write_json, write_text
 from megatron_ext.config import RunConfig
-from megatron_ext.errors import UserError
+from megatron_ext.model.checkpoints import forget_place
 from megatron_ext.model.hf_weights import copy_hf_metadata
 from megatron_ext.training.parallel import is_main_rank
+from megatron_ext.training.resume import changes_on_the_way
+from megatron_ext.training.run_folder import (
+    LATEST,
+    RUN_STATE,
+    checkpoint_folder,
+    checkpoint_folders,
+    is_kept,
+    mark_kept,
+)
 from megatron_ext.training.state import TrainState
 
-LATEST = "latest"
-RUN_STATE = "run_state.json"
 _MODEL_CHUNK = "model{}"
-
-
-def checkpoint_folder(config: RunConfig, iteration: int) -> Path:
-    """Where the checkpoint after `iteration` iterations lies."""
-    return config.output / "checkpoints" / f"iter_{iteration:07d}"
-
-
-def run_identity(config: RunConfig) -> dict[str, Any]:
-    """What must be equal for a checkpoint to be continued: everything but layout, places and what is only watched."""
-    settings = config.model_dump(mode="json", exclude={"output", "parallel", "checkpoint", "validation", "logging"})
-    settings["guard"].pop("hang_minutes")
-    settings["model"]["hf_folder"] = reference(config.model.hf_folder)["content_hash"]
-    for name, source in config.data.sources.items():
-        settings["data"]["sources"][name]["path"] = reference(source.path)["content_hash"]
-    for key in ("micro_batch_size", "exit_duration_minutes"):
-        settings["train"].pop(key)
-    return settings
 
 
 class CheckpointSaver:
@@ -113,17 +94,12 @@ class CheckpointSaver:
         self._queue.maybe_finalize_async_calls(blocking=True)
 
 
-def load_latest_checkpoint(state: TrainState, identity: dict[str, Any]) -> bool:
-    """Load the run's newest checkpoint, written under any layout; False when there is none.
+def load_checkpoint(state: TrainState, folder: Path) -> None:
+    """Load a checkpoint of the run, written under any layout; all ranks call it.
 
-    Raises UserError when the run's data, model or schedule are not those of the checkpoint.
+    Raises UserError when it holds the optimizer's state in another form.
     """
-    folder = latest_checkpoint(state.config)
-    if folder is None:
-        return False
-    Artifact.open(folder, kind="checkpoint")
-    run_state = json.loads((folder / RUN_STATE).read_text())
-    _refuse_other_run(folder, run_state["identity"], identity)
+    run_state = json.loads((folder / RUN_STATE).read_text(encoding="utf-8"))
     loaded = dist_checkpointing.load(_sharded_state(state, is_loading=True), str(folder))
     for number, chunk in enumerate(state.model):
         # Not strict: megatron's modules write `_extra_state` objects that hold nothing here.
@@ -132,13 +108,6 @@ def load_latest_checkpoint(state: TrainState, identity: dict[str, Any]) -> bool:
     state.scheduler.load_state_dict(loaded["scheduler"])
     state.spikes.load_state_dict(run_state["spikes"])
     state.iteration = run_state["iteration"]
-    return True
-
-
-def latest_checkpoint(config: RunConfig) -> Path | None:
-    """The folder of the run's newest whole checkpoint."""
-    pointer = config.output / "checkpoints" / LATEST
-    return pointer.parent / pointer.read_text().strip() if pointer.exists() else None
 
 
 def _sharded_state(state: TrainState, is_loading: bool) -> dict[str, Any]:
@@ -169,25 +138,21 @@ def _chunk_key(state: TrainState, number: int) -> str:
 def _publish(config: RunConfig, run_state: dict[str, Any], partial: Path, folder: Path) -> None:
     """Main rank: the whole checkpoint appears under its name, then `latest` moves to it, then old ones go."""
     iteration = run_state["iteration"]
+    forget_place(partial)
     copy_hf_metadata(config.model.hf_folder, partial / "hf")
     write_json(partial / RUN_STATE, run_state)
     publish_in_place(
         partial, kind="checkpoint", settings={"iteration": iteration, "run": run_state["identity"]},
         inputs={"model": config.model.hf_folder,
                 **{f"source {name}": source.path for name, source in config.data.sources.items()}},
-        counts={"iteration": iteration, "tokens": iteration * config.tokens_per_iteration},
+        counts={"iteration": iteration, "tokens": iteration * config.tokens_per_iteration,
+                "changes": changes_on_the_way(config.output)},
     )
     shutil.rmtree(folder, ignore_errors=True)  # only a damaged one could be there
     partial.rename(folder)
+    if iteration in config.kept_iterations:
+        mark_kept(folder)
     write_text(folder.parent / LATEST, folder.name + "\n")
-    kept = {checkpoint_folder(config, iteration) for iteration in config.kept_iterations}
-    for old in sorted(folder.parent.glob("iter_???????"))[: -config.checkpoint.keep_last]:
-        if old not in kept:
+    for old in checkpoint_folders(config)[config.checkpoint.keep_last:]:
+        if not is_kept(old):
             delete_artifact(old)
-
-
-def _refuse_other_run(folder: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
-    changes = [f"{key} was {before!r}, is {now!r}" for key, before, now in differences(saved, asked)]
-    if changes:
-        raise UserError(f"{folder} belongs to a run with other settings ({'; '.join(changes)}): going on from it would "
-                        "mix two runs; restore the settings or choose another output folder")

@@ -10,34 +10,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
 
-from megatron_ext.artifacts import (
-    MANIFEST,
-    Artifact,
-    differences,
-    is_finished,
-    publish_in_place,
-    write_json,
-    write_text,
-)
+from megatron_ext.artifacts import publish_in_place, write_json
 from megatron_ext.config import RunConfig
 from megatron_ext.data.blend import plan_blend
 from megatron_ext.data.dataset import BlendedDataset
 from megatron_ext.data.provenance import open_run_data
-from megatron_ext.errors import UserError
-from megatron_ext.training.checkpoint import CheckpointSaver, checkpoint_folder, load_latest_checkpoint, run_identity
+from megatron_ext.training.checkpoint import CheckpointSaver, load_checkpoint
 from megatron_ext.training.guards import Watchdog
-from megatron_ext.training.parallel import any_rank, is_main_rank
+from megatron_ext.training.parallel import any_rank, is_main_rank, on_main_rank
 from megatron_ext.training.preflight import describe_run, source_sizes
+from megatron_ext.training.resume import begin, changes_on_the_way, find_start
+from megatron_ext.training.run_folder import EXPOSURE, STOP_FILE, checkpoint_folder, run_identity, skipped_until
 from megatron_ext.training.state import TrainState, build_train_state
-from megatron_ext.training.step import StepResult, train_step
+from megatron_ext.training.step import StepResult, pass_over, train_step
 from megatron_ext.training.throughput import train_flops_per_token
 from megatron_ext.training.validation import validate
 from megatron_ext.training.writers import Console, MetricsWriter
-
-STOP_FILE = "STOP"
-EXPOSURE = "exposure.json"
 
 
 def train(config: RunConfig) -> bool:
@@ -47,18 +36,21 @@ def train(config: RunConfig) -> bool:
     SIGUSR1, train.exit_duration_minutes); its state is saved then, and the same call goes on.
     """
     stop = StopRequest(config.output / STOP_FILE, config.train.exit_duration_minutes)
-    identity = run_identity(config)
-    if is_finished(config.output):
-        _refuse_other_run(config, identity)
+    start = on_main_rank(lambda: find_start(config))
+    if start.is_finished:
         return True
     plan = plan_blend(config, source_sizes(config))
     if is_main_rank():
-        _prepare_folder(config)
+        print("".join(f"train: {line}\n" for line in start.told), end="", flush=True)
+        begin(config, start, dist.get_world_size())
         print(describe_run(config), flush=True)
 
+    identity = run_identity(config)
     state = build_train_state(config)
-    if load_latest_checkpoint(state, identity) and is_main_rank():
-        print(f"train: resumed after iteration {state.iteration}", flush=True)
+    if start.checkpoint is not None:
+        load_checkpoint(state, start.checkpoint)
+        if is_main_rank():
+            print(f"train: resumed after iteration {state.iteration}", flush=True)
     dataset = open_run_data(config, plan)
     finished = _iterate(state, dataset, identity, stop)
     if finished and is_main_rank():
@@ -76,9 +68,14 @@ def _iterate(state: TrainState, dataset: BlendedDataset, identity: dict[str, Any
         _validate(state, recorder)
     while state.iteration < config.train_iters and not stopping:
         started = time.monotonic()
-        result = train_step(state, dataset, state.iteration)
-        if recorder:
-            recorder.iteration(state.iteration, result, time.monotonic() - started)
+        if config.train.is_skipped(state.iteration + 1):
+            pass_over(state)
+            if recorder:
+                recorder.passed_over(state.iteration)
+        else:
+            result = train_step(state, dataset, state.iteration)
+            if recorder:
+                recorder.iteration(state.iteration, result, time.monotonic() - started)
         watchdog.tell_alive()
         saver.poll()
         last = state.iteration == config.train_iters
@@ -160,6 +157,11 @@ class _Recorder:
         self._metrics.write("train", iteration, values)
         self._console.iteration(iteration, values)
 
+    def passed_over(self, iteration: int) -> None:
+        """An iteration of train.skip_iterations."""
+        self._metrics.write("passed_over", iteration, {"tokens": iteration * self._config.tokens_per_iteration})
+        print(f"train: iteration {iteration} is passed over (train.skip_iterations)", flush=True)
+
     def checkpoint(self, iteration: int) -> None:
         """A checkpoint is whole: the ledger of what the model has seen goes with it."""
         write_json(self._config.output / EXPOSURE, _ledger(self._config, self._dataset, iteration))
@@ -174,32 +176,26 @@ class _Recorder:
         self._console.validation(iteration, losses)
 
 
-def _prepare_folder(config: RunConfig) -> None:
-    config.output.mkdir(parents=True, exist_ok=True)
-    (config.output / STOP_FILE).unlink(missing_ok=True)
-    settings = config.model_dump(mode="json")
-    write_text(config.output / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-
-
 def _ledger(config: RunConfig, dataset: BlendedDataset, iteration: int) -> dict[str, Any]:
-    return {"iteration": iteration, "sources": dataset.exposure(iteration * config.train.global_batch_size)}
+    skipped = skipped_until(config.train.skip_iterations, iteration)
+    samples = config.train.global_batch_size
+    passed_over = [((first - 1) * samples, last * samples) for first, last in skipped]
+    ledger = {"iteration": iteration, "sources": dataset.exposure(iteration * samples, passed_over)}
+    return {**ledger, "skipped_iterations": skipped} if skipped else ledger
 
 
 def _finish(config: RunConfig, dataset: BlendedDataset, identity: dict[str, Any]) -> None:
-    """Publish the run folder: from here on it is an artifact, and running it again does nothing."""
-    inputs = {f"source {name}": source.path for name, source in config.data.sources.items()}
-    inputs |= {f"validation {name}": path for name, path in config.validation.sources.items()}
+    """Publish the run folder: from here on it is an artifact, and running it again does nothing.
+
+    Its content is the last checkpoint and the ledger; what tells of the way there lies beside them.
+    """
+    last = str(checkpoint_folder(config, config.train_iters).relative_to(config.output))
     publish_in_place(
-        config.output, kind="run", settings={"run": identity}, inputs={"model": config.model.hf_folder, **inputs},
+        config.output, kind="run", settings={"run": identity},
+        inputs={"model": config.model.hf_folder,
+                **{f"source {name}": source.path for name, source in config.data.sources.items()}},
         counts={"iterations": config.train_iters, "tokens": config.train_iters * config.tokens_per_iteration,
-                "checkpoint": str(checkpoint_folder(config, config.train_iters).relative_to(config.output)),
-                "exposure": _ledger(config, dataset, config.train_iters)["sources"]},
+                "checkpoint": last, "exposure": _ledger(config, dataset, config.train_iters)["sources"],
+                "changes": changes_on_the_way(config.output)},
+        beside=lambda name: name != EXPOSURE and not name.startswith(f"{last}/"),
     )
-
-
-def _refuse_other_run(config: RunConfig, identity: dict[str, Any]) -> None:
-    made = Artifact.open(config.output, kind="run").settings["run"]
-    changes = [f"{key} was {before!r}, is {now!r}" for key, before, now in differences(made, identity)]
-    if changes:
-        raise UserError(f"{config.output / MANIFEST}: a finished run with other settings is there "
-                        f"({'; '.join(changes)}); choose another output folder")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,6 +13,8 @@ from megatron.core import parallel_state, tensor_parallel
 
 from megatron_ext.config import ParallelConfig
 from megatron_ext.errors import UserError
+
+T = TypeVar("T")
 
 
 def initialize_parallel(config: ParallelConfig, seed: int = 0) -> None:
@@ -59,6 +63,20 @@ def device() -> torch.device:
 def is_main_rank() -> bool:
     """Whether this process writes the run's files and console."""
     return dist.get_rank() == 0
+
+
+def on_main_rank(function: Callable[[], T]) -> T:
+    """Call a function on the main rank and give its result to all; a user's mistake is raised on every rank."""
+    result: list[Any] = [None, None]
+    if is_main_rank():
+        try:
+            result[0] = function()
+        except UserError as error:
+            result[1] = str(error)
+    dist.broadcast_object_list(result, src=0)
+    if result[1] is not None:
+        raise UserError(result[1])
+    return result[0]
 
 
 def sum_over_data_parallel(values: torch.Tensor) -> torch.Tensor:

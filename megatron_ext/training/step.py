@@ -75,6 +75,12 @@ def train_step(state: TrainState, dataset: BlendedDataset, iteration: int) -> St
     return StepResult(loss, _mean_per_source(sums, dataset), grad_norm, state.optimizer.param_groups[0]["lr"], skipped)
 
 
+def pass_over(state: TrainState) -> None:
+    """Leave an iteration out: its batch is not read, its place in the schedule passes."""
+    state.scheduler.step(increment=state.config.train.global_batch_size)
+    state.iteration += 1
+
+
 def training_batches(state: TrainState, dataset: BlendedDataset, iteration: int) -> Iterator[tuple[range, Batch]]:
     """This rank's micro-batches of an iteration, with the positions of their samples in the run.
 

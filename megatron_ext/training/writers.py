@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from megatron_ext.artifacts import write_text
 from megatron_ext.config import RunConfig
 from megatron_ext.progress import format_seconds
 
 METRICS = "metrics.jsonl"
+DROPPED = "metrics-dropped.jsonl"
 
 
 class MetricsWriter:
-    """Appends one JSON line an event. After a restart, lines of iterations that will be run again are cut off."""
+    """Appends one JSON line an event. After a restart, lines of iterations that will be run again go to a file of their
+    own."""
 
     def __init__(self, config: RunConfig, iteration: int) -> None:
         self._path = config.output / METRICS
@@ -142,22 +146,28 @@ class Console:
 
 
 def _drop_after(path: Path, iteration: int) -> None:
-    """Keep the events of the first `iteration` iterations; a line cut by a kill goes with the rest."""
+    """Keep the events of the first `iteration` iterations (of none: nothing, the first validation comes again).
+
+    The others are moved to a file beside, for whoever wants to know what a run was that went back.
+    """
     if not path.exists():
         return
-    if iteration == 0:  # nothing was saved: the run begins again, its first validation too
-        path.unlink()
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["iteration"] <= iteration:
-                kept.append(line + "\n")
-        except ValueError:
-            break
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept, dropped = [], []
+    for line in lines:
+        (kept if 0 < iteration >= _iteration_of(line) else dropped).append(line)
+    if dropped:
+        with open(path.with_name(DROPPED), "a", encoding="utf-8") as file:
+            file.write("".join(line if line.endswith("\n") else line + "\n" for line in dropped))
+    write_text(path, "".join(kept))
+
+
+def _iteration_of(line: str) -> float:
+    """Iteration of an event; infinite for a line cut by a kill."""
+    try:
+        return json.loads(line)["iteration"] if line.endswith("\n") else math.inf
+    except ValueError:
+        return math.inf
 
 
 def _flatten(values: Mapping[str, Any], prefix: str) -> list[tuple[str, float]]:

@@ -2,6 +2,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 
@@ -100,18 +101,91 @@ def test_an_interrupted_artifact_goes_on_where_it_stopped(tmp_path):
     make_hello(tmp_path / "a", make=go_on)
 
 
-def test_leftovers_of_another_request_are_not_used(tmp_path):
+def leave_unfinished(output, **changes):
     def fail(folder):
-        (folder / "part-0").write_text("of the other settings")
+        (folder / "part-0").write_text("hours of work")
         raise KeyboardInterrupt
 
-    def start_afresh(folder):
-        assert not (folder / "part-0").exists()
+    with pytest.raises(KeyboardInterrupt):
+        make_hello(output, make=fail, **changes)
+
+
+def start_afresh(folder):
+    assert not (folder / "part-0").exists()
+    return {}
+
+
+def test_work_of_another_request_is_refused_key_by_key_and_kept(tmp_path):
+    leave_unfinished(tmp_path / "a", settings={"language": "pt", "size": 1})
+    with pytest.raises(UserError, match=r"a\.partial holds unfinished .*language: made with 'pt', asked for 'en'; "
+                                        r"settings\.size: made with 1, asked for 2.*restart=true"):
+        make_hello(tmp_path / "a", make=never, settings={"language": "en", "size": 2})
+    assert (partial_folder(tmp_path / "a") / "part-0").read_text() == "hours of work"
+    make_hello(tmp_path / "a", settings={"language": "en", "size": 2}, make=start_afresh, restart=True)
+
+
+def test_a_finished_artifact_of_another_request_is_thrown_away_when_that_is_asked_for(tmp_path):
+    make_hello(tmp_path / "a")
+    with pytest.raises(UserError, match="restart=true"):
+        make_hello(tmp_path / "a", settings={"language": "en"}, make=never)
+    again = make_hello(tmp_path / "a", settings={"language": "en"}, make=start_afresh, restart=True)
+    assert again.settings == {"language": "en"}
+    assert make_hello(tmp_path / "a", settings={"language": "en"}, make=never, restart=True)
+
+
+def test_what_tells_of_the_making_is_no_content_but_is_checked(tmp_path):
+    def make(folder):
+        (folder / "data").write_text("olá")
+        (folder / "times.json").write_text(str(time.time_ns()))
         return {}
 
-    with pytest.raises(KeyboardInterrupt):
-        make_hello(tmp_path / "a", make=fail)
-    make_hello(tmp_path / "a", settings={"language": "en"}, make=start_afresh)
+    first, second = (make_hello(tmp_path / name, make=make, beside=lambda name: name == "times.json") for name in "ab")
+    assert (first.path / "times.json").read_text() != (second.path / "times.json").read_text()
+    assert first.content_hash == second.content_hash
+    (first.path / "times.json").write_text("0")
+    with pytest.raises(UserError, match=r"times\.json"):
+        Artifact.open(first.path)
+
+
+def test_an_artifact_inside_counts_by_its_content_and_an_old_one_may_go(tmp_path):
+    def make(folder):
+        for name in ("old", "last"):
+            make_hello(folder / name)
+            (folder / f"{name}.partial").mkdir()
+            (folder / f"{name}.partial" / "cut").write_text("half")
+        return {}
+
+    first, second = (make_hello(tmp_path / name, make=make, beside=lambda name: name.startswith("old"))
+                     for name in "ab")
+    assert (first.path / "last" / MANIFEST).read_bytes() != (second.path / "last" / MANIFEST).read_bytes()
+    assert first.content_hash == second.content_hash
+    assert sorted(first.manifest["files"]) == [f"last/{MANIFEST}", f"old/{MANIFEST}"]
+    shutil.rmtree(first.path / "old")
+    assert Artifact.open(first.path).verify() == []
+    shutil.rmtree(first.path / "last")
+    with pytest.raises(UserError, match="is missing"):
+        Artifact.open(first.path)
+
+
+def as_version_1(folder):
+    """The manifest as the first version of the format had it."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for key in ("version", "manifest_hash"):
+        del manifest[key]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_a_request_of_an_older_version_is_read_with_todays_settings(tmp_path):
+    def of_older(settings):
+        return {"language": settings["language"], "tone": "plain"}
+
+    made = make_hello(tmp_path / "a", settings={"language": "pt", "batch_size": 4})
+    as_version_1(tmp_path / "a")
+    found = make_hello(tmp_path / "a", settings={"language": "pt", "tone": "plain"}, make=never, of_older=of_older)
+    assert found.content_hash == made.content_hash
+    assert found.verify() == []
+    with pytest.raises(UserError, match="tone: made with 'plain', asked for 'loud'"):
+        make_hello(tmp_path / "a", settings={"language": "pt", "tone": "loud"}, make=never, of_older=of_older)
 
 
 def _make_slowly(output, started):
