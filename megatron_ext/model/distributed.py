@@ -60,6 +60,7 @@ def produce_together(
     settings: Mapping[str, Any],
     inputs: Mapping[str, Path],
     make: Callable[[Path], Mapping[str, Any]],
+    **how: Any,
 ) -> Artifact | None:
     """`produce` for an artifact that all ranks make: `make` runs on each of them, with the same folder.
 
@@ -80,7 +81,7 @@ def produce_together(
         return make(folder)
 
     try:
-        return produce(output, kind=kind, settings=settings, inputs=inputs, make=make_with_the_others)
+        return produce(output, kind=kind, settings=settings, inputs=inputs, make=make_with_the_others, **how)
     finally:
         if not told:
             _from_main_rank(None)

@@ -7,8 +7,9 @@ no text (the end-of-document token) count for nats per token only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,10 +17,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_ext.artifacts import Artifact
+from megatron_ext.config import RunConfig
 from megatron_ext.data.dataset import PackedSource, Sample, micro_batch_positions
 from megatron_ext.training.batch import Batch, forward
 from megatron_ext.training.parallel import device, sum_over_data_parallel
-from megatron_ext.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,19 @@ class SourceLoss:
     """Predicted tokens that the loss is a mean of."""
 
 
-def validate(state: TrainState) -> dict[str, dict[str, float]]:
+class Measurable(Protocol):
+    """A model and where this rank stands in its layout: a training run's state, or a model that was loaded."""
+
+    config: RunConfig
+    model: Sequence[torch.nn.Module]
+    dp_rank: int
+    dp_size: int
+
+    def gather_weights(self) -> None:
+        """Make the weights whole on every rank."""
+
+
+def validate(state: Measurable) -> dict[str, dict[str, float]]:
     """Loss of every validation source at the present weights; the same samples each time. All ranks call it.
 
     Documents are packed and masked as in training.
@@ -51,7 +64,7 @@ def validate(state: TrainState) -> dict[str, dict[str, float]]:
     return losses
 
 
-def _validate_source(state: TrainState, name: str, artifact: Artifact) -> SourceLoss:
+def _validate_source(state: Measurable, name: str, artifact: Artifact) -> SourceLoss:
     seq_length = state.config.data.seq_length
     source = PackedSource(artifact.path / "valid", name, seq_length, seed=0, shuffle=False,
                           separate_documents=state.config.data.document_mask)

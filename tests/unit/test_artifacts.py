@@ -150,13 +150,16 @@ def test_what_tells_of_the_making_is_no_content_but_is_checked(tmp_path):
 def test_an_artifact_inside_counts_by_its_content_and_an_old_one_may_go(tmp_path):
     def make(folder):
         for name in ("old", "last"):
-            make_hello(folder / name)
+            make_hello(folder / name, inputs={"of": tmp_path / folder.name.split(".")[0][-1]})
             (folder / f"{name}.partial").mkdir()
             (folder / f"{name}.partial" / "cut").write_text("half")
         return {}
 
-    first, second = (make_hello(tmp_path / name, make=make, beside=lambda name: name.startswith("old"))
-                     for name in "ab")
+    for name in "cd":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "input").write_text(name)
+    first, second = (make_hello(tmp_path / f"of-{name}", make=make, settings={"place": name},
+                                beside=lambda name: name.startswith("old")) for name in "cd")
     assert (first.path / "last" / MANIFEST).read_bytes() != (second.path / "last" / MANIFEST).read_bytes()
     assert first.content_hash == second.content_hash
     assert sorted(first.manifest["files"]) == [f"last/{MANIFEST}", f"old/{MANIFEST}"]

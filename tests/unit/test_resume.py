@@ -166,7 +166,8 @@ def test_deciding_settings_may_not_change_and_nothing_is_written(saved):
 @pytest.mark.parametrize("changes", [
     {"guard": {"spike_factor": 4.0}}, {"model": {"recompute_activations": True}}, {"train": {"micro_batch_size": 4}},
     {"data": {"sources": {"a": {"max_epochs": 3.0}}}}, {"checkpoint": {"keep_last": 1}},
-    {"logging": {"tensorboard": True}}, {"validation": {"interval_tokens": 1000}}, {"parallel": {"tensor_model_parallel_size": 2}},
+    {"logging": {"tensorboard": True}}, {"validation": {"interval_tokens": 1000}},
+    {"parallel": {"tensor_model_parallel_size": 2}},
     {"model": {"layer_implementation": "transformer_engine"}}])
 def test_what_does_not_change_the_past_may_change(saved, changes):
     assert saved.launch(saved.config(**changes)).iteration == 6
