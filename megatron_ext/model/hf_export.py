@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from megatron_ext.artifacts import Artifact, produce, write_json
@@ -25,31 +24,10 @@ from megatron_ext.model.held_checkpoint import (
 from megatron_ext.model.hf_config import Architecture, read_architecture
 from megatron_ext.model.hf_files import Piece, copy_hf_metadata, write_hf_weights
 from megatron_ext.model.mappings import Row, Table, Vocab, in_model_order, megatron_shapes, weight_table
-from megatron_ext.settings import Settings
+from megatron_ext.model.settings import ExportSettings
 
 HF_METADATA = "hf"
 """Folder in a checkpoint with the config and tokenizer files of the model that training began from."""
-
-
-class ExportSettings(Settings):
-    """What is exported."""
-
-    checkpoint: Path
-    """Megatron checkpoint, an artifact: `<run>/checkpoints/iter_…`, or one made by tools.import_hf; the file
-    `<run>/checkpoints/latest`: the newest."""
-    follow: bool = False
-    """`checkpoint` is a run: export each of its checkpoints as it appears, until the run is finished, into a folder of
-    the checkpoint's name."""
-    poll_seconds: float = Field(default=30.0, gt=0)
-    """How often `follow` looks for a new checkpoint, seconds."""
-    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
-    """Type of the exported weights; `keep`: that of the checkpoint."""
-    max_file_gigabytes: float = Field(default=5.0, gt=0)
-    """Weights are split into files of at most this size, in 10^9 bytes."""
-    parity: bool = True
-    """Prove that the exported folder gives the logits of the checkpoint before it is published."""
-    parity_positions: int = Field(default=512, gt=1)
-    """Token positions over which the logits are compared."""
 
 
 def export_hf(settings: ExportSettings, output: Path) -> Artifact:

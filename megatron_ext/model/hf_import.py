@@ -6,15 +6,14 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch import Tensor
 
 from megatron_ext.artifacts import Artifact
-from megatron_ext.config import ModelConfig, ParallelConfig
+from megatron_ext.config import ModelConfig
 from megatron_ext.model.checkpoint_writer import LayerTensor, write_checkpoint
 from megatron_ext.model.checkpoints import CONTENT_METADATA, load_model
 from megatron_ext.model.distributed import produce_together
@@ -25,22 +24,7 @@ from megatron_ext.model.hf_files import HFTensors, copy_hf_metadata
 from megatron_ext.model.hf_weights import check_names, check_shapes
 from megatron_ext.model.mappings import Row, Shard, Vocab, in_model_order, megatron_shapes, weight_table
 from megatron_ext.model.megatron_parity import check_chunks
-from megatron_ext.settings import Settings
-
-
-class ImportSettings(Settings):
-    """What is imported."""
-
-    model: Path
-    """Hugging Face folder: config.json, safetensors, tokenizer."""
-    parallel: ParallelConfig = ParallelConfig()
-    """Layout under which the checkpoint is loaded to prove parity; any other loads it as well."""
-    dtype: Literal["keep", "float32", "bfloat16"] = "keep"
-    """Type of the checkpoint's weights; `keep`: that of the folder."""
-    parity: bool = True
-    """Prove that the checkpoint, loaded by megatron-core under the layout, gives the logits of transformers."""
-    parity_positions: int = Field(default=512, gt=1)
-    """Token positions over which the logits are compared."""
+from megatron_ext.model.settings import ImportSettings
 
 
 def import_hf(settings: ImportSettings, output: Path) -> Artifact | None:

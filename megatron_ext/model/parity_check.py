@@ -3,47 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch.distributed as dist
-from pydantic import Field, model_validator
 
 from megatron_ext.artifacts import Artifact, write_json
-from megatron_ext.config import ModelConfig, ParallelConfig
+from megatron_ext.config import ModelConfig
 from megatron_ext.model.checkpoints import load_model
 from megatron_ext.model.distributed import produce_together
 from megatron_ext.model.gpt import build_model
 from megatron_ext.model.hf_weights import load_hf_weights
 from megatron_ext.model.megatron_parity import check_chunks
 from megatron_ext.model.parity import Parity, check_hf_folders
-from megatron_ext.settings import Settings
+from megatron_ext.model.settings import ParitySettings
 
 VERDICT = "parity.json"
-
-
-class ParitySettings(Settings):
-    """What is compared: the logits of `model` in transformers with its own in megatron-core, or with another's."""
-
-    model: Path
-    """Hugging Face folder: the reference, computed by transformers."""
-    checkpoint: Path | None = None
-    """Megatron checkpoint to compare with; without it the weights of `model` are imported."""
-    other: Path | None = None
-    """Another Hugging Face folder to compare with, instead of megatron-core."""
-    parallel: ParallelConfig = ParallelConfig()
-    """Layout of the Megatron model: that of the training run."""
-    layer_implementation: Literal["local", "transformer_engine"] = "local"
-    """Implementation of the Megatron model's layers."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type that the compared model computes in (the reference: float32); limits are tight in float32 alone."""
-    positions: int = Field(default=512, gt=1)
-    """Token positions over which the logits are compared."""
-
-    @model_validator(mode="after")
-    def _one_comparison(self) -> ParitySettings:
-        if self.checkpoint is not None and self.other is not None:
-            raise ValueError("give checkpoint or other, not both")
-        return self
 
 
 def check_parity(settings: ParitySettings, output: Path) -> Artifact | None:

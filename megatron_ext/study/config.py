@@ -13,14 +13,33 @@ from pydantic import Field, model_validator
 
 from megatron_ext.config import RunConfig
 from megatron_ext.errors import UserError
-from megatron_ext.settings import Settings, load_settings, overlay, read_layers, validate
+from megatron_ext.settings import (
+    PartOf,
+    Place,
+    Settings,
+    load_settings,
+    overlay,
+    part_problems,
+    read_layers,
+    validate,
+)
+from megatron_ext.settings_types import Slot, expand_home, map_places
 from megatron_ext.study.contract import check_contract
 from megatron_ext.study.cost_settings import CostSettings
 from megatron_ext.study.job_settings import JobSettings
+from megatron_ext.study.names import name_problems
+from megatron_ext.study.programs import settings_of
 
 REWRITES = "rewrites"
-BASE = "base"
-_NAME = re.compile(r"[\w-]+")
+_SUBSETS_OWN = ("corpus", "tokenizer", "text_column", "id_column", "scores", "rule", "budget_tokens")
+
+Count = Annotated[int, Field(gt=0, le=10**15)]
+Name = Annotated[str, Field(min_length=1)]
+_RUN = PartOf(lambda: RunConfig, ("output", "model.hf_folder", "data.sources", "validation.sources", "train.seed"))
+
+
+def _part_of(program: str, *taken: str) -> PartOf:
+    return PartOf(lambda: settings_of(program), taken)
 
 
 class CorpusConfig(Settings):
@@ -41,19 +60,20 @@ class SubsetConfig(Settings):
 
     rule: str
     """Expression over the scores, e.g. `stem > 2.5 or edu > 2.5`."""
-    budget_tokens: int = Field(gt=0)
+    budget_tokens: Count
     """Tokens to select, counted by the base model's tokenizer."""
 
 
 class RewriterConfig(Settings):
     """How subsets are rewritten."""
 
-    model: str
+    model: Place
     """A name that tools.fetch_model knows, a Hugging Face model id or a model folder."""
-    subsets: list[str]
+    subsets: list[str] = Field(min_length=1)
     """Subsets that are rewritten; `<subset>_rewrites` is then a source of blends (of one of `more_rewriters`:
     `<subset>_<name>`)."""
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: Annotated[dict[str, Any], _part_of("tools.rewrite_corpus", "documents", "model", "tokenizer")] = Field(
+        default_factory=dict)
     """Settings of tools.rewrite_corpus: engine, styles, sampling, bounds."""
     note: str | None = None
     """Shown in the report beside everything that rests on this rewriter."""
@@ -86,7 +106,7 @@ class SourceAmount(Settings):
 class ConditionConfig(Settings):
     """One arm of the study."""
 
-    sources: dict[str, SourceAmount]
+    sources: dict[str, SourceAmount] = Field(min_length=1)
     """Blend: a subset's name for its original text, `<subset>_rewrites` for its rewrites."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """`section.key: value` of the run that differ here; each must be listed in `allow_differences`."""
@@ -95,9 +115,9 @@ class ConditionConfig(Settings):
 class EvaluationConfig(Settings):
     """How models are evaluated."""
 
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: Annotated[dict[str, Any], _part_of("evaluation.run_poeta", "model")] = Field(default_factory=dict)
     """Settings of evaluation.run_poeta: tasks, limit, batch size, data folder."""
-    checkpoints: Literal["last", "all"] | list[Annotated[int, Field(gt=0)]] = "last"
+    checkpoints: Literal["last", "all"] | list[Count] = "last"
     """Checkpoints besides the last that are kept, exported and evaluated: `all` of `checkpoint.interval_tokens`, or
     those after so many tokens."""
     baseline: str
@@ -111,17 +131,17 @@ class EvaluationConfig(Settings):
 class StudyConfig(Settings):
     """A study of training data."""
 
-    name: str
+    name: Name
     """Short name; also the title of the report."""
     description: str = ""
     """One paragraph for the report: the question."""
     corpus: CorpusConfig
-    base_model: str
+    base_model: Place
     """Model that is trained on: a name that tools.fetch_model knows, a Hugging Face id or a folder."""
-    tokenizer: str | None = None
+    tokenizer: Place | None = None
     """Model whose tokenizer counts and encodes; null: `base_model`. Studies of several model sizes that name one share
     their selections, rewrites and tokenizations; it must give the ids of the base model's."""
-    subsets: dict[str, SubsetConfig]
+    subsets: dict[str, SubsetConfig] = Field(min_length=1)
     """Name -> subset."""
     rewriter: RewriterConfig | None = None
     """None: nothing is rewritten."""
@@ -129,21 +149,22 @@ class StudyConfig(Settings):
     """Name -> further rewriter; `<subset>_<name>` is then a source of blends."""
     style_sources: dict[str, StyleSource] = Field(default_factory=dict)
     """Name of a source -> the rewrites that it is a part of."""
-    select: dict[str, Any] = Field(default_factory=dict)
+    select: Annotated[dict[str, Any], _part_of("tools.select_corpus", *_SUBSETS_OWN)] = Field(default_factory=dict)
     """Settings of tools.select_corpus that all subsets share, e.g. `max_chars`."""
-    tokenize: dict[str, Any] = Field(default_factory=dict)
+    tokenize: Annotated[dict[str, Any], _part_of("tools.tokenize_corpus", "documents", "tokenizer", "styles")] = Field(
+        default_factory=dict)
     """Settings of tools.tokenize_corpus, e.g. `valid_fraction`."""
     run_file: Path | None = None
-    """Base run configuration, relative to this file; `run` overlays it."""
-    run: dict[str, Any] = Field(default_factory=dict)
+    """Base run configuration; `run` overlays it."""
+    run: Annotated[dict[str, Any], _RUN] = Field(default_factory=dict)
     """Run configuration without output, model folder and sources: equal in all conditions."""
-    data_parallel_size: int = Field(default=1, gt=0)
+    data_parallel_size: int = Field(default=1, gt=0, le=2**20)
     """Model replicas; processes of a run = this x tp x pp x cp."""
-    conditions: dict[str, ConditionConfig]
+    conditions: dict[str, ConditionConfig] = Field(min_length=1)
     """Name -> condition."""
     validation_sources: list[str] = Field(default_factory=list)
     """Sources whose held-out split every condition is measured on; empty: all sources."""
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=lambda: [0], min_length=1)
     """Seeds of the order of samples; every condition runs with each."""
     allow_differences: list[str] = Field(default_factory=list)
     """Keys of the run configuration in which conditions may differ besides their data."""
@@ -174,46 +195,67 @@ class StudyConfig(Settings):
         """Names of all sources: subsets, their rewrites, single styles of these."""
         return [*self.subsets, *self.rewritten_sources, *self.style_sources]
 
+    def styles_of(self, rewriter: str) -> list[str]:
+        """The styles that a rewriter writes."""
+        default = settings_of("tools.rewrite_corpus").model_fields["styles"].default
+        return self.rewriters[rewriter].settings.get("styles", default)
+
     @model_validator(mode="after")
     def _names_and_contract(self) -> StudyConfig:
-        problems = [f"{'rewriter' if rewriter is self.rewriter else f'more_rewriters.{name}'}.subsets: {subset!r} is "
-                    f"no subset ({', '.join(self.subsets)})"
-                    for name, rewriter in self.rewriters.items() for subset in rewriter.subsets
-                    if subset not in self.subsets]
-        problems += [f"style_sources.{name}.rewrites: {part.rewrites!r} is no rewritten source "
-                     f"({', '.join(self.rewritten_sources)})"
-                     for name, part in self.style_sources.items() if part.rewrites not in self.rewritten_sources]
-        problems += [f"{name!r} cannot be a name: letters, digits, _ and - alone"
-                     for name in [*self.sources, *self.conditions] if not _NAME.fullmatch(name)]
-        problems += [f"{name!r} names two sources; rename a subset, rewriter or style source"
-                     for name in sorted(set(self.sources)) if self.sources.count(name) > 1]
-        problems += [f"validation_sources: {name!r} is no source ({', '.join(self.sources)})"
-                     for name in self.validation_sources if name not in self.sources]
-        for condition, settings in self.conditions.items():
-            problems += [f"conditions.{condition}.sources: {name!r} is no source ({', '.join(self.sources)})"
-                         for name in settings.sources if name not in self.sources]
-            problems += [f"conditions.{condition}.overrides: {key} = {value!r} differs from the other conditions; "
-                         "conditions may differ in their data alone: remove it, or list the key in allow_differences"
-                         for key, value in settings.overrides.items() if key not in self.allow_differences]
-        if BASE in self.conditions:
-            problems.append(f"conditions: {BASE!r} names the untrained base model; choose another name")
-        if self.evaluation.baseline not in self.conditions:
-            problems.append(f"evaluation.baseline: {self.evaluation.baseline!r} is no condition "
-                            f"({', '.join(self.conditions)})")
-        if problems:
+        if problems := list(name_problems(self)):
             raise ValueError("; ".join(problems))
         return self
 
 
 def load_study(path: Path, overrides: list[str]) -> StudyConfig:
-    """Read a study file; relative paths in it are relative to the working folder, `run_file` to the study file."""
-    study = load_settings(StudyConfig, path, overrides)
+    """Read a study file and the run configuration that it rests on.
+
+    A relative path in a study file, whatever it names, is looked for beside the file, then in the working folder; one
+    that could be either is refused. A relative path on the command line is one of the working folder.
+
+    Raises UserError that lists every mistake.
+    """
+    study = load_settings(StudyConfig, path, overrides, _find_places)
     if study.run_file is not None:
-        base = read_layers(path.parent / study.run_file)
+        base = read_layers(study.run_file)
+        if problems := part_problems(_RUN, base):
+            raise UserError(f"{study.run_file}: " + "; ".join(problems))
         study = study.model_copy(update={"run": overlay(base, study.run), "run_file": None})
-    check_contract({name: planned_run(study, name, study.seeds[0]) for name in study.conditions},
-                   study.allow_differences)
+    check_runs(study)
     return study
+
+
+def check_runs(study: StudyConfig) -> None:
+    """Raise UserError that lists every mistake of the runs' configurations, or what they differ in besides the data."""
+    runs, problems = {}, []
+    for name in study.conditions:
+        try:
+            runs[name] = planned_run(study, name, study.seeds[0])
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    check_contract(runs, study.allow_differences)
+
+
+def _find_places(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The values of a study file with its relative paths made relative to the working folder."""
+    return map_places(values, Slot(StudyConfig), lambda text: _find(text, folder))
+
+
+def _find(text: str, folder: Path) -> str:
+    try:
+        here, there = Path(expand_home(text)), folder / expand_home(text)
+        if here.is_absolute() or not there.exists():
+            return text
+        if here.exists() and not here.samefile(there):
+            raise UserError(f"{text} is in the study file's folder and in the working folder; name the one that is "
+                            f"meant by its whole path: {there.absolute()} or {here.absolute()}")
+        return text if here.exists() else str(there)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        return text  # no path at all: told where the value is checked
 
 
 def planned_run(study: StudyConfig, condition: str, seed: int) -> RunConfig:

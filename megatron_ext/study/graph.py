@@ -16,7 +16,8 @@ from typing import Any
 from megatron_ext.artifacts import hash_json, reference
 from megatron_ext.config import ParallelConfig, RunConfig
 from megatron_ext.errors import UserError
-from megatron_ext.study.config import BASE, REWRITES, StudyConfig, planned_run
+from megatron_ext.study.config import REWRITES, StudyConfig, planned_run
+from megatron_ext.study.names import BASE
 
 _UNSEEN = ("checkpoint", "logging")  # sections of a run that change nothing that it computes
 STAGES = ("model", "select", "rewrite", "tokenize", "import", "run", "export", "evaluate", "compare")

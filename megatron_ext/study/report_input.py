@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext.artifacts import Artifact, write_json
-from megatron_ext.study.config import BASE, StudyConfig
+from megatron_ext.study.config import StudyConfig
 from megatron_ext.study.graph import Node
 from megatron_ext.study.job_settings import GpuJob
 from megatron_ext.study.jobs import FETCHED_HERE
+from megatron_ext.study.names import BASE
 from megatron_ext.study.runner import stage_seconds
 
 

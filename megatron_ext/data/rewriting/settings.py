@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from megatron_ext.data.rewriting.engines.interface import EngineName, Sampling
 from megatron_ext.data.rewriting.engines.open import OpenaiSettings, VllmSettings
-from megatron_ext.data.rewriting.prompts import Order
+from megatron_ext.data.rewriting.prompts import Order, load_prompts
 from megatron_ext.settings import Settings
 
 Count = Annotated[int, Field(ge=1)]
@@ -66,7 +66,7 @@ class RewriteSettings(Settings):
     """Processes that split documents and check answers beside the engine; none: 2, and 0 for engine transformers."""
     retries: int = Field(1, ge=0)
     """How often a failed chunk is asked for again, with another seed."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Decides the choice of documents and what is drawn."""
 
     @field_validator("styles")
@@ -75,6 +75,16 @@ class RewriteSettings(Settings):
         if len(set(styles)) < len(styles):
             raise ValueError("a style is named twice")
         return styles
+
+    @model_validator(mode="after")
+    def _engine_and_styles_are_there(self) -> RewriteSettings:
+        from megatron_ext.data.rewriting.checks import load_thresholds
+
+        load_prompts(self.styles, self.prompts_folder)
+        load_thresholds(self.styles, self.thresholds_file)
+        if self.engine == "openai" and not self.openai.base_url.startswith(("http://", "https://")):
+            raise ValueError(f"openai.base_url = {self.openai.base_url!r} must begin with http:// or https://")
+        return self
 
     @property
     def num_helpers(self) -> int:

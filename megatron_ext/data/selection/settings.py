@@ -6,12 +6,13 @@ import keyword
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from megatron_ext.data.documents import FIELDS
 from megatron_ext.data.selection.near_duplicates import NearDuplicates
+from megatron_ext.data.selection.rules import parse_rule
 from megatron_ext.data.tokenizers import EncoderName
-from megatron_ext.settings import Settings
+from megatron_ext.settings import Place, Settings
 
 _RESERVED = (*FIELDS, "reason")
 
@@ -19,7 +20,7 @@ _RESERVED = (*FIELDS, "reason")
 class SelectSettings(Settings):
     """Settings of the selecting stage."""
 
-    corpus: str
+    corpus: Place
     """File or folder of .parquet, .jsonl, .jsonl.gz, .jsonl.zst shards, a documents artifact, or a data set of the
     Hugging Face hub, which is streamed: `hf://owner/name`, with `?config=…&split=…&revision=…` where needed."""
     tokenizer: Path | None
@@ -87,6 +88,13 @@ class SelectSettings(Settings):
                 raise ValueError(f"{name!r} cannot be the name of a score: use a word that is not "
                                  f"{', '.join(_RESERVED)}")
         return scores
+
+    @field_validator("rule")
+    @classmethod
+    def _rule_is_one(cls, rule: str | None, info: ValidationInfo) -> str | None:
+        if rule is not None and "scores" in info.data:
+            parse_rule(rule, info.data["scores"])
+        return rule
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> SelectSettings:

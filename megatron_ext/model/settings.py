@@ -1,0 +1,72 @@
+"""Settings of importing, exporting and proving parity; here, so that reading them needs neither torch nor megatron."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from megatron_ext.config import ParallelConfig
+from megatron_ext.settings import Settings
+
+
+class ImportSettings(Settings):
+    """What is imported."""
+
+    model: Path
+    """Hugging Face folder: config.json, safetensors, tokenizer."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Layout under which the checkpoint is loaded to prove parity; any other loads it as well."""
+    dtype: Literal["keep", "float32", "bfloat16"] = "keep"
+    """Type of the checkpoint's weights; `keep`: that of the folder."""
+    parity: bool = True
+    """Prove that the checkpoint, loaded by megatron-core under the layout, gives the logits of transformers."""
+    parity_positions: int = Field(default=512, gt=1)
+    """Token positions over which the logits are compared."""
+
+
+class ExportSettings(Settings):
+    """What is exported."""
+
+    checkpoint: Path
+    """Megatron checkpoint, an artifact: `<run>/checkpoints/iter_…`, or one made by tools.import_hf; the file
+    `<run>/checkpoints/latest`: the newest."""
+    follow: bool = False
+    """`checkpoint` is a run: export each of its checkpoints as it appears, until the run is finished, into a folder of
+    the checkpoint's name."""
+    poll_seconds: float = Field(default=30.0, gt=0)
+    """How often `follow` looks for a new checkpoint, seconds."""
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    """Type of the exported weights; `keep`: that of the checkpoint."""
+    max_file_gigabytes: float = Field(default=5.0, gt=0)
+    """Weights are split into files of at most this size, in 10^9 bytes."""
+    parity: bool = True
+    """Prove that the exported folder gives the logits of the checkpoint before it is published."""
+    parity_positions: int = Field(default=512, gt=1)
+    """Token positions over which the logits are compared."""
+
+
+class ParitySettings(Settings):
+    """What is compared: the logits of `model` in transformers with its own in megatron-core, or with another's."""
+
+    model: Path
+    """Hugging Face folder: the reference, computed by transformers."""
+    checkpoint: Path | None = None
+    """Megatron checkpoint to compare with; without it the weights of `model` are imported."""
+    other: Path | None = None
+    """Another Hugging Face folder to compare with, instead of megatron-core."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Layout of the Megatron model: that of the training run."""
+    layer_implementation: Literal["local", "transformer_engine"] = "local"
+    """Implementation of the Megatron model's layers."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that the compared model computes in (the reference: float32); limits are tight in float32 alone."""
+    positions: int = Field(default=512, gt=1)
+    """Token positions over which the logits are compared."""
+
+    @model_validator(mode="after")
+    def _one_comparison(self) -> ParitySettings:
+        if self.checkpoint is not None and self.other is not None:
+            raise ValueError("give checkpoint or other, not both")
+        return self

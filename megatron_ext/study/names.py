@@ -1,0 +1,88 @@
+"""The names of a study: what each refers to must be there, and be one thing."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from megatron_ext.config import RunConfig
+from megatron_ext.settings_types import dotted_keys
+from megatron_ext.study.contract import FREE
+
+if TYPE_CHECKING:
+    from megatron_ext.study.config import StudyConfig
+
+BASE = "base"
+"""Name of the untrained base model among the conditions."""
+_MAX_LISTED = 12
+_NAME = re.compile(r"[\w-]+")
+
+
+def name_problems(study: StudyConfig) -> Iterator[str]:
+    """One line for each name that refers to nothing, to two things, or cannot be a name."""
+    yield from _source_problems(study)
+    yield from _condition_problems(study)
+    yield from _evaluation_problems(study)
+    yield from (f"seeds: {seed} is there twice; the same run would count as two" for seed in _twice(study.seeds))
+    if not any(sign.isalnum() for sign in study.name):
+        yield f"name = {study.name!r} must have a letter or digit"
+
+
+def _source_problems(study: StudyConfig) -> Iterator[str]:
+    for name, rewriter in study.rewriters.items():
+        where = "rewriter" if rewriter is study.rewriter else f"more_rewriters.{name}"
+        yield from _unknown(f"{where}.subsets", rewriter.subsets, study.subsets, "subset")
+    for name, part in study.style_sources.items():
+        where = f"style_sources.{name}"
+        yield from _unknown(f"{where}.rewrites", [part.rewrites], study.rewritten_sources, "rewritten source")
+        if part.rewrites in study.rewritten_sources:
+            _, rewriter_name = study.rewritten_sources[part.rewrites]
+            yield from _unknown(f"{where}.styles", part.styles, study.styles_of(rewriter_name), "style of its rewriter")
+    yield from (f"{name!r} cannot be a name: letters, digits, _ and - alone"
+                for name in [*study.sources, *study.conditions] if not _NAME.fullmatch(name))
+    yield from (f"{name!r} names two sources; rename a subset, rewriter or style source"
+                for name in _twice(study.sources))
+    yield from _unknown("validation_sources", study.validation_sources, study.sources, "source")
+
+
+def _condition_problems(study: StudyConfig) -> Iterator[str]:
+    for condition, settings in study.conditions.items():
+        yield from _unknown(f"conditions.{condition}.sources", settings.sources, study.sources, "source")
+        yield from (f"conditions.{condition}.overrides: {key} = {value!r} differs from the other conditions; "
+                    "conditions may differ in their data alone: remove it, or list the key in allow_differences"
+                    for key, value in settings.overrides.items() if key not in study.allow_differences)
+    if BASE in study.conditions:
+        yield f"conditions: {BASE!r} names the untrained base model; choose another name"
+    seen: dict[str, str] = {}
+    for condition, settings in study.conditions.items():
+        first = seen.setdefault(repr(settings), condition)
+        if first != condition:
+            yield f"conditions {first!r} and {condition!r} are equal: nothing could differ; change one, or use seeds"
+    known = [key for key in dotted_keys(RunConfig) if key not in FREE]
+    yield from _unknown("allow_differences", study.allow_differences, known, "key of the run configuration")
+
+
+def _evaluation_problems(study: StudyConfig) -> Iterator[str]:
+    evaluation = study.evaluation
+    yield from _unknown("evaluation.baseline", [evaluation.baseline], study.conditions, "condition")
+    known = [BASE, *study.conditions]
+    for name, conditions in evaluation.interactions.items():
+        yield from _unknown(f"evaluation.interactions.{name}", conditions, known, "condition")
+        if len(set(conditions)) != 4 or len(conditions) != 4:
+            yield f"evaluation.interactions.{name}: needs four conditions [a, b, c, d] for (a - b) - (c - d)"
+
+
+def _unknown(key: str, names: Iterable[str], known: Iterable[str], what: str) -> Iterator[str]:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            mend = (f"; did you mean {near[0]!r}?" if near and len(known) > _MAX_LISTED else
+                    f" ({', '.join(known[:_MAX_LISTED]) or 'none'}{', …' if len(known) > _MAX_LISTED else ''})")
+            yield f"{key}: {name!r} is no {what}{mend}"
+
+
+def _twice(names: Sequence[str] | Sequence[int]) -> list[str] | list[int]:
+    return sorted({name for name in names if names.count(name) > 1})  # type: ignore[type-var]

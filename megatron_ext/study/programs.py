@@ -1,0 +1,29 @@
+"""Which settings each program of a study takes: the one table from which a study file and its stages are checked."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+from megatron_ext.settings import Settings
+
+PROGRAMS = {
+    "tools.fetch_model": "megatron_ext.data.model_folder:ModelSettings",
+    "tools.select_corpus": "megatron_ext.data.selection.settings:SelectSettings",
+    "tools.rewrite_corpus": "megatron_ext.data.rewriting.settings:RewriteSettings",
+    "tools.tokenize_corpus": "megatron_ext.data.tokenization:TokenizeSettings",
+    "tools.check_parity": "megatron_ext.model.settings:ParitySettings",
+    "tools.export_hf": "megatron_ext.model.settings:ExportSettings",
+    "megatron_ext.train": "megatron_ext.config:RunConfig",
+    "evaluation.run_poeta": "evaluation.poeta.run:PoetaSettings",
+    "evaluation.compare": "evaluation.compare:CompareSettings",
+    "evaluation.report": "evaluation.report.page:ReportSettings",
+}
+"""Program -> place of its settings class; imported when it is asked for, none of them needs torch."""
+
+
+@cache
+def settings_of(program: str) -> type[Settings]:
+    """The settings class of a program of a study."""
+    module, _, name = PROGRAMS[program].partition(":")
+    return getattr(import_module(module), name)
