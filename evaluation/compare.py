@@ -10,7 +10,7 @@ import math
 import sys
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -19,21 +19,23 @@ from evaluation import verdicts
 from evaluation.categories import read_categories
 from evaluation.contrasts import Contrasts
 from evaluation.curves import score_curves
-from evaluation.matched import MatchedTask, load_evaluations, match_tasks
+from evaluation.matched import MatchedTask, load_evaluations, match_tasks, uneven_changes
 from evaluation.statistics import holm, settle
-from megatron_ext.artifacts import Artifact, produce, write_json
+from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.errors import exit_on_user_error
-from megatron_ext.settings import Settings, parse_stage_arguments
+from megatron_ext.identity import PLACE
+from megatron_ext.settings import parse_stage_arguments
+from megatron_ext.stage import StageSettings, make_artifact
 
 GROUPS = ("all", "native", "translated")
 Categories = dict[str, list[str]]
 """Category -> tasks."""
 
 
-class CompareSettings(Settings):
+class CompareSettings(StageSettings):
     """What is compared with what."""
 
-    evaluations: dict[str, list[Path]]
+    evaluations: Annotated[dict[str, list[Path]], PLACE]
     """Condition -> evaluation folders, one a seed."""
     baseline: str
     """Condition that the others are compared with first."""
@@ -41,12 +43,14 @@ class CompareSettings(Settings):
     """Name -> conditions [a, b, c, d]: is a - b another difference than c - d?"""
     given: list[str] = Field(default_factory=lambda: ["base"])
     """Conditions that are a given model, not a training run: no seed could have changed them."""
-    categories: Path | None = None
+    categories: Annotated[Path | None, PLACE] = None
     """YAML file: category -> tasks; none: the one that is shipped."""
-    along_training: dict[str, dict[int, list[Path]]] = Field(default_factory=dict)
+    along_training: Annotated[dict[str, dict[int, list[Path]]], PLACE] = Field(default_factory=dict)
     """Condition -> tokens seen -> evaluations of the checkpoints there, one a seed: curves of NPM over tokens."""
     matched_by: Literal["tokens", "documents", "compute"] = "tokens"
     """What the trained conditions had equally much of, stated with every verdict."""
+    missing: list[str] = Field(default_factory=list)
+    """What was to be compared, too: conditions, or seeds of them, that were not evaluated."""
     num_resamples: int = Field(default=10_000, ge=200)
     """Bootstrap resamples, and permutations of the test."""
     seed: int = Field(default=0, ge=0)
@@ -73,9 +77,8 @@ def compare(settings: CompareSettings, output: Path) -> Artifact:
 
     Raises UserError when the evaluations differ in profile, data, tasks, limits or any prompt.
     """
-    request = settings.model_dump(mode="json", exclude={"evaluations", "along_training", "categories"})
-    request["conditions"] = {name: len(folders) for name, folders in settings.evaluations.items()}
-    request["categories"] = read_categories(settings.categories)
+    more = {"conditions": {name: len(folders) for name, folders in settings.evaluations.items()},
+            "categories": read_categories(settings.categories)}
     inputs = {f"{name}/{position}": folder
               for name, folders in settings.evaluations.items() for position, folder in enumerate(folders)}
     inputs |= {f"{name}/{tokens} tokens/{position}": folder for name, points in settings.along_training.items()
@@ -86,7 +89,7 @@ def compare(settings: CompareSettings, output: Path) -> Artifact:
         write_json(folder / "comparison.json", _without_nan(comparison))
         return {"items": comparison["num_items"], "tasks": len(comparison["tasks"]), "models": len(inputs)}
 
-    return produce(output, kind="comparison", settings=request, inputs=inputs, make=make)
+    return make_artifact(output, kind="comparison", settings=settings, more=more, inputs=inputs, make=make)
 
 
 def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
@@ -109,6 +112,7 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
         "num_resamples": settings.num_resamples,
         "baseline": settings.baseline,
         "matched_by": settings.matched_by,
+        "missing": settings.missing,
         "categories": {name: [task.name for task in study.named(tasks)] for name, tasks in categories.items()},
         "conditions": {name: _describe_condition(study, name, categories) for name in settings.evaluations},
         "differences": _differences(study, settings, categories),
@@ -116,7 +120,8 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
         "curves": score_curves(evaluations, settings.along_training, settings.given, settings.num_resamples,
                                settings.seed),
         "caveats": verdicts.caveats(num_items=study.num_items, num_tasks=len(study.tasks), data=results["data"],
-                                    min_seeds=min_seeds, profile=results["profile"], deviations=results["deviations"]),
+                                    min_seeds=min_seeds, profile=results["profile"], deviations=results["deviations"],
+                                    missing=settings.missing, changes=uneven_changes(evaluations)),
     }
 
 

@@ -37,6 +37,8 @@ class Evaluation:
     """Task -> its rows of examples.jsonl, ordered by doc_id."""
     limit: Any
     """Items a task at most, as the evaluation was asked for."""
+    changes: list[dict[str, Any]]
+    """Settings that were changed while its model was trained: iteration, key, before, now."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,17 @@ def _load(condition: str, position: int, folder: Path, is_trained: bool) -> Eval
     for rows in examples.values():
         rows.sort(key=lambda row: row["doc_id"])
     return Evaluation(f"{condition} (model {position + 1})", Model(condition, is_trained), folder, results, examples,
-                      artifact.settings.get("limit"))
+                      artifact.settings.get("limit"), artifact.counts.get("changes", []))
+
+
+def uneven_changes(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What was changed on the way in some trained models and not, or not then, in all others."""
+    told = {evaluation.name: {(one["iteration"], one["key"], str(one["before"]), str(one["now"]))
+                              for one in evaluation.changes}
+            for evaluation in evaluations if evaluation.model.is_trained}
+    in_all = set.intersection(*told.values()) if told else set()
+    return [f"{name}: {key} from {before} to {now} after iteration {iteration:,}"
+            for name, changes in told.items() for iteration, key, before, now in sorted(changes - in_all)]
 
 
 def _mismatches(first: Evaluation, other: Evaluation) -> list[str]:

@@ -13,22 +13,24 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from evaluation.contrasts import Contrasts
 from evaluation.matched import load_evaluations, match_tasks
 from evaluation.statistics import minimum_detectable_effect
-from megatron_ext.artifacts import Artifact, produce, write_json
+from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.errors import UserError, exit_on_user_error
-from megatron_ext.settings import Settings, parse_stage_arguments
+from megatron_ext.identity import PLACE
+from megatron_ext.settings import parse_stage_arguments
+from megatron_ext.stage import StageSettings, make_artifact
 
 
-class PowerSettings(Settings):
+class PowerSettings(StageSettings):
     """What is planned."""
 
-    evaluation: Path
+    evaluation: Annotated[Path, PLACE]
     """Evaluation of the model before training, with the tasks and limits of the study."""
     num_seeds: int = Field(default=1, ge=1)
     """Training runs a condition."""
@@ -52,8 +54,7 @@ def plan_power(settings: PowerSettings, output: Path) -> Artifact:
         write_json(folder / "power.json", power)
         return power["minimum_detectable"]
 
-    request = settings.model_dump(mode="json", exclude={"evaluation"})
-    return produce(output, kind="power", settings=request, inputs={"evaluation": settings.evaluation}, make=make)
+    return make_artifact(output, kind="power", settings=settings, inputs={"evaluation": settings.evaluation}, make=make)
 
 
 def detectable_effects(settings: PowerSettings) -> dict[str, Any]:

@@ -70,6 +70,19 @@ def roles_by_key(cls: type[Settings], inherited: Role = DECIDING, prefix: str = 
             yield from roles_by_key(section, role, f"{prefix}{name}.{'*.' if many else ''}")
 
 
+def role_at(cls: type[Settings], key: str) -> Role:
+    """The role of the setting at a dotted key."""
+    role, section = DECIDING, cls
+    for part in key.split("."):
+        if section is None:
+            break
+        field = section.model_fields.get(part)
+        if field is not None:  # else the key of a dictionary of sections
+            role = role_of(field) or role
+            section, _ = section_of(field.annotation)
+    return role
+
+
 def section_of(annotation: Any) -> tuple[type[Settings] | None, bool]:
     """The settings class in a field's type, and whether the field holds many of them (a list or dict)."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):

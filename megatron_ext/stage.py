@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+
+from pydantic import ValidationError
 
 from megatron_ext.artifacts import Artifact, produce
 from megatron_ext.identity import WATCHING, of_roles, with_roles
@@ -31,8 +33,9 @@ def make_artifact(
     produce: Callable[..., Any] = produce,
 ) -> Artifact:
     """`produce` for a stage: its request is its deciding settings, and `more` that follows from them and decides."""
+    of_older = partial(as_today, type(settings), more=frozenset(more or {}))
     return produce(output, kind=kind, settings=request_settings(settings, more), inputs=inputs, make=make,
-                   beside=beside, restart=settings.restart, of_older=partial(as_today, type(settings)))
+                   beside=beside, restart=settings.restart, of_older=of_older)
 
 
 def request_settings(settings: Settings, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -40,10 +43,21 @@ def request_settings(settings: Settings, more: Mapping[str, Any] | None = None) 
     return {**with_roles(settings), **(more or {})}
 
 
-def as_today(cls: type[Settings], settings: Mapping[str, Any]) -> dict[str, Any]:
+def as_today(cls: type[Settings], settings: Mapping[str, Any], more: Collection[str] = ()) -> dict[str, Any]:
     """An older version's settings of a request as today's: what decides no more is left out, what is new as by default.
 
-    What is no setting of the class follows from settings, and stays.
+    Args:
+        more: keys that follow from settings and places, as `make_artifact` got them.
     """
-    return {**of_roles(cls, settings, defaults=True),
-            **{key: value for key, value in settings.items() if key not in cls.model_fields}}
+    return {**of_roles(cls, _normalised(cls, settings), defaults=True),
+            **{key: value for key, value in settings.items() if key in more or key not in cls.model_fields}}
+
+
+def _normalised(cls: type[Settings], settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings in the form that today's class gives them, as far as it takes them."""
+    places = {name: "." for name, field in cls.model_fields.items() if field.is_required() and name not in settings}
+    values = places | {key: value for key, value in settings.items() if key in cls.model_fields}
+    try:
+        return {**settings, **cls.model_validate(values).model_dump(mode="json")}
+    except ValidationError:
+        return settings

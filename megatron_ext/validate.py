@@ -1,7 +1,8 @@
 """Held-out loss of a model or checkpoint on validation splits; any source, whatever the model was trained on.
 
-    torchrun --nproc-per-node 2 -m megatron_ext.validate --output work/held_out checkpoint=run/checkpoints/iter_0000100 \
-        sources='{high: work/high_bin}' parallel.pipeline_model_parallel_size=2
+    torchrun --nproc-per-node 2 -m megatron_ext.validate --output work/held_out \
+        checkpoint=run/checkpoints/iter_0000100 sources='{high: work/high_bin}' \
+        parallel.pipeline_model_parallel_size=2
 """
 
 from __future__ import annotations

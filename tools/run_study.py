@@ -25,9 +25,15 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     study = load_study(arguments.study, arguments.overrides)
     nodes = build_graph(study)
-    num_run = run_nodes(nodes, arguments.work)
-    record = write_study_record(study, nodes, arguments.work)
-    report = run_report(record, arguments.work)
+    outcome = run_nodes(nodes, arguments.work)
+    report = None
+    if any(node.kind == "comparison" for node in outcome.nodes):
+        report = run_report(write_study_record(study, nodes, arguments.work), arguments.work)
+    if outcome.failures and report:
+        print(f"\nreport of what is there: {report / 'report.html'}", flush=True)
+    outcome.require_all()
+    assert report is not None
+    num_run = outcome.num_run
     duration = format_seconds(time.monotonic() - started)
     print(f"\nstudy {study.name}: " + (f"{num_run} stages ran in {duration}" if num_run
                                        else "nothing to do, everything is up to date"))

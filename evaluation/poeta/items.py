@@ -7,26 +7,27 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from evaluation.poeta.families import load_task
 from evaluation.poeta.sources import find_raw_data, open_raw_data
 from evaluation.poeta.table import TaskSpec, expand_names, task_spec
-from megatron_ext.artifacts import Artifact, produce
+from megatron_ext.artifacts import Artifact
 from megatron_ext.errors import UserError
-from megatron_ext.settings import Settings
+from megatron_ext.identity import PLACE, WATCHING
+from megatron_ext.stage import StageSettings, make_artifact
 
 ITEMS = "items.jsonl"
 
 
-class ItemsSettings(Settings):
+class ItemsSettings(StageSettings):
     """Which test items are written."""
 
     tasks: tuple[str, ...] = ("all",)
     """Official names of tasks; `all`: the 44."""
-    data: Path | None = None
+    data: Annotated[Path | None, PLACE] = None
     """Folder of raw data that is looked at first; none: the environment variable POETA_DATA."""
-    allow_download: bool = True
+    allow_download: Annotated[bool, WATCHING] = True
     """Whether raw data may be fetched from its public sources."""
 
 
@@ -53,7 +54,8 @@ def write_items(settings: ItemsSettings, output: Path) -> Artifact:
         os.replace(temporary, folder / ITEMS)
         return {"items": {name: len(rows) for name, rows in items.items()}, "tasks_without_data": missing}
 
-    return produce(output, kind="poeta_items", settings={"tasks": list(found)}, inputs=inputs, make=make)
+    return make_artifact(output, kind="poeta_items", settings=settings, more={"tasks": list(found)}, inputs=inputs,
+                         make=make)
 
 
 def _items(spec: TaskSpec, places: Any) -> Iterator[dict[str, str]]:

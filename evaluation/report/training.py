@@ -13,6 +13,7 @@ from evaluation.report.record import StudyRecord, label
 from evaluation.report.scales import source_colors
 from megatron_ext.artifacts import Artifact
 
+BASE = "base"
 _DATA_KEYS = ("output", "data.sources", "validation.sources", "model.hf_folder")
 _SHOWN = {
     "data.seq_length": "sequence length, tokens", "train.budget_tokens": "budget, tokens",
@@ -40,7 +41,7 @@ def training_section(record: StudyRecord) -> dict[str, Any] | None:
         "contract": _contract(record, runs),
         "exposure": [{"condition": label(condition), "source": label(name), **values}
                      for condition, seeds in exposure.items() for name, values in seeds[0].items()],
-        "losses": _losses(metrics),
+        "losses": _held_out(record) or _losses(metrics),
         "curves": {condition: [_curves(rows) for rows in seeds] for condition, seeds in metrics.items()},
         "speed": [{"condition": label(condition), "tokens_per_second": _median_speed(seeds)}
                   for condition, seeds in metrics.items()],
@@ -98,6 +99,23 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _held_out(record: StudyRecord) -> dict[str, Any] | None:
+    """Held-out loss of each source before and after training, mean over seeds, as the stage of its own measured it."""
+    measured = {name: artifact.counts["sources"] for name, artifact in record.named("held_out").items()}
+    if BASE not in measured:
+        return None
+    before, table = measured[BASE], []
+    for condition in record.conditions:
+        after = [measured[name] for seed in record.seeds(condition)
+                 if (name := f"{condition}/seed{seed}") in measured]
+        if after:
+            sources = [name for name in before if all(name in one for one in after)]
+            table.append({"condition": label(condition), "sources": {name: {
+                key: {"before": before[name][key], "after": _mean(one[name][key] for one in after)}
+                for key in ("nats_per_token", "bits_per_byte")} for name in sources}})
+    return {"sources": list(before), "rows": table}
+
+
 def _losses(metrics: Mapping[str, list[list[dict[str, Any]]]]) -> dict[str, Any]:
     """Held-out loss of each source before and after training, mean over seeds."""
     table = []
@@ -116,7 +134,7 @@ def _losses(metrics: Mapping[str, list[list[dict[str, Any]]]]) -> dict[str, Any]
 def _curves(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Training loss over tokens, and held-out bits per byte of each source."""
     train = [row for row in rows if row["event"] == "train"]
-    tokens = {row["iteration"]: row["tokens"] for row in train} | {0: 0}
+    tokens = {row["iteration"]: row["tokens"] for row in rows if "tokens" in row} | {0: 0}
     validation = [row for row in rows if row["event"] == "validation"]
     sources = validation[0]["sources"] if validation else {}
     return {

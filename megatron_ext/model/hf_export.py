@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ext.artifacts import Artifact, produce, write_json
+from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.errors import UserError
 from megatron_ext.model.checkpoint_reader import CheckpointReader
 from megatron_ext.model.held_checkpoint import (
@@ -25,6 +25,7 @@ from megatron_ext.model.hf_config import Architecture, read_architecture
 from megatron_ext.model.hf_files import Piece, copy_hf_metadata, write_hf_weights
 from megatron_ext.model.mappings import Row, Table, Vocab, in_model_order, megatron_shapes, weight_table
 from megatron_ext.model.settings import ExportSettings
+from megatron_ext.stage import make_artifact
 
 HF_METADATA = "hf"
 """Folder in a checkpoint with the config and tokenizer files of the model that training began from."""
@@ -70,13 +71,11 @@ def _export_one(settings: ExportSettings, checkpoint: Path, output: Path) -> Art
                 if not verdict.passed:
                     _forget_weights(folder)
                 counts["parity"] = verdict.require().as_dict()
-        return counts
+        return counts | ({"changes": changes} if changes else {})
 
     with gone_if_deleted(checkpoint):
-        Artifact.open(checkpoint, kind="checkpoint")
-        return produce(output, kind="hf_model",
-                       settings=settings.model_dump(mode="json", exclude={"checkpoint", "follow", "poll_seconds"}),
-                       inputs={"checkpoint": checkpoint}, make=make)
+        changes = Artifact.open(checkpoint, kind="checkpoint").counts.get("changes", [])
+        return make_artifact(output, kind="hf_model", settings=settings, inputs={"checkpoint": checkpoint}, make=make)
 
 
 def _forget_weights(folder: Path) -> None:

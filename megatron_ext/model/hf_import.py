@@ -25,6 +25,7 @@ from megatron_ext.model.hf_weights import check_names, check_shapes
 from megatron_ext.model.mappings import Row, Shard, Vocab, in_model_order, megatron_shapes, weight_table
 from megatron_ext.model.megatron_parity import check_chunks
 from megatron_ext.model.settings import ImportSettings
+from megatron_ext.stage import make_artifact
 
 
 def import_hf(settings: ImportSettings, output: Path) -> Artifact | None:
@@ -33,9 +34,8 @@ def import_hf(settings: ImportSettings, output: Path) -> Artifact | None:
     Raises UserError when the model is not supported, damaged or cannot be split; ParityError when the logits differ.
     """
     check_layout(read_architecture(settings.model), settings.parallel)
-    return produce_together(
-        output, kind="checkpoint", settings=settings.model_dump(mode="json", exclude={"model"}),
-        inputs={"model": settings.model}, make=lambda folder: _import(settings, folder))
+    return make_artifact(output, kind="checkpoint", settings=settings, inputs={"model": settings.model},
+                         make=lambda folder: _import(settings, folder), produce=produce_together)
 
 
 def write_megatron_checkpoint(hf_folder: Path, folder: Path, dtype: str = "keep") -> dict[str, Any]:

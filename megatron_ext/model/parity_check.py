@@ -16,6 +16,7 @@ from megatron_ext.model.hf_weights import load_hf_weights
 from megatron_ext.model.megatron_parity import check_chunks
 from megatron_ext.model.parity import Parity, check_hf_folders
 from megatron_ext.model.settings import ParitySettings
+from megatron_ext.stage import make_artifact
 
 VERDICT = "parity.json"
 
@@ -37,9 +38,9 @@ def check_parity(settings: ParitySettings, output: Path) -> Artifact | None:
             write_json(folder / VERDICT, verdict.as_dict())
         return verdict.as_dict()
 
-    return produce_together(
-        output, kind="parity", settings=settings.model_dump(mode="json", exclude=set(places)),
-        inputs={name: place for name, place in places.items() if place is not None}, make=make)
+    return make_artifact(
+        output, kind="parity", settings=settings, make=make, produce=produce_together,
+        inputs={name: place for name, place in places.items() if place is not None})
 
 
 def _compare(settings: ParitySettings) -> Parity:

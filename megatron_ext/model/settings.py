@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from megatron_ext.config import ParallelConfig
-from megatron_ext.settings import Settings
+from megatron_ext.identity import LAYOUT, PLACE, WATCHING
+from megatron_ext.stage import StageSettings
 
 
-class ImportSettings(Settings):
+class ImportSettings(StageSettings):
     """What is imported."""
 
-    model: Path
+    model: Annotated[Path, PLACE]
     """Hugging Face folder: config.json, safetensors, tokenizer."""
-    parallel: ParallelConfig = ParallelConfig()
+    parallel: Annotated[ParallelConfig, LAYOUT] = ParallelConfig()
     """Layout under which the checkpoint is loaded to prove parity; any other loads it as well."""
     dtype: Literal["keep", "float32", "bfloat16"] = "keep"
     """Type of the checkpoint's weights; `keep`: that of the folder."""
@@ -26,16 +27,16 @@ class ImportSettings(Settings):
     """Token positions over which the logits are compared."""
 
 
-class ExportSettings(Settings):
+class ExportSettings(StageSettings):
     """What is exported."""
 
-    checkpoint: Path
+    checkpoint: Annotated[Path, PLACE]
     """Megatron checkpoint, an artifact: `<run>/checkpoints/iter_…`, or one made by tools.import_hf; the file
     `<run>/checkpoints/latest`: the newest."""
-    follow: bool = False
+    follow: Annotated[bool, WATCHING] = False
     """`checkpoint` is a run: export each of its checkpoints as it appears, until the run is finished, into a folder of
     the checkpoint's name."""
-    poll_seconds: float = Field(default=30.0, gt=0)
+    poll_seconds: Annotated[float, WATCHING] = Field(default=30.0, gt=0)
     """How often `follow` looks for a new checkpoint, seconds."""
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     """Type of the exported weights; `keep`: that of the checkpoint."""
@@ -47,14 +48,17 @@ class ExportSettings(Settings):
     """Token positions over which the logits are compared."""
 
 
-class ParitySettings(Settings):
-    """What is compared: the logits of `model` in transformers with its own in megatron-core, or with another's."""
+class ParitySettings(StageSettings):
+    """What is compared: the logits of `model` in transformers with its own in megatron-core, or with another's.
 
-    model: Path
+    Here the layout decides: the proof is of the layout that will train.
+    """
+
+    model: Annotated[Path, PLACE]
     """Hugging Face folder: the reference, computed by transformers."""
-    checkpoint: Path | None = None
+    checkpoint: Annotated[Path | None, PLACE] = None
     """Megatron checkpoint to compare with; without it the weights of `model` are imported."""
-    other: Path | None = None
+    other: Annotated[Path | None, PLACE] = None
     """Another Hugging Face folder to compare with, instead of megatron-core."""
     parallel: ParallelConfig = ParallelConfig()
     """Layout of the Megatron model: that of the training run."""

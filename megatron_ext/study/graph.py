@@ -7,20 +7,23 @@ run, it names the output folder, and nodes that several conditions share are one
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.artifacts import hash_json, reference
+from megatron_ext.artifacts import hash_json, partial_folder, reference
 from megatron_ext.config import ParallelConfig, RunConfig
 from megatron_ext.errors import UserError
+from megatron_ext.identity import WATCHING, role_at, with_roles
+from megatron_ext.settings import validate
 from megatron_ext.study.config import REWRITES, StudyConfig, planned_run
 from megatron_ext.study.names import BASE
+from megatron_ext.study.older import made_by_older_version
+from megatron_ext.study.programs import settings_of
 
-_UNSEEN = ("checkpoint", "logging")  # sections of a run that change nothing that it computes
-STAGES = ("model", "select", "rewrite", "tokenize", "import", "run", "export", "evaluate", "compare")
+STAGES = ("model", "select", "rewrite", "tokenize", "import", "run", "validate", "export", "evaluate", "compare")
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,19 @@ class Node:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of what is asked for; equal requests have equal identities."""
-        settings = {key: value for key, value in self.settings.items() if self.kind != "run" or key not in _UNSEEN}
-        return hash_json([self.kind, self.program, settings,
-                          {key: _identity(value) for key, value in self.inputs.items()}])
+        """Hash of what is asked for: the deciding settings, defaults included, and the inputs' identities."""
+        return hash_json([self.kind, self.program, self.deciding,
+                          {key: _identity(value) for key, value in self.inputs.items()
+                           if role_at(settings_of(self.program), key) is not WATCHING}])
+
+    @cached_property
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what the program makes."""
+        return with_roles(validate(settings_of(self.program), self._filled_in(), where=self.name))
+
+    def _filled_in(self) -> dict[str, Any]:
+        values = self._with_places(lambda value: ["."] * len(value) if isinstance(value, list) else ".")
+        return values | {"output": "."} if "output" in settings_of(self.program).model_fields else values
 
     @property
     def label(self) -> str:
@@ -73,19 +85,30 @@ class Node:
         return [*self.after, *_nodes_of(self)]
 
     def output(self, work: Path) -> Path:
-        """Folder of the artifact."""
-        return work / f"{self.name}-{self.identity[:8]}"
+        """Folder of the artifact: under this identity, or one that an older version made of the same request."""
+        folder = work / f"{self.name}-{self.identity[:8]}"
+        if folder.exists() or partial_folder(folder).exists():
+            return folder
+        return made_by_older_version(self, work) or folder
 
     def config(self, work: Path) -> dict[str, Any]:
         """The program's settings with the places of its inputs filled in."""
+        return self._with_places(lambda value: _places(value, work))
+
+    def _with_places(self, place: Callable[[Input], Any]) -> dict[str, Any]:
         values = copy.deepcopy(self.settings)
         for key, value in self.inputs.items():
             *sections, last = key.split(".")
             target = values
             for section in sections:
                 target = target.setdefault(section, {})
-            target[last] = _places(value, work)
+            target[last] = place(value)
         return values
+
+    def input_references(self, work: Path) -> set[tuple[str, str]] | None:
+        """(kind, content hash) of everything that the node reads; None when some of it is not there."""
+        places = [Path(place) for value in self.inputs.values() for place in _flat_places(value, work)]
+        return {tuple(reference(place).values()) for place in places} if all(map(Path.exists, places)) else None
 
 
 Input = Node | Inside | Path | list[Node]
@@ -98,21 +121,26 @@ def build_graph(study: StudyConfig) -> list[Node]:
     parity = _parity_node(study, base)
     evaluations = {f"evaluations.{BASE}": [_evaluation_node(study, BASE, base)]}
     curves: dict[str, list[Node]] = {}
+    checkpoints: dict[str, Inside] = {}
     for condition in study.conditions:
         points: dict[int, list[Node]] = {}
         for seed in study.seeds:
             run = _run_node(study, condition, seed, base, tokenized, parity)
             tokens_per_iteration = planned_run(study, condition, seed).tokens_per_iteration
             for place, iteration in _evaluated(study, f"{condition}/seed{seed}", condition, seed):
-                node = _evaluation_node(study, place, _export_node(place, run, iteration))
+                checkpoints[place] = Inside(run, f"checkpoints/{checkpoint_name(iteration)}")
+                node = _evaluation_node(study, place, _export_node(place, checkpoints[place]))
                 points.setdefault(iteration * tokens_per_iteration, []).append(node)
         evaluations[f"evaluations.{condition}"] = points[max(points)]
         if len(points) > 1:
             curves |= {f"along_training.{condition}.{tokens}": nodes for tokens, nodes in points.items()}
+    held_out = [_held_out_node(study, BASE, {"model": base}, tokenized)]
+    held_out += [_held_out_node(study, place, {"checkpoint": checkpoint}, tokenized)
+                 for place, checkpoint in checkpoints.items()]
     comparison = Node("compare/conditions", "comparison", "evaluation.compare",
                       study.evaluation.model_dump(include={"baseline", "interactions", "matched_by"}),
                       evaluations | curves)
-    return in_order([*tokenized.values(), comparison])  # a source that no condition uses is still wanted
+    return in_order([*tokenized.values(), *held_out, comparison])  # a source that no condition uses is still wanted
 
 
 def in_order(wanted: Iterable[Node]) -> list[Node]:
@@ -210,15 +238,28 @@ def _run_node(study: StudyConfig, condition: str, seed: int, base: Node, tokeniz
     for name in config.data.sources:
         settings["data"]["sources"][name].pop("path")
         inputs[f"data.sources.{name}.path"] = tokenized[name]
-    for name in settings["validation"].pop("sources"):
-        inputs[f"validation.sources.{name}"] = tokenized[name]
+    settings["validation"].pop("sources")
+    inputs |= {f"validation.sources.{name}": tokenized[name] for name in config.data.sources}
     return Node(f"run/{condition}/seed{seed}", "run", "megatron_ext.train", settings, inputs, (parity,),
                 study.data_parallel_size * config.parallel.context_parallel_size * _num_shards(config.parallel))
 
 
-def _export_node(name: str, run: Node, iteration: int) -> Node:
-    return Node(f"export/{name}", "hf_model", "tools.export_hf", {},
-                {"checkpoint": Inside(run, f"checkpoints/{checkpoint_name(iteration)}")})
+def _held_out_node(study: StudyConfig, name: str, model: dict[str, Input], tokenized: dict[str, Node]) -> Node:
+    """Held-out loss of a model on every source, at the layout of one replica; no run depends on it."""
+    config = planned_run(study, next(iter(study.conditions)), study.seeds[0])
+    parallel = config.parallel.model_copy(update={"context_parallel_size": 1})
+    settings = {
+        "parallel": parallel.model_dump(mode="json"), "dtype": config.model.dtype,
+        "layer_implementation": config.model.layer_implementation, "micro_batch_size": config.train.micro_batch_size,
+        "max_tokens_per_source": config.validation.max_tokens_per_source,
+        **config.data.model_dump(mode="json", include={"seq_length", "document_mask", "reset_positions"})}
+    sources = {f"sources.{name}": tokenized[name] for name in study.validation_sources or study.sources}
+    return Node(f"validate/{name}", "held_out", "megatron_ext.validate", settings, {**model, **sources},
+                processes=_num_shards(parallel))
+
+
+def _export_node(name: str, checkpoint: Inside) -> Node:
+    return Node(f"export/{name}", "hf_model", "tools.export_hf", {}, {"checkpoint": checkpoint})
 
 
 def _evaluation_node(study: StudyConfig, name: str, model: Node) -> Node:
@@ -252,6 +293,11 @@ def _places(value: Input, work: Path) -> Any:
             return str(value.node.output(work) / value.folder)
         case Path():
             return str(value)
+
+
+def _flat_places(value: Input, work: Path) -> list[str]:
+    places = _places(value, work)
+    return places if isinstance(places, list) else [places]
 
 
 def _ancestors(node: Node, seen: set[str] | None = None) -> Iterator[Node]:

@@ -60,15 +60,17 @@ class JobSettings(Settings):
     """Parity of the imported weights; as many processes as a model replica has."""
     run: StageJob = StageJob()
     """Training; nodes and GPUs follow from the layout."""
+    validate_: StageJob = Field(default=StageJob(), alias="validate")
+    """Held-out losses; as many processes as a model replica has."""
     export: StageJob = StageJob()
     """Exporting."""
     evaluate: GpuJob = GpuJob()
     """Evaluating."""
     compare: StageJob = StageJob()
-    """Comparing conditions."""
+    """Kept for older study files: conditions are compared by the job of the page."""
     report: StageJob = StageJob()
-    """The page."""
+    """Comparing the conditions that are there, and the page."""
 
     def of(self, stage: str) -> StageJob:
         """The jobs of a stage by its name."""
-        return getattr(self, "import_" if stage == "import" else stage)
+        return getattr(self, f"{stage}_" if stage in ("import", "validate") else stage)

@@ -21,7 +21,9 @@ from megatron_ext.study.site import Site
 
 FETCHED_HERE = "model"
 """The stage that is run where studies are submitted: a login node has the network, and checks need the models."""
-SCRIPTS = {"run": "train", "import": "import"}
+WITH_THE_PAGE = "compare"
+"""The stage that the page's job runs: only then it is known which conditions are there."""
+SCRIPTS = {"run": "train", "import": "import", "validate": "import"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Job:
     """Variables that the script reads."""
     after: tuple[str, ...] = ()
     """Keys of the jobs that must have succeeded."""
+    whatever: tuple[str, ...] = ()
+    """Keys of the jobs that must have ended, in whatever way."""
     during: str | None = None
     """Key of the training job that saves, while it runs, the checkpoint that this job reads."""
     output: Path | None = None
@@ -56,7 +60,7 @@ class Job:
     @property
     def awaited(self) -> tuple[str, ...]:
         """Keys of all jobs that it waits for."""
-        return (*self.after, *([self.during] if self.during else []))
+        return (*self.after, *self.whatever, *([self.during] if self.during else []))
 
     @property
     def label(self) -> str:
@@ -86,7 +90,7 @@ def plan_jobs(studies: Sequence[PlannedStudy], work: Path, site: Site) -> list[J
     jobs: dict[str, Job] = {}
     for planned in studies:
         for node in planned.nodes:
-            if node.stage != FETCHED_HERE and node.identity not in jobs:
+            if node.stage not in (FETCHED_HERE, WITH_THE_PAGE) and node.identity not in jobs:
                 jobs |= {job.key: job for job in _node_jobs(node, planned.study, work, site)}
         jobs |= {job.key: job for job in [_report_job(planned, work)]}
     return list(jobs.values())
@@ -102,7 +106,8 @@ def _node_jobs(node: Node, study: StudyConfig, work: Path, site: Site) -> list[J
         after = tuple(key for key in after if key != checkpoint.node.identity)
     whole = Job(key=node.identity, name=node.name, script=f"{SCRIPTS.get(node.stage, node.stage)}.sbatch",
                 arguments=arguments[1:] if node.program == TRAIN else arguments, options=options,
-                environment=environment, after=after, during=checkpoint and checkpoint.node.identity,
+                environment=environment | ({"PROGRAM": node.program} if node.kind == "held_out" else {}), after=after,
+                during=checkpoint and checkpoint.node.identity,
                 output=node.output(work), node=node, num_nodes=num_nodes, gpus_per_node=gpus)
     if not isinstance(settings, ArrayJob) or settings.parts == 1:
         return [whole]
@@ -125,16 +130,17 @@ def _early_checkpoint(node: Node) -> Inside | None:
 
 
 def _report_job(planned: PlannedStudy, work: Path) -> Job:
-    needed = {parent.identity for node in planned.nodes for parent in node.parents}
-    last = tuple(node.identity for node in planned.nodes if node.identity not in needed)
+    nodes = [node for node in planned.nodes if node.stage not in (FETCHED_HERE, WITH_THE_PAGE)]
+    needed = {parent.identity for node in nodes for parent in node.parents}
+    last = tuple(node.identity for node in nodes if node.identity not in needed)
     key = hash_json(["report", planned.study.slug, *last])
     return Job(key=key, name=f"report/{planned.study.slug}", script="report.sbatch",
-               arguments=(str(work), planned.study.slug), options=_options(planned.study.jobs.report), after=last)
+               arguments=(str(work), planned.study.slug), options=_options(planned.study.jobs.report), whatever=last)
 
 
 def _resources(node: Node, settings: StageJob, site: Site) -> tuple[tuple[str, ...], dict[str, str], int, int]:
     """(sbatch options, environment, nodes, GPUs a node) of a node's job."""
-    if node.program == TRAIN or node.kind == "parity":
+    if node.program == TRAIN or node.kind in ("parity", "held_out"):
         per_node = min(node.processes, site.processes_per_node)
         if node.processes % per_node:
             raise UserError(f"{node.name}: {node.processes} processes (data_parallel_size x tensor x pipeline) do not "

@@ -15,6 +15,7 @@ PROGRAMS = {
     "tools.check_parity": "megatron_ext.model.settings:ParitySettings",
     "tools.export_hf": "megatron_ext.model.settings:ExportSettings",
     "megatron_ext.train": "megatron_ext.config:RunConfig",
+    "megatron_ext.validate": "megatron_ext.training.settings:HeldOutSettings",
     "evaluation.run_poeta": "evaluation.poeta.run:PoetaSettings",
     "evaluation.compare": "evaluation.compare:CompareSettings",
     "evaluation.report": "evaluation.report.page:ReportSettings",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.artifacts import Artifact, write_json
+from megatron_ext.artifacts import Artifact, is_finished, write_json
+from megatron_ext.study.arms import missing_conditions, narrowed
 from megatron_ext.study.config import StudyConfig
-from megatron_ext.study.graph import Node
+from megatron_ext.study.graph import Node, build_graph
 from megatron_ext.study.job_settings import GpuJob
 from megatron_ext.study.jobs import FETCHED_HERE
 from megatron_ext.study.names import BASE
@@ -16,6 +17,9 @@ from megatron_ext.study.runner import stage_seconds
 
 def write_study_record(study: StudyConfig, nodes: list[Node], work: Path) -> Path:
     """Write `<work>/study-<name>.json` for evaluation.report; places in it are relative to `work`. Returns its path."""
+    nodes = [there for node in nodes if (there := narrowed(node, work) or node)]
+    comparison = next(node for node in nodes if node.kind == "comparison")
+    asked = next(node for node in build_graph(study) if node.kind == "comparison")
     place = {node.name: str(node.output(work).relative_to(work)) for node in nodes}
     seconds = stage_seconds(nodes, work)
     record = {
@@ -39,11 +43,14 @@ def write_study_record(study: StudyConfig, nodes: list[Node], work: Path) -> Pat
             condition: {str(seed): _checkpoints(place, f"{condition}/seed{seed}") for seed in study.seeds}
             for condition in study.conditions
         },
-        "comparison": place["compare/conditions"],
+        "held_out": {node.name.removeprefix("validate/"): place[node.name] for node in nodes
+                     if node.kind == "held_out"},
+        "comparison": place[comparison.name],
+        "missing": missing_conditions(asked, work),
         "notes": _notes(study, work, {name: place[f"tokenize/{name}"] for name in study.sources}),
         "parity": [verdict for node in nodes for verdict in _parity_verdicts(node, work)],
         "stages": [{"name": node.name, "seconds": seconds[node.name], "num_devices": num_devices(study, node)}
-                   for node in nodes],
+                   for node in nodes if node.name in seconds],
     }
     path = work / f"study-{study.slug}.json"
     write_json(path, record)
@@ -68,16 +75,17 @@ def _notes(study: StudyConfig, work: Path, tokenized: dict[str, str]) -> list[st
     """What a reader must know before any number."""
     notes = [rewriter.note for rewriter in study.rewriters.values() if rewriter.note]
     for condition, settings in study.conditions.items():
-        empty = [name for name in settings.sources
-                 if not Artifact.open(work / tokenized[name]).counts["train"]["tokens"]]
+        empty = [name for name in settings.sources if is_finished(work / tokenized[name])
+                 and not Artifact.open(work / tokenized[name]).counts["train"]["tokens"]]
         if empty:
-            notes.append(f"Condition {condition!r} was to hold {', '.join(empty)}, but no text of it survived: it saw "
-                         "only its other sources.")
+            notes.append(f"Condition {condition!r} was to hold {', '.join(empty)}, of which no text survived.")
     return notes
 
 
 def _parity_verdicts(node: Node, work: Path) -> list[dict[str, Any]]:
     """The proof that a conversion kept the logits, from the manifest of the node that made it."""
+    if not is_finished(node.output(work)):
+        return []
     counts = Artifact.open(node.output(work)).counts
     verdict = counts if node.kind == "parity" else counts.get("parity")
     return [{"name": node.name, **verdict}] if verdict else []

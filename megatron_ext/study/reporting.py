@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_ext.artifacts import write_json
+from megatron_ext.errors import UserError
 from megatron_ext.settings import load_settings
+from megatron_ext.study.arms import missing_conditions, narrowed
 from megatron_ext.study.config import StudyConfig
 from megatron_ext.study.graph import Node, build_graph
 from megatron_ext.study.report_input import write_study_record
@@ -22,7 +24,27 @@ def keep_study(study: StudyConfig, work: Path) -> Path:
     return file
 
 
-def study_report(work: Path, slug: str) -> Node:
-    """Write the record of a kept study whose stages are finished; returns the stage that makes the page."""
+def study_nodes(work: Path, slug: str) -> tuple[StudyConfig, list[Node]]:
+    """A kept study and its graph."""
     study = load_settings(StudyConfig, work / STUDIES / f"{slug}.json")
-    return report_node(write_study_record(study, build_graph(study), work))
+    return study, build_graph(study)
+
+
+def comparison_of_what_is_there(work: Path, slug: str) -> Node:
+    """The comparison of the conditions of a kept study that were evaluated.
+
+    Raises UserError when there is nothing to compare, with what is missing and why.
+    """
+    _, nodes = study_nodes(work, slug)
+    asked = next(node for node in nodes if node.kind == "comparison")
+    node = narrowed(asked, work)
+    if node is None:
+        told = "".join(f"\n  - {name}: {why}" for name, why in missing_conditions(asked, work).items())
+        raise UserError(f"there is nothing to compare yet:{told}")
+    return node
+
+
+def study_report(work: Path, slug: str) -> Node:
+    """Write the record of a kept study from what is there; returns the stage that makes the page."""
+    study, nodes = study_nodes(work, slug)
+    return report_node(write_study_record(study, nodes, work))

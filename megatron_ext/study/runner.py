@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from megatron_ext.parts import parts_of
 from megatron_ext.processes import die_with_parent
 from megatron_ext.progress import format_seconds
 from megatron_ext.settings import validate
+from megatron_ext.study.arms import narrowed, refuse_copy
 from megatron_ext.study.graph import Node
+from megatron_ext.study.logs import last_error
 from megatron_ext.training.preflight import check_run
 
 RECORD = "stages.json"
@@ -29,23 +32,70 @@ class StageError(UserError):
     """A stage's program failed; what is finished stays, and the same command goes on."""
 
 
-def run_nodes(nodes: list[Node], work: Path) -> int:
-    """Run what is not finished yet; returns how many nodes had to run.
+@dataclass
+class Outcome:
+    """What running a graph came to."""
 
-    Raises StageError at the first program that fails.
-    """
+    num_run: int = 0
+    nodes: list[Node] = field(default_factory=list)
+    """The nodes that are finished, with the inputs that were there."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Name of a node whose program failed or was refused -> why."""
+    waiting: list[str] = field(default_factory=list)
+    """Names of nodes whose inputs are not there."""
+
+    def require_all(self) -> Outcome:
+        """Raise StageError that tells every failure; returns the outcome itself where there is none."""
+        if self.failures:
+            told = "\n".join(f"  - {name}: {why}" for name, why in self.failures.items())
+            left = f"\n  not run for want of them: {', '.join(self.waiting)}" if self.waiting else ""
+            many = f"{len(self.failures)} stages failed" if len(self.failures) > 1 else "a stage failed"
+            raise StageError(f"{many}; what is finished stays, and the same command goes on when it is mended:\n"
+                             f"{told}{left}")
+        return self
+
+
+def run_nodes(nodes: list[Node], work: Path) -> Outcome:
+    """Run what is not finished yet. A node that fails takes those that need it with it; the others go on."""
     work.mkdir(parents=True, exist_ok=True)
-    num_run = 0
-    for number, node in enumerate(nodes, start=1):
-        title = f"[{number}/{len(nodes)}] {node.name}"
-        if is_up_to_date(node, work):
-            print(f"{title}: up to date", flush=True)
+    outcome = Outcome()
+    lost: set[str] = set()
+    for number, asked in enumerate(nodes, start=1):
+        title = f"[{number}/{len(nodes)}] {asked.name}"
+        node = narrowed(asked, work) if any(parent.identity in lost for parent in asked.parents) else asked
+        missing = [parent.name for parent in node.parents if parent.identity in lost] if node else [asked.name]
+        if node is None or missing:
+            print(f"{title}: not run, for want of {', '.join(missing)}", flush=True)
+            outcome.waiting.append(asked.name)
+            lost.add(asked.identity)
             continue
-        print(f"{title}: {node.program}", flush=True)
-        seconds = _run(node, work)
-        print(f"{title}: done in {format_seconds(seconds)}", flush=True)
-        num_run += 1
-    return num_run
+        try:
+            outcome.num_run += _run_if_needed(node, nodes, work, title)
+            outcome.nodes.append(node)
+        except UserError as error:
+            print(f"{title}: failed: {error}", flush=True)
+            outcome.failures[asked.name] = str(error)
+            lost.add(asked.identity)
+    return outcome
+
+
+def _run_if_needed(node: Node, nodes: list[Node], work: Path, title: str) -> bool:
+    """Run a node that is not up to date; returns whether it was run."""
+    if is_up_to_date(node, work):
+        print(f"{title}: up to date", flush=True)
+        return False
+    print(f"{title}: {node.program}", flush=True)
+    try:
+        if node.program == TRAIN:
+            refuse_copy(node, nodes, work)
+        check_node(node, work)
+    except UserError as error:  # the state of a refused stage is its log, as that of a failed one
+        with open(_log(node, work), "a", encoding="utf-8") as file:
+            file.write(f"error: {error}\n")
+        raise
+    seconds = _run(node, work)
+    print(f"{title}: done in {format_seconds(seconds)}", flush=True)
+    return True
 
 
 def report_node(record: Path) -> Node:
@@ -89,7 +139,7 @@ def stage_seconds(nodes: list[Node], work: Path) -> dict[str, float]:
     """
     record = _read_record(work)
     return {node.name: record[node.identity]["seconds"] if node.identity in record else _seconds_noted(node, work)
-            for node in nodes}
+            for node in nodes if is_finished(node.output(work))}
 
 
 def _seconds_noted(node: Node, work: Path) -> float:
@@ -136,21 +186,25 @@ def check_node(node: Node, work: Path, data_is_there: bool = True) -> None:
         check_layout(read_architecture(Path(values["model"])), validate(ParallelConfig, values["parallel"], node.name))
 
 
-def _run(node: Node, work: Path) -> float:
-    check_node(node, work)
-    config = write_config(node, work)
+def _log(node: Node, work: Path) -> Path:
     log = work / "logs" / f"{node.label}.log"
-    log.parent.mkdir(exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return log
+
+
+def _run(node: Node, work: Path) -> float:
+    config = write_config(node, work)
+    log = _log(node, work)
     started = time.monotonic()
     num_threads = max(1, len(os.sched_getaffinity(0)) // node.processes)
     code = _stream(_command(node, work, config), log, num_threads)
     seconds = time.monotonic() - started
     _record(node, work, seconds)
     if code:
-        raise StageError(f"stage {node.name} failed (exit code {code}): its output is above and in {log}. What is "
-                         "finished stays; run the same command again when it is mended")
+        raise StageError(f"{last_error(log).removeprefix('error: ')} (exit code {code}; its output is above and in "
+                         f"{log})")
     if not is_finished(node.output(work)):
-        raise StageError(f"stage {node.name} stopped before it was finished; run the same command again to go on")
+        raise StageError("stopped before it was finished; run the same command again to go on")
     return seconds
 
 

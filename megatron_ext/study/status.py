@@ -16,12 +16,10 @@ from typing import Any, Literal
 from megatron_ext.artifacts import is_finished, write_json
 from megatron_ext.errors import UserError
 from megatron_ext.study.jobs import Job
+from megatron_ext.study.logs import last_error
 from megatron_ext.study.runner import is_up_to_date
 
 LEDGER = "jobs.json"
-_LOG_TAIL_BYTES = 64 * 1024
-_ERROR_MARKS = ("error:", "Error:")
-_LAUNCHERS = ("srun:", "slurmstepd:", "[rank")  # they tell that a program failed; the program tells why
 StateName = Literal["done", "running", "pending", "failed", "not started"]
 
 
@@ -125,16 +123,16 @@ def _is_made(job: Job, work: Path, done: set[str]) -> bool:
     """Whether all parts of an array, or the page of a study whose stages are all done, are there."""
     if job.num_parts is not None:
         return all(is_finished(job.part(number)) for number in range(job.num_parts))
-    return job.output is None and done.issuperset(job.after) and report_is_made(job)
+    return job.output is None and done.issuperset(job.whatever) and report_is_made(job)
 
 
 def report_is_made(job: Job) -> bool:
     """Whether the page of a study is made from what its stages now hold."""
-    from megatron_ext.study.reporting import study_report
+    from megatron_ext.study.reporting import comparison_of_what_is_there, study_report
 
-    work, slug = job.arguments
-    node = study_report(Path(work), slug)
-    return is_up_to_date(node, Path(work))
+    work, slug = Path(job.arguments[0]), job.arguments[1]
+    return (is_up_to_date(comparison_of_what_is_there(work, slug), work)
+            and is_up_to_date(study_report(work, slug), work))
 
 
 def _unfinished(job: Job, alive: tuple[QueueEntry, ...], noted: dict[str, Any] | None,
@@ -165,16 +163,6 @@ def _ended(job: Job, noted: dict[str, Any], missing: tuple[int, ...], states: Ma
         return JobState("failed", f"job {noted['job_id']} never ran: {why}", missing_parts=missing)
     parts = f"{len(missing)} of {job.num_parts} parts; " if job.num_parts else ""
     return JobState("failed", f"{parts}{last_error(written[0])} ({written[0]})", missing_parts=missing)
-
-
-def last_error(log: Path) -> str:
-    """The last line of a log that tells an error, else its last line."""
-    with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if any(mark in line for mark in _ERROR_MARKS)]
-    told = [line for line in errors if not line.startswith(_LAUNCHERS)]
-    return (told or errors or lines or ["nothing was written"])[-1]
 
 
 def _ids(entries: Sequence[QueueEntry]) -> str:

@@ -48,7 +48,7 @@ def plan_studies(studies: Sequence[StudyConfig]) -> list[PlannedStudy]:
 def fetch_models(studies: Sequence[PlannedStudy], work: Path) -> None:
     """Fetch the models of the studies here, where there is a network."""
     nodes = {node.identity: node for planned in studies for node in planned.nodes if node.stage == FETCHED_HERE}
-    run_nodes(list(nodes.values()), work)
+    run_nodes(list(nodes.values()), work).require_all()
 
 
 def submit_jobs(jobs: Sequence[Job], states: Mapping[str, JobState], work: Path, site: Site) -> list[Submitted]:
@@ -93,9 +93,11 @@ def _submit(job: Job, parts: Sequence[int], awaited: Mapping[str, Sequence[str]]
     options = [f"--output={logs / name}", f"--job-name={job.label}", f"--comment={comment(work, job.key)}"]
     if job.num_parts is not None:
         options.append(f"--array={_ranges(parts)}" + (f"%{job.max_running}" if job.max_running else ""))
-    succeeded = [job_id for key in job.after for job_id in awaited.get(key, [])]
+    succeeded, ended = ([job_id for key in keys for job_id in awaited.get(key, [])]
+                        for keys in (job.after, job.whatever))
     training = awaited.get(job.during or "", [])
-    dependencies = [f"{kind}:{':'.join(ids)}" for kind, ids in (("afterok", succeeded), ("after", training)) if ids]
+    kinds = (("afterok", succeeded), ("afterany", ended), ("after", training))
+    dependencies = [f"{kind}:{':'.join(ids)}" for kind, ids in kinds if ids]
     if dependencies:
         options += [f"--dependency={','.join(dependencies)}", "--kill-on-invalid-dep=yes"]
     environment = {"TRAIN_JOB": training[-1]} if training else {}

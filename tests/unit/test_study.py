@@ -1,11 +1,15 @@
 import json
+import shutil
 
 import pytest
 import yaml
 
+from megatron_ext.artifacts import produce
 from megatron_ext.errors import UserError
+from megatron_ext.study.arms import missing_conditions, narrowed, why_unfinished
 from megatron_ext.study.config import load_study
 from megatron_ext.study.graph import Node, build_graph
+from megatron_ext.study.programs import PROGRAMS, settings_of
 from megatron_ext.study.runner import StageError, is_up_to_date, run_nodes
 
 
@@ -94,6 +98,38 @@ def test_mistakes_in_the_run_section_are_told(load, study_values):
         build_graph(load(study_values))
 
 
+FROM_THE_RUNS_OF_HIGH = {"run/high/seed0", "export/high/seed0", "evaluate/high/seed0", "validate/high/seed0",
+                         "compare/conditions"}
+FROM_ALL_RUNS = FROM_THE_RUNS_OF_HIGH | {name.replace("high", "low") for name in FROM_THE_RUNS_OF_HIGH}
+OF_HIGH = FROM_THE_RUNS_OF_HIGH | {"select/high", "tokenize/high", "rewrite/high", "tokenize/high_rewrites"}
+HELD_OUT = {"validate/base", "validate/low/seed0", "validate/high/seed0"}
+CHANGES = {
+    "white space of a rule": (["subsets.high.rule=stem  >2.5"], set()),
+    "a rule's value": (["subsets.high.rule=stem > 3"], OF_HIGH | HELD_OUT),
+    "a new subset": (["subsets.more={rule: stem > 1, budget_tokens: 10}"], HELD_OUT),
+    "a new seed": (["seeds=[0, 1]"], {"compare/conditions"}),
+    "a new condition": (["conditions.both.sources={low: {fill: true}, high: {fill: true}}"], {"compare/conditions"}),
+    "fewer validation sources": (["validation_sources=[low]"], HELD_OUT),
+    "another learning rate": (["run.optimizer.lr=1e-3"], FROM_ALL_RUNS),
+    "a new task": (["evaluation.settings.tasks=[tweetsentbr_greedy, assin_rte]"],
+                   {"evaluate/base", "evaluate/low/seed0", "evaluate/high/seed0", "compare/conditions"}),
+    "another retention": (["run.checkpoint.keep_last=5"], set()),
+    "another hang limit": (["run.guard.hang_minutes=5"], set()),
+    "another layout": (["run.parallel.pipeline_model_parallel_size=2"], {"import/parity"}),
+    "another batch of an engine": (["evaluation.settings.batch_size=4", "rewriter.settings.check_workers=1"], set()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_made_again_when_a_finished_study_is_changed(load, study_values, change):
+    study_values["evaluation"]["settings"] = {"tasks": ["tweetsentbr_greedy"]}
+    overrides, expected = CHANGES[change]
+    before = by_name(build_graph(load(study_values)))
+    after = by_name(build_graph(load(study_values, *overrides)))
+    assert before.keys() <= after.keys()
+    assert {name for name in before if before[name].identity != after[name].identity} == expected
+
+
 PROGRAM = '''
 import json, sys
 from pathlib import Path
@@ -107,10 +143,12 @@ def make(folder):
     (folder / "text").write_text(settings.text)
     return {}
 
-settings, output = parse_stage_arguments(S, "test")
-if settings.text == "fail":
-    sys.exit(3)
-produce(output, kind="text", settings=settings.model_dump(), inputs={}, make=make)
+if __name__ == "__main__":
+    settings, output = parse_stage_arguments(S, "test")
+    if settings.text == "fail":
+        print("error: this was to be expected")
+        sys.exit(3)
+    produce(output, kind="text", settings=settings.model_dump(), inputs={}, make=make)
 '''
 
 
@@ -118,21 +156,66 @@ produce(output, kind="text", settings=settings.model_dump(), inputs={}, make=mak
 def program(tmp_path, monkeypatch):
     (tmp_path / "stage_program.py").write_text(PROGRAM)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:.")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(PROGRAMS, "stage_program", "stage_program:S")
+    settings_of.cache_clear()
     return "stage_program"
 
 
 def test_runner_runs_each_node_once_and_keeps_logs_and_configs(program, tmp_path, capsys):
     nodes = [Node("select/a", "text", program, {"text": "olá"}), Node("select/b", "text", program, {"text": "oi"})]
-    assert run_nodes(nodes, tmp_path / "work") == 2
+    assert run_nodes(nodes, tmp_path / "work").num_run == 2
     assert (nodes[0].output(tmp_path / "work") / "text").read_text() == "olá"
     assert json.loads((tmp_path / "work" / "configs" / f"{nodes[0].label}.json").read_text()) == {"text": "olá"}
-    assert run_nodes(nodes, tmp_path / "work") == 0
+    assert run_nodes(nodes, tmp_path / "work").num_run == 0
     assert "[2/2] select/b: up to date" in capsys.readouterr().out
 
 
-def test_a_failing_stage_stops_the_study_and_what_is_finished_stays(program, tmp_path):
-    nodes = [Node("select/a", "text", program, {"text": "olá"}), Node("select/b", "text", program, {"text": "fail"})]
-    with pytest.raises(StageError, match=r"stage select/b failed \(exit code 3\)"):
-        run_nodes(nodes, tmp_path / "work")
-    assert is_up_to_date(nodes[0], tmp_path / "work")
-    assert not is_up_to_date(nodes[1], tmp_path / "work")
+def test_a_failing_stage_takes_those_that_need_it_with_it_and_the_others_go_on(program, tmp_path, capsys):
+    work = tmp_path / "work"
+    fails = Node("select/a", "text", program, {"text": "fail"})
+    nodes = [fails, Node("select/b", "text", program, {"text": "olá"}),
+             Node("tokenize/a", "text", program, {"text": "x"}, after=(fails,)),
+             Node("tokenize/b", "text", program, {"text": "y"})]
+    outcome = run_nodes(nodes, work)
+    assert outcome.num_run == 2
+    assert outcome.waiting == ["tokenize/a"]
+    with pytest.raises(StageError, match=r"(?s)select/a: this was to be expected \(exit code 3; .*not run .*tokenize/a"):
+        outcome.require_all()
+    assert "[3/4] tokenize/a: not run, for want of select/a" in capsys.readouterr().out
+    assert [is_up_to_date(node, work) for node in nodes] == [False, True, False, True]
+    assert why_unfinished(nodes[2], work) == "select/a: error: this was to be expected"
+
+
+def evaluation(program, name):
+    return Node(f"evaluate/{name}", "evaluation", "evaluation.run_poeta", {"tasks": ["tweetsentbr_greedy"]},
+                {"model": Node(f"model/{name}", "text", program, {"text": name})})
+
+
+def finish(node, work):
+    produce(node.output(work), kind=node.kind, settings={"text": node.name}, inputs={}, make=lambda folder: {})
+
+
+def test_the_comparison_is_made_of_what_is_there_and_again_when_more_is(program, tmp_path):
+    work = tmp_path / "work"
+    arms = {name: [evaluation(program, f"{name}/{seed}") for seed in range(2)]
+            for name in ("low", "high", "both", "none")}
+    asked = Node("compare/conditions", "comparison", "evaluation.compare",
+                 {"baseline": "low", "interactions": {"i": ["low", "high", "both", "none"]}},
+                 {f"evaluations.{name}": nodes for name, nodes in arms.items()})
+    for node in [*arms["low"], arms["high"][0], *arms["none"]]:
+        finish(node, work)
+    part = narrowed(asked, work)
+    assert part.inputs == {"evaluations.low": arms["low"], "evaluations.high": arms["high"][:1],
+                           "evaluations.none": arms["none"]}
+    assert (part.settings["missing"], part.settings["interactions"]) == (["high (1 of 2 seeds)", "both"], {})
+    assert missing_conditions(asked, work) == {"high": "model/high/1 has not run", "both": "model/both/0 has not run"}
+    assert part.output(work) != asked.output(work)
+    for nodes in arms.values():
+        for node in nodes:
+            if not is_up_to_date(node, work):
+                finish(node, work)
+    assert narrowed(asked, work) is asked
+    shutil.rmtree(arms["low"][0].output(work))
+    shutil.rmtree(arms["low"][1].output(work))
+    assert narrowed(asked, work) is None  # without a baseline

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import keyword
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -12,18 +13,20 @@ from megatron_ext.data.documents import FIELDS
 from megatron_ext.data.selection.near_duplicates import NearDuplicates
 from megatron_ext.data.selection.rules import parse_rule
 from megatron_ext.data.tokenizers import EncoderName
-from megatron_ext.settings import Place, Settings
+from megatron_ext.identity import PLACE, WATCHING
+from megatron_ext.settings import Place
+from megatron_ext.stage import StageSettings
 
 _RESERVED = (*FIELDS, "reason")
 
 
-class SelectSettings(Settings):
+class SelectSettings(StageSettings):
     """Settings of the selecting stage."""
 
-    corpus: Place
+    corpus: Annotated[Place, PLACE]
     """File or folder of .parquet, .jsonl, .jsonl.gz, .jsonl.zst shards, a documents artifact, or a data set of the
     Hugging Face hub, which is streamed: `hf://owner/name`, with `?config=…&split=…&revision=…` where needed."""
-    tokenizer: Path | None
+    tokenizer: Annotated[Path | None, PLACE]
     """Folder of the training tokenizer, which counts the tokens; null: they are not counted, and there is no budget."""
     text_column: str = "text"
     """Column of the text."""
@@ -45,7 +48,7 @@ class SelectSettings(Settings):
     """Bands of a MinHash signature: more find less similar documents."""
     near_duplicate_band_rows: int = Field(default=8, ge=1, le=256)
     """Values in a band: more ask for more similar documents."""
-    test_items: Path | None = None
+    test_items: Annotated[Path | None, PLACE] = None
     """File or folder of .jsonl test items (tools.poeta_items writes PoETa V2's) to look for in the documents."""
     contaminated: Literal["report", "remove"] = "report"
     """What to do with documents that share an n-gram with a test item."""
@@ -65,7 +68,7 @@ class SelectSettings(Settings):
     encoder: EncoderName = "auto"
     """What encodes; auto: the fastest with the ids of `tokenizers` (where there is a tokenizer.json) or
     `sentencepiece`."""
-    workers: int | None = Field(default=None, ge=1)
+    workers: Annotated[int | None, WATCHING] = Field(default=None, ge=1)
     """Processes; default: one a core. Does not change the result."""
 
     @property
@@ -94,6 +97,7 @@ class SelectSettings(Settings):
     def _rule_is_one(cls, rule: str | None, info: ValidationInfo) -> str | None:
         if rule is not None and "scores" in info.data:
             parse_rule(rule, info.data["scores"])
+            return ast.unparse(ast.parse(rule.strip(), mode="eval"))  # one rule has one text, whatever its spaces
         return rule
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ext.artifacts import Artifact, produce, write_json
+from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.data.corpus import Corpus
 from megatron_ext.data.documents import DOCUMENTS_FOLDER
 from megatron_ext.data.hub import open_corpus
@@ -47,6 +47,7 @@ from megatron_ext.data.tokenizers import TrainingTokenizer, load_tokenizer
 from megatron_ext.data.workers import Workers, available_cores
 from megatron_ext.parts import PART, Merge, Part, check_parts
 from megatron_ext.progress import Progress
+from megatron_ext.stage import make_artifact, request_settings
 
 __all__ = ["SelectSettings", "select_corpus"]
 
@@ -54,7 +55,6 @@ REJECTED_FOLDER = "rejected"
 _COUNTS = "counts.json"
 _WORK = "work"
 RUNS, MEASURED = "runs", "measured"
-_PLACES = {"corpus", "tokenizer", "test_items", "workers"}  # what does not enter a request by its value
 _MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES = 16 * 2**20, 128 * 2**20
 _CHUNKS = 256
 
@@ -75,16 +75,16 @@ def _select(stage: Stage, output: Path, share: Part | Merge | None) -> Artifact:
     test_items = stage.settings.test_items
     inputs = stage.corpus.inputs() | ({"test_items": test_items} if test_items else {})
     if isinstance(share, Part):
-        return produce(share.folder(output), kind="selection_part", inputs=inputs,
-                       settings=stage.request() | {PART: [share.index, share.count]},
-                       make=lambda folder: stage.make_part(folder, share))
+        return make_artifact(share.folder(output), kind="selection_part", inputs=inputs, settings=stage.settings,
+                             more=stage.more | {PART: [share.index, share.count]},
+                             make=lambda folder: stage.make_part(folder, share))
     find = stage.candidates
     if isinstance(share, Merge):
         parts = share.folders(output)
-        check_parts(parts, stage.request(), inputs)
+        check_parts(parts, request_settings(stage.settings, stage.more), inputs)
         find = partial(stage.merged_candidates, parts)
-    return produce(output, kind="selection", settings=stage.request(), inputs=inputs,
-                   make=lambda folder: make_selection(folder, stage, find))
+    return make_artifact(output, kind="selection", settings=stage.settings, more=stage.more, inputs=inputs,
+                         make=lambda folder: make_selection(folder, stage, find))
 
 
 class Stage:
@@ -107,11 +107,11 @@ class Stage:
         return Measure(settings.tokenizer, encoder, settings.test_items, settings.ngram, settings.short_ngram,
                        settings.contaminated == "remove")
 
-    def request(self) -> dict[str, Any]:
-        """What decides the bytes of the output, besides the inputs."""
-        request = self.settings.model_dump(mode="json", exclude=_PLACES) | self.corpus.request()
-        return request | {"encoder": self.tokenizer.reference if self.tokenizer else None,
-                          "tokenizer_sha256": self.tokenizer.sha256 if self.tokenizer else None}
+    @property
+    def more(self) -> dict[str, Any]:
+        """What decides the bytes of the output besides settings and inputs."""
+        return self.corpus.request() | {"encoder": self.tokenizer.reference if self.tokenizer else None,
+                                        "tokenizer_sha256": self.tokenizer.sha256 if self.tokenizer else None}
 
     def candidates(self, work: Path) -> tuple[Candidates, Measured]:
         """All documents of the corpus in order, measured as far as the budget needs."""

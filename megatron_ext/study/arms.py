@@ -1,0 +1,116 @@
+"""What of a study is there, what is not and why: a failed or refused arm is a state that all who ask find on disk.
+
+The artifacts and the logs in the work folder are that state, so the runner on one machine, Slurm's jobs, the comparison
+and the page tell the same. The comparison is made of the conditions that were evaluated, under a name of its own, and
+made again when more of them are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from megatron_ext.artifacts import is_finished, reference
+from megatron_ext.config import RunConfig
+from megatron_ext.errors import UserError
+from megatron_ext.settings import validate
+from megatron_ext.study.graph import Input, Inside, Node
+from megatron_ext.study.logs import last_error
+
+_EVALUATIONS, _ALONG = "evaluations", "along_training"
+
+
+def is_done(node: Node, work: Path) -> bool:
+    """Whether a node's artifact is there."""
+    return is_finished(node.output(work))
+
+
+def narrowed(node: Node, work: Path) -> Node | None:
+    """The node with the inputs that are there: of a comparison the evaluations, of a measurement the held-out texts.
+
+    None where what is left makes no sense; any other node is returned as it is.
+    """
+    if node.kind not in ("comparison", "held_out"):
+        return node
+    inputs = {key: there for key, value in node.inputs.items() if (there := _there(value, work))}
+    if inputs == node.inputs:
+        return node
+    if node.kind == "held_out":
+        return replace(node, inputs=inputs) if any(key.startswith("sources.") for key in inputs) else None
+    return _comparison_of(node, inputs)
+
+
+def missing_conditions(node: Node, work: Path) -> dict[str, str]:
+    """Condition -> why it is not (with all its seeds) in the comparison that the node asks for."""
+    missing: dict[str, str] = {}
+    for key, value in node.inputs.items():
+        if key.startswith(f"{_EVALUATIONS}.") and isinstance(value, list):
+            for evaluation in value:
+                if not is_done(evaluation, work):
+                    missing.setdefault(key.removeprefix(f"{_EVALUATIONS}."), why_unfinished(evaluation, work))
+    return missing
+
+
+def why_unfinished(node: Node, work: Path) -> str:
+    """The stage at fault, which may be an earlier one, and the last error of its log."""
+    unfinished = next((parent for parent in node.parents if not is_done(parent, work)), None)
+    if unfinished is not None:
+        return why_unfinished(unfinished, work)
+    logs = sorted((work / "logs").glob(f"{node.label}*.log"), key=lambda log: log.stat().st_mtime)
+    return f"{node.name}: {last_error(logs[-1])}" if logs else f"{node.name} has not run"
+
+
+def refuse_copy(run: Node, nodes: Sequence[Node], work: Path) -> None:
+    """Raise UserError when an earlier condition with the same seed shows its model the very same text."""
+    mine = _shown(run, work)
+    for other in nodes:
+        if other is run:
+            return
+        if other.stage == "run" and _inputs_are_there(other, work) and _shown(other, work) == mine:
+            raise UserError(f"{run.name} would see the same text as {other.name}: it could not differ from it. Mend or "
+                            "remove the condition; the others go on")
+
+
+def _there(value: Input, work: Path) -> Input | None:
+    if isinstance(value, list):
+        return [one for one in value if is_done(one, work)]
+    if isinstance(value, Node):
+        return value if is_done(value, work) else None
+    if isinstance(value, Inside):
+        return value if is_done(value.node, work) else None
+    return value
+
+
+def _comparison_of(node: Node, inputs: dict[str, Input]) -> Node | None:
+    """The comparison of the conditions that are left; of none, or without the baseline, there is none."""
+    there, asked = _num_evaluations(inputs), _num_evaluations(node.inputs)
+    if node.settings["baseline"] not in there or len(there) < 2:
+        return None
+    inputs = {key: value for key, value in inputs.items()
+              if not key.startswith(f"{_ALONG}.") or key.split(".")[1] in there}
+    missing = [name if name not in there else f"{name} ({there[name]} of {number} seeds)"
+               for name, number in asked.items() if there.get(name) != number]
+    interactions = {name: conditions for name, conditions in node.settings["interactions"].items()
+                    if set(conditions) <= there.keys()}
+    return replace(node, inputs=inputs, settings={**node.settings, "interactions": interactions, "missing": missing})
+
+
+def _num_evaluations(inputs: Mapping[str, Input]) -> dict[str, int]:
+    """Condition -> number of its evaluations."""
+    return {key.removeprefix(f"{_EVALUATIONS}."): len(value) for key, value in inputs.items()
+            if key.startswith(f"{_EVALUATIONS}.") and isinstance(value, list)}
+
+
+def _inputs_are_there(node: Node, work: Path) -> bool:
+    return all(is_done(parent, work) for parent in node.parents)
+
+
+def _shown(run: Node, work: Path) -> list[Any]:
+    """Seed, and how much of which bytes a run sees, whatever its sources are called."""
+    config = validate(RunConfig, run.config(work) | {"output": "."}, where=run.name)
+    shown = [[reference(source.path)["content_hash"], source.model_dump(mode="json", exclude={"path", "max_epochs"})]
+             for source in config.data.sources.values()]
+    others = {key: value for key, value in run.settings.items() if key != "data"}
+    return [sorted(shown, key=str), config.train.seed, others]
