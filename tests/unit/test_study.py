@@ -180,7 +180,7 @@ def test_a_failing_stage_takes_those_that_need_it_with_it_and_the_others_go_on(p
     outcome = run_nodes(nodes, work)
     assert outcome.num_run == 2
     assert outcome.waiting == ["tokenize/a"]
-    with pytest.raises(StageError, match=r"(?s)select/a: this was to be expected \(exit code 3; .*not run .*tokenize/a"):
+    with pytest.raises(StageError, match=r"(?s)select/a: this was to be .* \(exit code 3; .*not run .*tokenize/a"):
         outcome.require_all()
     assert "[3/4] tokenize/a: not run, for want of select/a" in capsys.readouterr().out
     assert [is_up_to_date(node, work) for node in nodes] == [False, True, False, True]
