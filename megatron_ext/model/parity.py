@@ -35,7 +35,7 @@ class Limits:
     top1_agreement: float
 
 
-LIMITS = {"float32": Limits(1e-3, 1e-6, 0.999), "TF32": Limits(0.5, 1e-4, 0.99), "bfloat16": Limits(5.0, 1e-2, 0.9)}
+LIMITS = {"float32": Limits(1e-3, 1e-6, 0.999), "TF32": Limits(0.5, 1e-4, 0.97), "bfloat16": Limits(5.0, 1e-2, 0.9)}
 """Limits by the type in which the model multiplies; the reference always computes in float32.
 
 For SmolLM2-135M in bfloat16 transformers is 2.8, 2.0e-3 and 96.3 % away from itself in float32, megatron-core 2.5,

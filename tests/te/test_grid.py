@@ -122,5 +122,5 @@ def test_a_run_of_local_layers_is_not_gone_on_with(base, local, tmp_path):
     """One line: the layers are part of what a run is."""
     shutil.copytree(local / "one_process", tmp_path / "one_process")
     (tmp_path / "one_process" / "manifest.json").unlink()
-    with pytest.raises(AssertionError, match="model.layer_implementation was 'local', is 'transformer_engine'"):
+    with pytest.raises(AssertionError, match=r"model\.layer_implementation was 'local', is 'transformer_engine'"):
         run("kernels_of_runs", base=with_te(base, tmp_path), variants={"one_process": {}})
