@@ -1,6 +1,7 @@
 # make quickstart   the whole study in miniature, on the CPU
 # make test         all checks
-# Both set up .venv first, if need be; the tests of the vLLM engine want .venv-vllm (make vllm).
+# Both set up .venv first, if need be; the tests of the vLLM engine want .venv-vllm (make vllm), those of Transformer
+# Engine .venv-te (make te).
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 # A machine whose package index serves torch with CUDA alone may name an index with CPU wheels here.
@@ -18,14 +19,14 @@ PIP := .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-che
 VLLM_REQUIREMENTS := megatron_ext/data/rewriting/engines/requirements-vllm-$(VLLM).txt
 VLLM_PIP := .venv-vllm/bin/python -m pip --quiet --quiet --disable-pip-version-check
 
-.PHONY: quickstart test lint setup native vllm try-vllm clean
+.PHONY: quickstart test lint setup native vllm try-vllm te try-te gpu gpu-check clean
 
 quickstart: .venv/.ready native
 	@.venv/bin/python -m tools.run_study examples/quickstart/study.yaml --work $(WORK) \
 	  run.parallel.tensor_model_parallel_size=$(TP) run.parallel.pipeline_model_parallel_size=$(PP) \
 	  $(if $(CORPUS),corpus.path=$(CORPUS)) $(if $(REWRITER),rewriter.model=$(REWRITER) rewriter.note=)
 
-test: .venv/.ready-test lint native try-vllm
+test: .venv/.ready-test lint native try-vllm try-te
 	@.venv/bin/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 lint: .venv/.ready-test
@@ -67,6 +68,21 @@ vllm: .venv-vllm/.ready
 try-vllm:
 	@$(MAKE) --no-print-directory vllm 2>.venv-vllm.log && rm .venv-vllm.log \
 	  || echo "vLLM cannot be installed here (see .venv-vllm.log): the tests of its engine will be skipped"
+
+# The environment of the tests of Transformer Engine without a GPU: its Python above .venv, kernels in torch
+# (tests/te/on_cpu.py). Apart from .venv, where megatron-core must find none: its fallbacks are what `local` users have.
+te: .venv-te/.ready
+
+.venv-te/.ready: .venv/.ready-test tests/te/requirements.txt
+	@.venv/bin/python -m venv --without-pip .venv-te
+	@.venv/bin/python -m pip --python .venv-te --quiet --quiet --disable-pip-version-check install --no-deps \
+	  -r tests/te/requirements.txt
+	@.venv/bin/python -m tests.te.environment .venv-te
+	@touch $@
+
+try-te: .venv/.ready-test
+	@$(MAKE) --no-print-directory te 2>.venv-te.log && rm .venv-te.log \
+	  || echo "Transformer Engine's Python cannot be installed here (see .venv-te.log): its tests will be skipped"
 
 clean:
 	rm -rf work .ruff_cache .hypothesis

@@ -254,6 +254,11 @@ class RunConfig(Settings):
         return -(-self.train.budget_tokens // self.tokens_per_iteration)
 
     @property
+    def packs_documents(self) -> bool:
+        """Whether documents are kept apart by where they begin (Transformer Engine's kernels), without a mask."""
+        return self.data.document_mask and self.model.layer_implementation == "transformer_engine"
+
+    @property
     def kept_iterations(self) -> set[int]:
         """Iterations after which `checkpoint.keep_tokens` asks for a checkpoint that stays."""
         return {max(1, round(tokens / self.tokens_per_iteration)) for tokens in self.checkpoint.keep_tokens}

@@ -6,7 +6,6 @@ leading layer axis, of which each layer is a part. Any layout loads it.
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,8 +32,6 @@ from megatron_ext.model.streaming import one_ahead
 _COMMON = "common.pt"
 _DATA = "__0_0.distcp"
 _LAYERS = "decoder.layers."
-_MODULES_WITH_EXTRA_STATE = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1",
-                             "mlp.linear_fc2")
 
 
 @dataclass(frozen=True)
@@ -90,27 +87,19 @@ class _Planner(DefaultSavePlanner):
         self._num_layers = num_layers
 
     def create_local_plan(self) -> SavePlan:
-        tensors = [_write_item(tensor, self._num_layers) for tensor in self._items.values()]
-        self.plan = SavePlan(tensors + _extra_states(self._num_layers))
+        self.plan = SavePlan([_write_item(tensor, self._num_layers) for tensor in self._items.values()])
         return self.plan
 
-    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
-        if write_item.type == WriteItemType.BYTE_IO:
-            nothing = io.BytesIO()
-            torch.save([None], nothing)
-            return nothing
+    def resolve_data(self, write_item: WriteItem) -> Tensor:
         tensor = self._items[write_item.index]
         value = tensor.make().to(tensor.dtype)
         assert value.shape == tensor.shape, (tensor.name, value.shape, tensor.shape)
         return value if tensor.layer is None else value[None]
 
 
-def _write(item: WriteItem, value: Tensor | io.BytesIO, file: HashedFile) -> WriteResult:
+def _write(item: WriteItem, value: Tensor, file: HashedFile) -> WriteResult:
     start = file.tell()
-    if isinstance(value, Tensor):
-        torch.save(value, file)
-    else:
-        file.write(value.getbuffer())
+    torch.save(value, file)
     length = file.tell() - start
     return WriteResult(item.index, length, _StorageInfo(_DATA, start, length))
 
@@ -141,11 +130,3 @@ def _index(tensor: LayerTensor) -> MetadataIndex:
     first = [] if tensor.layer is None else [tensor.layer]
     return MetadataIndex(tensor.name.replace(_LAYERS + "*.", _LAYERS),
                          torch.Size([*first, *[0] * len(tensor.shape)]))
-
-
-def _extra_states(num_layers: int) -> list[WriteItem]:
-    """The empty objects that megatron-core's linear layers save beside their weights, and look for."""
-    return [
-        WriteItem(MetadataIndex(f"{_LAYERS}{module}._extra_state/shard_{layer}_{num_layers}"), WriteItemType.BYTE_IO)
-        for module in _MODULES_WITH_EXTRA_STATE for layer in range(num_layers)
-    ]

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.dict_utils import extract_matching_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.models.gpt import GPTModel
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import StorageMeta
@@ -21,11 +23,25 @@ CONTENT_METADATA = {"singleton_local_shards": False}
 def load_model(chunks: list[GPTModel], folder: Path) -> None:
     """Read this rank's parts of a model from a checkpoint, which may hold an optimizer too; all ranks call it."""
     with without_deprecation_warnings():
-        loaded = dist_checkpointing.load(sharded_model_state(chunks), str(folder))
+        loaded = dist_checkpointing.load(_without_absent_extras(sharded_model_state(chunks), folder), str(folder))
     for number, chunk in enumerate(chunks):
         # Not strict: megatron's modules look for `_extra_state` objects, which hold nothing here.
         missing, _ = chunk.load_state_dict(loaded[_key(chunks, number)], strict=False)
         assert all(name.endswith("_extra_state") for name in missing), missing
+
+
+def _without_absent_extras(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Without the `_extra_state` objects that the checkpoint does not have.
+
+    Which there are depends on the layers that saved it: Transformer Engine's norms have some, those of `local` none,
+    an import writes none. They hold something under fp8 with delayed scaling alone.
+    """
+    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+
+    def is_absent(value: Any) -> bool:
+        return isinstance(value, ShardedObject) and "_extra_state" in value.key and value.unique_key not in stored
+
+    return extract_matching_values(sharded, is_absent)[1]
 
 
 @contextmanager

@@ -11,26 +11,28 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from megatron_ext.config import ModelConfig, ParallelConfig
-from megatron_ext.errors import UserError
 from megatron_ext.model.hf_config import Architecture, Rope, check_layout, read_architecture
-from megatron_ext.model.layers import DocumentRotaryEmbedding, decoder_spec
+from megatron_ext.model.layers import DocumentRotaryEmbedding, bias_of, check_implementation, decoder_spec
 
 VOCAB_DIVISIBLE_BY = 128
 """Each rank's part of the vocabulary is a multiple of this: matrix products on a GPU are slow otherwise."""
 
 
 class DecoderModel(GPTModel):
-    """megatron-core's GPTModel whose rotary angles follow the given positions."""
+    """megatron-core's GPTModel with rotary angles of given positions, and one attention bias for all layers."""
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None, attention_mask: Tensor | None,
+                **kwargs: Any) -> Tensor:
         """Run this pipeline stage.
 
         Args:
             input_ids: `[b, c]`.
-            position_ids: `[b, c]`; None: 0 … s-1 in every sample.
+            position_ids: `[b, c]`; None: 0 … s-1 in every sample (or packed document).
+            attention_mask: bool `[b, 1, c, s]`, True = hidden; None: causal.
         """
         self.rotary_pos_emb.position_ids = position_ids
-        return super().forward(input_ids, position_ids, *args, **kwargs)
+        bias = None if attention_mask is None else bias_of(attention_mask, self.config.params_dtype)
+        return super().forward(input_ids, position_ids, bias, **kwargs)
 
 
 def build_model(model: ModelConfig, parallel: ParallelConfig) -> list[GPTModel]:
@@ -39,8 +41,9 @@ def build_model(model: ModelConfig, parallel: ParallelConfig) -> list[GPTModel]:
     Each chunk has the attribute `architecture`. Rows of the vocabulary that only fill it up are zero, and their logits
     minus infinity, so that losses do not depend on the layout.
 
-    Raises UserError when the model is not supported or cannot be split over the layout.
+    Raises UserError when the model is not supported, cannot be split over the layout, or its layers cannot run here.
     """
+    check_implementation(model.layer_implementation)
     architecture = read_architecture(model.hf_folder)
     check_layout(architecture, parallel)
     config = TransformerConfig(**architecture.transformer_config(), **_parallel_options(parallel),
@@ -140,10 +143,9 @@ def _platform_options(model: ModelConfig, parallel: ParallelConfig) -> dict[str,
     On gloo the interleaved schedule loses data without an error when it overlaps or batches its messages or frees its
     outputs early.
     """
+    fused = {"apply_rope_fusion": model.layer_implementation == "transformer_engine"}
     if not torch.cuda.is_available():
-        if model.layer_implementation == "transformer_engine":
-            raise UserError("layer_implementation transformer_engine needs a GPU; use local")
-        return {"use_cpu_initialization": True, "batch_p2p_comm": False}
+        return {"use_cpu_initialization": True, "batch_p2p_comm": False, **fused}
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     return {
         "overlap_p2p_comm": interleaved,
@@ -151,7 +153,7 @@ def _platform_options(model: ModelConfig, parallel: ParallelConfig) -> dict[str,
         "deallocate_pipeline_outputs": True,
         "bias_activation_fusion": True,
         "bias_dropout_fusion": True,
-        "apply_rope_fusion": model.layer_implementation == "transformer_engine",
+        **fused,
     }
 
 

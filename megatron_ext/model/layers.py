@@ -1,4 +1,4 @@
-"""The decoder layer of the `local` implementation: megatron-core's own parts, but for the norm and the attention core.
+"""The decoder layers: Transformer Engine's, or `local`, megatron-core's own but for the norm and the attention core.
 
 Shapes: s = sequence, c = this rank's part of it (s / cp), b = micro-batch, n = heads of this rank, g = key/value heads
 of this rank, d = head size, h = n·d.
@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from megatron.core.extensions import transformer_engine
 from megatron.core.models.common.embeddings import RotaryEmbedding
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
@@ -23,6 +24,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor
+
+from megatron_ext.errors import UserError
 
 
 class RMSNorm(torch.nn.Module):
@@ -88,8 +91,8 @@ class ScaledDotProductAttention(MegatronModule):
 
         Args:
             query: `[c, b, n, d]`; key and value: `[c, b, g, d]`, n a multiple of g.
-            attention_mask: bool `[b or 1, 1, c, s]`, True where a position (row) must not see another (column), as is
-                Megatron's convention; it must hide the future too. None: plain causal attention.
+            attention_mask: bias of the scores `[b or 1, 1, c, s]` in their type, minus infinity where a position (row)
+                must not see another (column); it must hide the future too. None: plain causal attention.
 
         Returns:
             `[c, b, h]`.
@@ -97,13 +100,12 @@ class ScaledDotProductAttention(MegatronModule):
         assert attention_bias is None
         assert packed_seq_params is None
         if self.context_group is not None:
-            key, value = (_gather_sequence(part, self.context_group) for part in (key, value))
+            key, value = (gather_sequence(part, self.context_group) for part in (key, value))
             if attention_mask is None:
-                attention_mask = _causal_rows(key.shape[0], self.context_group, query.device)
+                attention_mask = _causal_rows(key.shape[0], self.context_group, query.device, query.dtype)
         query, key, value = (part.permute(1, 2, 0, 3) for part in (query, key, value))  # [b, n or g, c or s, d]
-        visible = None if attention_mask is None else ~attention_mask
         context = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=visible, is_causal=visible is None, scale=self.scale,
+            query, key, value, attn_mask=attention_mask, is_causal=attention_mask is None, scale=self.scale,
             enable_gqa=key.shape[1] != query.shape[1],
         )
         return context.permute(2, 0, 1, 3).flatten(2)
@@ -122,7 +124,7 @@ def positions_on_this_rank(seq_length: int, context_group: dist.ProcessGroup, de
     return torch.cat([pieces[rank], pieces[2 * size - 1 - rank]])
 
 
-def _gather_sequence(part: Tensor, context_group: dist.ProcessGroup) -> Tensor:
+def gather_sequence(part: Tensor, context_group: dist.ProcessGroup) -> Tensor:
     """`[c, …]` of every rank as `[s, …]` in the order of the sequence; gradients are summed over the ranks."""
     size = context_group.size()
     pieces = gather_from_sequence_parallel_region(part.contiguous(), group=context_group).chunk(2 * size)
@@ -150,10 +152,31 @@ def future_mask(rows: Tensor, seq_length: int) -> Tensor:
     return torch.arange(seq_length, device=rows.device) > rows[:, None]
 
 
+def bias_of(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as what is added to the scores; attention would make one of a mask in every layer, and keep it."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask, float("-inf"))
+
+
 @lru_cache(maxsize=2)
-def _causal_rows(seq_length: int, context_group: dist.ProcessGroup, device: torch.device) -> Tensor:
-    """The causal mask's rows of this context-parallel rank; every layer asks for the same."""
-    return future_mask(positions_on_this_rank(seq_length, context_group, device), seq_length)
+def _causal_rows(seq_length: int, context_group: dist.ProcessGroup, device: torch.device,
+                 dtype: torch.dtype) -> Tensor:
+    """The causal mask's rows of this context-parallel rank, as a bias; every layer asks for the same."""
+    return bias_of(future_mask(positions_on_this_rank(seq_length, context_group, device), seq_length), dtype)
+
+
+def check_implementation(implementation: str) -> None:
+    """Raise UserError when these layers cannot run here."""
+    if implementation != "transformer_engine":
+        return
+    asked = "model.layer_implementation transformer_engine"
+    if not transformer_engine.HAVE_TE:
+        raise UserError(f"{asked}: Transformer Engine is not installed; run `make gpu`, or set "
+                        "model.layer_implementation=local")
+    try:
+        transformer_engine.te.pytorch.get_device_compute_capability()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"{asked}: Transformer Engine finds no GPU ({error}); set "
+                        "model.layer_implementation=local") from error
 
 
 def decoder_spec(config: TransformerConfig, implementation: str,

@@ -1,6 +1,6 @@
 """The logits of a model under its layout, compared with those of transformers.
 
-Shapes: s = positions of the text, v = vocabulary.
+Shapes: s = positions of the text, c = this rank's part of them (s / cp), v = vocabulary.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from megatron_ext.config import ModelConfig, ParallelConfig
 from megatron_ext.model.checkpoints import load_model
 from megatron_ext.model.distributed import single_process
 from megatron_ext.model.gpt import build_model, compute_device
-from megatron_ext.model.parity import Parity, compare_logits, parity_tokens, reference_logits
+from megatron_ext.model.layers import gather_sequence, positions_on_this_rank
+from megatron_ext.model.parity import Parity, compare_logits, multiplied_in, parity_tokens, reference_logits
 
 
 def check_chunks(chunks: list[GPTModel], hf_folder: Path, dtype: str, num_positions: int,
@@ -32,14 +34,15 @@ def check_chunks(chunks: list[GPTModel], hf_folder: Path, dtype: str, num_positi
         dtype: type that the model computes in.
         rounded_to: type that the folder's weights are rounded to before, as those of the model were; None: `dtype`.
     """
-    tokens = parity_tokens(hf_folder, num_positions, chunks[0].config.tensor_model_parallel_size)
+    config = chunks[0].config
+    tokens = parity_tokens(hf_folder, num_positions, _multiple_of(config))
     logits = megatron_logits(chunks, tokens)
     verdict: list[Parity | None] = [None]
     reporter = _first_rank_of_last_stage()
     if dist.get_rank() == reporter:
         assert logits is not None
         reference = reference_logits(hf_folder, tokens, rounded_to or dtype)
-        verdict[0] = compare_logits(reference, logits, dtype, _describe(chunks))
+        verdict[0] = compare_logits(reference, logits, multiplied_in(dtype, config.transformer_impl), _describe(chunks))
     dist.broadcast_object_list(verdict, src=reporter)
     assert verdict[0] is not None
     return verdict[0]
@@ -88,14 +91,23 @@ def _repeat(tokens: Tensor, times: int) -> Iterator[Tensor]:
     return iter([tokens] * times)
 
 
+def _multiple_of(config: TransformerConfig) -> int:
+    """Context parallelism cuts a sequence into 2 · cp pieces, sequence parallelism these over the tp ranks."""
+    cp = config.context_parallel_size
+    return config.tensor_model_parallel_size * (2 * cp if cp > 1 else 1)
+
+
 def _forward_step(batches: Iterator[Tensor], model: GPTModel) -> tuple[Tensor, Any]:
     tokens = next(batches)
-    return model(tokens, None, None), _gather_logits
+    here = positions_on_this_rank(tokens.shape[1], parallel_state.get_context_parallel_group(), tokens.device)
+    return model(tokens[:, here], None, None), _gather_logits
 
 
 def _gather_logits(logits: Tensor, non_loss_data: bool) -> Tensor:
-    """`[1, s, v / tp]` of each rank -> `[s, v]` on every rank of the stage."""
-    return gather_from_tensor_model_parallel_region(logits.contiguous())[0]
+    """`[1, c, v / tp]` of each rank -> `[s, v]` on every rank of the stage."""
+    part = gather_from_tensor_model_parallel_region(logits.contiguous())[0]
+    group = parallel_state.get_context_parallel_group()
+    return gather_sequence(part, group) if group.size() > 1 else part
 
 
 def _first_rank_of_last_stage() -> int:
@@ -110,4 +122,7 @@ def _first_rank_of_last_stage() -> int:
 def _describe(chunks: list[GPTModel]) -> str:
     config = chunks[0].config
     virtual = f" vpp={len(chunks)}" if len(chunks) > 1 else ""
-    return f"tp={config.tensor_model_parallel_size} pp={config.pipeline_model_parallel_size}{virtual}"
+    context = f" cp={config.context_parallel_size}" if config.context_parallel_size > 1 else ""
+    layers = " transformer_engine" if config.transformer_impl == "transformer_engine" else ""
+    return (f"tp={config.tensor_model_parallel_size} pp={config.pipeline_model_parallel_size}{virtual}{context}"
+            f"{layers}")

@@ -222,10 +222,13 @@ def _selection_node(study: StudyConfig, subset: str, tokenizer: Node) -> Node:
 
 
 def _parity_node(study: StudyConfig, base: Node) -> Node:
-    """Proof, at the layout of one model replica, that the imported weights give the Hugging Face model's logits."""
-    parallel = planned_run(study, next(iter(study.conditions)), study.seeds[0]).parallel
-    return Node("import/parity", "parity", "tools.check_parity", {"parallel": parallel.model_dump(mode="json")},
-                {"model": base}, processes=_num_shards(parallel))
+    """Proof, with the layers and the layout of one model replica, that the imported weights give the Hugging Face
+    model's logits."""
+    config = planned_run(study, next(iter(study.conditions)), study.seeds[0])
+    settings = {"parallel": config.parallel.model_dump(mode="json"),
+                "layer_implementation": config.model.layer_implementation}
+    return Node("import/parity", "parity", "tools.check_parity", settings, {"model": base},
+                processes=_replica_size(config.parallel))
 
 
 def _run_node(study: StudyConfig, condition: str, seed: int, base: Node, tokenized: dict[str, Node],
@@ -241,7 +244,7 @@ def _run_node(study: StudyConfig, condition: str, seed: int, base: Node, tokeniz
     settings["validation"].pop("sources")
     inputs |= {f"validation.sources.{name}": tokenized[name] for name in config.data.sources}
     return Node(f"run/{condition}/seed{seed}", "run", "megatron_ext.train", settings, inputs, (parity,),
-                study.data_parallel_size * config.parallel.context_parallel_size * _num_shards(config.parallel))
+                study.data_parallel_size * _replica_size(config.parallel))
 
 
 def _held_out_node(study: StudyConfig, name: str, model: dict[str, Input], tokenized: dict[str, Node]) -> Node:
@@ -266,9 +269,10 @@ def _evaluation_node(study: StudyConfig, name: str, model: Node) -> Node:
     return Node(f"evaluate/{name}", "evaluation", "evaluation.run_poeta", study.evaluation.settings, {"model": model})
 
 
-def _num_shards(parallel: ParallelConfig) -> int:
-    """Processes over which the weights of one model replica are spread."""
-    return parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+def _replica_size(parallel: ParallelConfig) -> int:
+    """Processes of one model replica."""
+    return (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+            * parallel.context_parallel_size)
 
 
 def _identity(value: Input) -> Any:

@@ -148,13 +148,15 @@ def _schedule_problems(config: RunConfig) -> list[str]:
 
 
 def _missing_packages(config: RunConfig) -> list[str]:
-    packages = {"logging.tensorboard": ("tensorboard", "tensorboard"), "logging.wandb_project": ("wandb", "wandb"),
-                "logging.mlflow_experiment": ("mlflow", "mlflow-skinny")}
+    packages = {"logging.tensorboard": ("tensorboard", "pip install tensorboard"),
+                "logging.wandb_project": ("wandb", "pip install wandb"),
+                "logging.mlflow_experiment": ("mlflow", "pip install mlflow-skinny")}
     wanted = [(key, *packages[key]) for key in packages if getattr(config.logging, key.partition(".")[2])]
     if config.model.layer_implementation == "transformer_engine":
-        wanted.append(("model.layer_implementation", "transformer_engine", "transformer-engine[pytorch]"))
-    return [f"{key}: the package {module} is not installed; pip install {package}, or change the setting"
-            for key, module, package in wanted if importlib.util.find_spec(module) is None]
+        wanted.append(("model.layer_implementation", "transformer_engine",
+                       "make gpu (requirements-gpu.txt)"))
+    return [f"{key}: the package {module} is not installed; {mend}, or change the setting"
+            for key, module, mend in wanted if importlib.util.find_spec(module) is None]
 
 
 def _model_problems(config: RunConfig) -> list[str]:
@@ -164,9 +166,7 @@ def _model_problems(config: RunConfig) -> list[str]:
         return [f"model.hf_folder: {error}"]
     problems = layout_problems(architecture, config.parallel)
     if config.model.layer_implementation == "transformer_engine":
-        problems += [f"data.{key} needs model.layer_implementation local: Transformer Engine's attention gets no such "
-                     "mask or positions here" for key in ("document_mask", "reset_positions")
-                     if getattr(config.data, key)]
+        problems += _transformer_engine_problems(config)
     elif config.model.fp8:
         problems.append("model.fp8 needs model.layer_implementation transformer_engine")
     if config.data.seq_length > architecture.max_sequence_length:
@@ -177,6 +177,19 @@ def _model_problems(config: RunConfig) -> list[str]:
         if vocab_size > architecture.vocab_size:
             problems.append(f"{key}: tokenized with {vocab_size:,} token ids, the model has "
                             f"{architecture.vocab_size:,}: tokenize with the model's own tokenizer")
+    return problems
+
+
+def _transformer_engine_problems(config: RunConfig) -> list[str]:
+    context = config.parallel.context_parallel_size
+    problems = []
+    if config.packs_documents and context > 1:
+        problems.append(f"data.document_mask under transformer_engine needs parallel.context_parallel_size 1: its "
+                        f"kernels would cut every document into {2 * context} equal pieces; or set "
+                        "model.layer_implementation=local")
+    if config.data.reset_positions and not config.data.document_mask:
+        problems.append("data.reset_positions without data.document_mask needs model.layer_implementation local: "
+                        "Transformer Engine's rotary kernel takes the same positions for all samples")
     return problems
 
 

@@ -15,7 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_ext.data.dataset import BlendedDataset, micro_batch_positions
-from megatron_ext.training.batch import Batch, forward
+from megatron_ext.training.batch import Batch, forward, schedule_shape
 from megatron_ext.training.guards import refuse_non_finite
 from megatron_ext.training.parallel import device, sum_over_data_parallel
 from megatron_ext.training.state import TrainState
@@ -53,9 +53,8 @@ def train_step(state: TrainState, dataset: BlendedDataset, iteration: int) -> St
             data_iterator=batches if len(batches) > 1 else batches[0],
             model=state.model if len(state.model) > 1 else state.model[0],
             num_microbatches=state.num_micro_batches,
-            seq_length=state.config.data.seq_length,
-            micro_batch_size=state.config.train.micro_batch_size,
             forward_only=False,
+            **schedule_shape(state.config),
         )
     sums = sum_losses(reports, num_sources=len(dataset.sources))  # [S, 2]
     loss = (sums[:, 0].sum() / sums[:, 1].sum()).item()
@@ -92,20 +91,21 @@ def training_batches(state: TrainState, dataset: BlendedDataset, iteration: int)
             positions = micro_batch_positions(
                 iteration, micro_batch, global_batch_size=config.train.global_batch_size,
                 micro_batch_size=config.train.micro_batch_size, dp_rank=state.dp_rank, dp_size=state.dp_size)
-            batch = Batch.of([dataset[position] for position in positions], config.data)
+            batch = Batch.of([dataset[position] for position in positions], config.data, config.packs_documents)
         yield positions, batch
 
 
 def forward_step(batches: Iterator[tuple[range, Batch]], model: torch.nn.Module) -> tuple[Tensor, object]:
     """Run one micro-batch through this stage; megatron-core's schedules call it.
 
-    Returns the stage's output (the last stage's: loss per token `[b, c]`) and the function that sums it.
+    Returns the stage's output (the last stage's: loss per token `[b, c]`, packed `[1, b·s]`) and the function that sums
+    it.
     """
     positions, batch = next(batches)
 
     def sum_loss(loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Summed loss, number of tokens it is over, and for the report position, source, both sums `[b, 4]`."""
-        nats = (loss.float() * batch.mask).sum(1)  # [b]
+        nats = (loss.float().view_as(batch.mask) * batch.mask).sum(1)  # [b]
         tokens = batch.mask.sum(1)
         places = torch.tensor(positions, dtype=torch.float64, device=nats.device)
         report = torch.stack([places, batch.source.double(), nats.detach().double(), tokens.double()], dim=1)

@@ -19,7 +19,7 @@ from torch import Tensor
 from megatron_ext.artifacts import Artifact
 from megatron_ext.config import RunConfig
 from megatron_ext.data.dataset import PackedSource, Sample, micro_batch_positions
-from megatron_ext.training.batch import Batch, forward
+from megatron_ext.training.batch import Batch, forward, schedule_shape
 from megatron_ext.training.parallel import device, sum_over_data_parallel
 
 
@@ -81,7 +81,8 @@ def _validate_source(state: Measurable, name: str, artifact: Artifact) -> Source
         for micro_batch in range(num_micro_batches):
             positions = micro_batch_positions(0, micro_batch, global_batch_size=0, micro_batch_size=micro_batch_size,
                                               dp_rank=state.dp_rank, dp_size=state.dp_size)
-            yield Batch.of([_read(source, position, num_samples) for position in positions], state.config.data)
+            yield Batch.of([_read(source, position, num_samples) for position in positions], state.config.data,
+                           state.config.packs_documents)
 
     def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, object]:
         batch = next(batches)
@@ -92,9 +93,8 @@ def _validate_source(state: Measurable, name: str, artifact: Artifact) -> Source
         data_iterator=[batches() for _ in state.model] if len(state.model) > 1 else batches(),
         model=state.model if len(state.model) > 1 else state.model[0],
         num_microbatches=num_micro_batches,
-        seq_length=seq_length,
-        micro_batch_size=micro_batch_size,
         forward_only=True,
+        **schedule_shape(state.config),
     )
     sums = sum_over_data_parallel(sum(outputs, start=torch.zeros(4, dtype=torch.float64, device=device())))
     nats, tokens, text_nats, text_bytes = sums.tolist()
@@ -110,7 +110,7 @@ def _read(source: PackedSource, position: int, num_samples: int) -> Sample:
 def _sum_losses(loss: Tensor, batch: Batch, token_bytes: Tensor) -> Tensor:
     """Nats and tokens of all predictions; nats and bytes of those that stand for text. float64 `[4]`."""
     mask = batch.mask.double()
-    nats = loss.double() * mask
-    num_bytes = token_bytes[batch.labels] * mask
+    nats = loss.double().view_as(mask) * mask
+    num_bytes = token_bytes[batch.labels].view_as(mask) * mask
     is_text = num_bytes > 0
     return torch.stack([nats.sum(), mask.sum(), (nats * is_text).sum(), num_bytes.sum()])

@@ -61,8 +61,10 @@ def _load_prove_and_save(folder: Path, model: str, parallel: ParallelConfig) -> 
 
 
 def sequence_and_virtual_pipeline_parity(model: Path) -> None:
-    """Parity under sequence parallelism, and with two virtual stages on each of two pipeline ranks."""
+    """Parity under sequence and context parallelism, and with two virtual stages on each of two pipeline ranks."""
     for parallel in (
+        ParallelConfig(tensor_model_parallel_size=2, context_parallel_size=2, sequence_parallel=True),
+        ParallelConfig(pipeline_model_parallel_size=2, context_parallel_size=2),
         ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True),
         ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2,
                        virtual_pipeline_model_parallel_size=2),
@@ -145,15 +147,6 @@ def gradients_of_ranks_that_share_a_group(model: Path, parallel: ParallelConfig)
 
 def _lay_out(parallel: ParallelConfig) -> None:
     """Join the groups of a layout; those of the layout before are left."""
-    import torch.distributed as dist
-    from megatron.core import parallel_state
-
     from megatron_ext.training.parallel import initialize_parallel
 
-    if not dist.is_initialized():
-        initialize_parallel(parallel)
-        return
-    parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size,
-        parallel.virtual_pipeline_model_parallel_size)
+    initialize_parallel(parallel)

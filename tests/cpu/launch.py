@@ -20,9 +20,10 @@ from megatron_ext.processes import die_with_parent
 ROOT = Path(__file__).parents[2]
 
 
-def run_distributed(target: str, nproc: int, timeout_seconds: float = 300, **arguments: object) -> str:
+def run_distributed(target: str, nproc: int, timeout_seconds: float = 300, python: str = sys.executable,
+                    **arguments: object) -> str:
     """Call `module:function` on `nproc` processes; returns their output, or fails with it when one of them fails."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc),
+    command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc),
                "-m", "tests.cpu.launch", target, json.dumps(arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True,
