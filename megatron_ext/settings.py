@@ -126,7 +126,7 @@ def set_overrides(cls: type[Settings], values: Values, overrides: Sequence[str])
 def _value_of(slot: Slot, text: str, key: str) -> Any:
     if not is_utf8(text):
         raise UserError(f"{key}={text!r} is not UTF-8")
-    if slot.is_text:
+    if slot.is_text or (slot.can_be_text and not text.startswith("[")):
         return None if text == "null" and slot.can_be_null else text
     return parse_yaml(text, key)
 

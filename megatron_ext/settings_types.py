@@ -80,6 +80,12 @@ class Slot:
         return all(leaf in (str, Path) or _is_literal_text(leaf) for leaf in leaves)
 
     @property
+    def can_be_text(self) -> bool:
+        """Whether a text, or a list of texts, is what can be here."""
+        slots = self._alternatives
+        return any(slot.is_text for slot in slots) and all(slot.is_text or slot.below("0").is_text for slot in slots)
+
+    @property
     def is_path(self) -> bool:
         """Whether what is here is a path."""
         return any(slot.annotation is Path for slot in self._alternatives or [self])

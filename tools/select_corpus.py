@@ -37,7 +37,7 @@ def _summary(counts: dict[str, Any]) -> str:
                      f"{counts['epochs_for_budget']:.2f} epochs")
     if "contamination" in counts:
         lines.append(f"{counts['contamination']['documents_hit']:,} documents hold a test item")
-    return "; ".join(lines)
+    return "; ".join(lines + counts["notes"])
 
 
 if __name__ == "__main__":

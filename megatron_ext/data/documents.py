@@ -2,14 +2,14 @@
 
 Columns: `id` (unique in the artifact: the corpus id, or `<document_id>/<style>` for a rewrite), `document_id` (the
 corpus document it comes from), `style` ("original", "easy", "medium", "hard", "qa", …), `text`, `num_tokens` (counted
-by the training tokenizer), in a selection the scores by their short names (float64), and in rewrites `chunks`: the
-numbers of the source chunks whose rewrites the text joins, in order.
+by the training tokenizer), in a selection the scores by their short names (float64, or string where the rule compares
+text), and in rewrites `chunks`: the numbers of the source chunks whose rewrites the text joins, in order.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -42,12 +42,13 @@ class Document:
     style: str
     text: str
     num_tokens: int
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float | str | None] = field(default_factory=dict)
 
 
-def document_schema(score_names: Sequence[str] = ()) -> pa.Schema:
-    """The Arrow schema of a documents folder whose rows carry these scores."""
-    return pa.schema({**FIELDS, **dict.fromkeys(score_names, pa.float64())})
+def document_schema(score_names: Sequence[str] = (), labels: Collection[str] = ()) -> pa.Schema:
+    """The Arrow schema of a documents folder whose rows carry these scores, of which `labels` are text."""
+    scores = {name: pa.string() if name in labels else pa.float64() for name in score_names}
+    return pa.schema({**FIELDS, **scores})
 
 
 def rewrite_schema() -> pa.Schema:

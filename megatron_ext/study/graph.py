@@ -258,7 +258,7 @@ def _held_out_node(study: StudyConfig, name: str, model: dict[str, Input], token
         **config.data.model_dump(mode="json", include={"seq_length", "document_mask", "reset_positions"})}
     sources = {f"sources.{name}": tokenized[name] for name in study.validation_sources or study.sources}
     return Node(f"validate/{name}", "held_out", "megatron_ext.validate", settings, {**model, **sources},
-                processes=_num_shards(parallel))
+                processes=_replica_size(parallel))
 
 
 def _export_node(name: str, checkpoint: Inside) -> Node:

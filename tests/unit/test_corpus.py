@@ -93,10 +93,10 @@ def test_a_missing_column_is_answered_with_those_there_are(tmp_path, name):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b'{"id": "a", "text": "b"}\nnot json\n', "line at byte 25 is not JSON"),
-    (b'{"id": "a", "text": "\xff"}\n', "line at byte 0 is not JSON"),
+    (b'{"id": "a", "text": "b"}\nnot json\n', r"a.jsonl, line 2 \(at byte 25\) is not JSON"),
+    (b'{"id": "a", "text": "\xff"}\n', r"line 1 \(at byte 0\) is not JSON"),
     (b'{"id": "a", "text": "b"}\n["a"]\n', "not a JSON object but list"),
-    (b'{"id": "a", "text": 3}\n', "field 'text' holds '3' \\(int\\); needed: str"),
+    (b'{"id": "a", "text": 3}\n', r"line 1 .*, id 'a': field 'text' holds '3' \(int\); needed: UTF-8 text"),
     (b'{"id": "a", "text": "b", "stem": "high"}\n', "field 'stem' holds 'high'"),
 ])
 def test_bad_json_lines_are_named(tmp_path, content, message):
@@ -123,7 +123,7 @@ def test_a_parquet_file_with_damaged_pages_or_other_types_is_named(tmp_path):
     with pytest.raises(UserError, match="holds double, not text"):
         read_all(Corpus(path))
     pq.write_table(pa.table({"id": ["a"], "text": ["t"], "stem": ["high"]}), path)
-    with pytest.raises(UserError, match=r"'stem' .* cannot be read as numbers"):
+    with pytest.raises(UserError, match=r"row 0 .*, id 'a': column 'stem' \(string\) cannot be read as a number"):
         read_all(Corpus(path, score_columns={"stem": "stem"}))
 
 

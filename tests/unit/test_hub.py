@@ -29,16 +29,16 @@ def test_an_interrupted_stream_goes_on_with_the_shards_it_lacks(folder, tmp_path
     def make_runs(task):
         if len(read) == 2:
             raise KeyboardInterrupt
-        read.append(task.chunk.path.name)
+        read.append(task.chunk.name)
         real(task)
 
     monkeypatch.setattr(stage, "make_runs", make_runs)
     with pytest.raises(KeyboardInterrupt):
         select(f"hf://{folder}", tokenizer, tmp_path / "out")
     first = read.copy()
-    monkeypatch.setattr(stage, "make_runs", lambda task: read.append(task.chunk.path.name) or real(task))
+    monkeypatch.setattr(stage, "make_runs", lambda task: read.append(task.chunk.name) or real(task))
     artifact = select(f"hf://{folder}", tokenizer, tmp_path / "out")
-    assert sorted(read) == ["train-00000", "train-00001", "train-00002", "train-00003"]
+    assert sorted(read) == ["00.parquet", "01.parquet", "02.parquet", "03.parquet"]
     assert len(first) == 2
     assert artifact.content_hash == select(folder, tokenizer, tmp_path / "whole").content_hash
 

@@ -104,14 +104,14 @@ def test_every_reject_has_its_reason(tokenizer, tmp_path):
     artifact = select(write_jsonl(tmp_path / "a.jsonl", rows), tokenizer, tmp_path / "out", min_chars=4, max_chars=20,
                       keep_rejected=True)
     assert artifact.counts["rejected"] == {
-        "missing_text": 1, "score_missing": 2, "rule_not_met": 1, "too_short": 1, "too_long": 1, "duplicate_text": 1,
-        "near_duplicate": 0, "contaminated": 0, "over_budget": 0}
+        "missing_text": 1, "score_missing": 1, "score_nan": 1, "rule_not_met": 1, "too_short": 1, "too_long": 1,
+        "duplicate_text": 1, "near_duplicate": 0, "contaminated": 0, "over_budget": 0}
     assert artifact.counts["input_documents"] == len(rows)
     assert len(chosen(artifact)) == 1
     assert chosen(artifact)[0] in ("good", "copy")
     kept = pq.read_table(artifact.path / "rejected").to_pylist()
     reasons = {row["id"]: row["reason"] for row in kept}
-    assert {"low": "rule_not_met", "unscored": "score_missing", "nan": "score_missing", "short": "too_short",
+    assert {"low": "rule_not_met", "unscored": "score_missing", "nan": "score_nan", "short": "too_short",
             "long": "too_long", "empty": "missing_text"}.items() < reasons.items()
     assert "duplicate_text" in (reasons.get("good"), reasons.get("copy"))
     assert len(kept) == len(rows) - 1

@@ -17,6 +17,9 @@ from megatron_ext.data.selection.settings import SelectSettings
 from megatron_ext.errors import UserError
 
 _NAMED_DUPLICATES = 5
+_LARGE_SHARE = 0.1  # of the budget in one document, which is said
+_LARGE_EXCESS = 0.01  # over the budget
+_FEW_DOCUMENTS = 100
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,24 @@ def _cut(tokens: np.ndarray, settings: SelectSettings) -> int:
                         f"budget_tokens = {budget:,}{epochs}. Lower the budget, widen the rule, or take them all with "
                         "on_shortage=allow")
     return min(int(np.searchsorted(ends, budget)) + 1, len(tokens))
+
+
+def budget_notes(measured: Measured, decision: Decision, budget_tokens: int | None) -> list[str]:
+    """What is odd about how the budget was reached, in words."""
+    if budget_tokens is None or not len(decision.chosen):
+        return []
+    notes = []
+    largest = int(measured.num_tokens[decision.chosen].max())
+    if largest >= _LARGE_SHARE * budget_tokens:
+        notes.append(f"one document alone has {largest:,} tokens, {largest / budget_tokens:.2g} times the budget of "
+                     f"{budget_tokens:,}; max_chars rejects such documents")
+    if decision.num_tokens > (1 + _LARGE_EXCESS) * budget_tokens:
+        notes.append(f"the last document takes the selection to {decision.num_tokens / budget_tokens:.2g} times the "
+                     "budget")
+    if len(decision.chosen) < _FEW_DOCUMENTS:
+        notes.append(f"{len(decision.chosen):,} documents fill the budget: what is measured with them rests on these "
+                     "few")
+    return notes
 
 
 def _refuse_repeated_ids(runs: Runs, rows: Rows, places: np.ndarray, settings: SelectSettings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from megatron_ext.data.documents import (
     MAX_PART_BYTES,
     MAX_PART_ROWS,
     ROW_GROUP_ROWS,
-    document_schema,
     read_document_batches,
     write_row_groups,
 )
@@ -37,34 +37,34 @@ class GatherTask:
 
 
 def gather_documents(folder: Path, runs: Sequence[Path], rows: Rows, places: np.ndarray, num_tokens: np.ndarray | None,
-                     score_names: Sequence[str], workers: Workers) -> None:
-    """Write the documents at these places as a documents folder (see `data.documents`).
+                     schema: pa.Schema, workers: Workers) -> None:
+    """Write the documents at these places as a documents folder of this schema (see `data.documents`).
 
     Args:
         num_tokens: int64 `[len(places)]`; None: not counted, the column is null.
     """
     column = pa.nulls(len(places), pa.int64()) if num_tokens is None else pa.array(num_tokens, pa.int64())
-    _gather(folder, runs, rows, places, column, document_schema(score_names), workers, "write")
+    _gather(folder, runs, rows, places, column, schema, workers, "write")
 
 
 def gather_rejected(folder: Path, runs: Sequence[Path], rows: Rows, places: np.ndarray, codes: np.ndarray,
-                    score_names: Sequence[str], workers: Workers) -> None:
+                    schema: pa.Schema, workers: Workers) -> None:
     """Write the documents at these places with the column `reason` instead of `num_tokens`."""
-    schema = pa.schema([pa.field("reason", pa.string()) if field.name == "num_tokens" else field
-                        for field in document_schema(score_names)])
+    schema = pa.schema([pa.field("reason", pa.string()) if field.name == "num_tokens" else field for field in schema])
     reasons = pa.array(REASONS).take(pa.array(codes.astype(np.int64) - 1))
     _gather(folder, runs, rows, places, reasons, schema, workers, "write the rejected")
 
 
 def mean_scores(artifact: Path, score_names: Sequence[str]) -> dict[str, float | None]:
-    """The mean of each score over the documents of an artifact that have it; None without any."""
-    sums, counts = np.zeros(len(score_names)), np.zeros(len(score_names), dtype=np.int64)
+    """The mean of each score over the documents of an artifact where it is finite; None without any."""
+    sums, counts = dict.fromkeys(score_names, 0.0), dict.fromkeys(score_names, 0)
     for batch in read_document_batches(artifact, score_names) if score_names else ():
-        scores = [pc.fill_null(batch.column(name), np.nan).to_numpy(zero_copy_only=False) for name in score_names]
-        sums += [np.nansum(values) for values in scores]
-        counts += [np.sum(~np.isnan(values)) for values in scores]
-    return {name: float(total / count) if count else None
-            for name, total, count in zip(score_names, sums, counts, strict=True)}
+        for name in score_names:
+            values = pc.drop_null(batch.column(name)).to_numpy(zero_copy_only=False)
+            values = values[np.isfinite(values)]
+            sums[name] += math.fsum(values)  # numpy's sum depends on the processor in its last bit
+            counts[name] += len(values)
+    return {name: sums[name] / counts[name] if counts[name] else None for name in score_names}
 
 
 def _gather(folder: Path, runs: Sequence[Path], rows: Rows, places: np.ndarray, column: pa.Array, schema: pa.Schema,

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from megatron_ext.data.selection.rules import Rule
 
-REASONS = ("score_missing", "rule_not_met", "missing_text", "too_short", "too_long", "duplicate_text",
+REASONS = ("score_missing", "score_nan", "rule_not_met", "missing_text", "too_short", "too_long", "duplicate_text",
            "near_duplicate", "contaminated", "over_budget")
 """Why a document is not selected; the first that applies is counted."""
 PASSED = 0
@@ -42,11 +42,19 @@ def judge_scores(batch: pa.RecordBatch, criteria: Criteria) -> np.ndarray:
     """The same by the scores alone."""
     codes = np.full(len(batch), PASSED, dtype=np.uint8)
     if criteria.rule is not None:
-        # A null becomes NaN.
-        scores = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in criteria.rule.names}
-        codes[~criteria.rule.holds(scores)] = code_of("rule_not_met")
-        codes[np.any([np.isnan(values) for values in scores.values()], axis=0)] = code_of("score_missing")
+        _judge_by_rule(batch, criteria.rule, codes)
     return codes
+
+
+def _judge_by_rule(batch: pa.RecordBatch, rule: Rule, codes: np.ndarray) -> None:
+    nulls = {name: pc.is_null(batch.column(name)).to_numpy(zero_copy_only=False) for name in rule.names}
+    numbers = {name: batch.column(name).to_numpy(zero_copy_only=False)  # a null becomes NaN
+               for name in rule.names - rule.labels}
+    codes[~rule.holds(numbers | {name: batch.column(name) for name in rule.labels}, nulls)] = code_of("rule_not_met")
+    for name, values in numbers.items():
+        codes[np.isnan(values) & ~nulls[name]] = code_of("score_nan")
+    for name in rule.names - rule.nullable:
+        codes[nulls[name]] = code_of("score_missing")
 
 
 def _judge_texts(texts: pa.StringArray, criteria: Criteria) -> np.ndarray:

@@ -86,7 +86,7 @@ def make_runs(task: RunTask) -> None:
         _write_run(_run_path(task.path, number), batch.take(pa.array(order)))
         parts.append(replace(rows.take(order), row=np.arange(len(rows), dtype=np.int32)))
     arrays = vars(Rows.concatenate(parts))
-    write_arrays(task.path, read=read, num_runs=np.int64(len(parts) - 1), shard=np.array(task.chunk.path.name),
+    write_arrays(task.path, read=read, num_runs=np.int64(len(parts) - 1), shard=np.array(task.chunk.name),
                  **arrays)
 
 

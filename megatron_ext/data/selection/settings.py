@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import keyword
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,19 +24,23 @@ _RESERVED = (*FIELDS, "reason")
 class SelectSettings(StageSettings):
     """Settings of the selecting stage."""
 
-    corpus: Annotated[Place, PLACE]
-    """File or folder of .parquet, .jsonl, .jsonl.gz, .jsonl.zst shards, a documents artifact, or a data set of the
-    Hugging Face hub, which is streamed: `hf://owner/name`, with `?config=…&split=…&revision=…` where needed."""
+    corpus: Annotated[Place | list[Place], PLACE]
+    """File, folder or glob pattern of .parquet, .jsonl, .ndjson, .json shards (JSON also as .gz, .zst, …), or several
+    of them; a documents artifact; or a data set of the Hugging Face hub, which is streamed: `hf://owner/name`, with
+    `?config=…&split=…&revision=…` where needed. Names that begin with _ or . are passed over."""
     tokenizer: Annotated[Path | None, PLACE]
     """Folder of the training tokenizer, which counts the tokens; null: they are not counted, and there is no budget."""
     text_column: str = "text"
-    """Column of the text."""
+    """Column of the text; here and below, `a.b` is the column b of the nested column a."""
     id_column: str | None = "id"
     """Column of the document's id; null, or a row without one: the id is made from the text."""
     scores: dict[str, str] = Field(default_factory=dict)
-    """Short name -> score column, e.g. {stem: stem_score}; the rule uses the short names, the output carries them."""
+    """Short name -> score column, e.g. {stem: stem_score, edu: metadata.edu}; the rule uses the short names, the output
+    carries them. Numbers, but for columns that the rule compares with text."""
     rule: str | None = None
-    """Condition over the scores, e.g. `stem > 2.5 or edu > 2.5`; null: every document."""
+    """Condition over the scores, e.g. `stem > 2.5 or stem + edu > 4`, `lang == 'pt'`, `lang in ['pt', 'gl']`,
+    `edu is null or edu > 2`; null: every document. A document without a score that the rule reads is rejected unless
+    the rule asks for `is null`; so is one with NaN."""
     min_chars: int = Field(default=1, ge=0)
     """Shorter documents are rejected; characters."""
     max_chars: int | None = Field(default=None, ge=1)
@@ -81,12 +86,16 @@ class SelectSettings(StageSettings):
     @field_validator("corpus", mode="before")
     @classmethod
     def _corpus_is_a_place(cls, corpus: Any) -> Any:
-        return str(corpus) if isinstance(corpus, Path) else corpus
+        return list(map(str, corpus)) if isinstance(corpus, list | tuple) else \
+            str(corpus) if isinstance(corpus, Path) else corpus
 
     @field_validator("scores")
     @classmethod
     def _names_are_usable(cls, scores: dict[str, str]) -> dict[str, str]:
+        scores = {unicodedata.normalize("NFKC", name): column for name, column in scores.items()}  # as rules are read
         for name in scores:
+            if name in ("null", "None"):
+                raise ValueError(f"{name!r} cannot be the name of a score: rules ask `is null`")
             if not name.isidentifier() or keyword.iskeyword(name) or name in _RESERVED:
                 raise ValueError(f"{name!r} cannot be the name of a score: use a word that is not "
                                  f"{', '.join(_RESERVED)}")

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.data.corpus import Corpus
-from megatron_ext.data.documents import DOCUMENTS_FOLDER
+from megatron_ext.data.documents import DOCUMENTS_FOLDER, document_schema
 from megatron_ext.data.hub import open_corpus
 from megatron_ext.data.selection.contamination import contamination_counts
 from megatron_ext.data.selection.counting import (
@@ -36,7 +37,7 @@ from megatron_ext.data.selection.counting import (
     measure_all,
     measure_up_to,
 )
-from megatron_ext.data.selection.decision import Candidates, Decision, decide, find_candidates
+from megatron_ext.data.selection.decision import Candidates, Decision, budget_notes, decide, find_candidates
 from megatron_ext.data.selection.gathering import gather_documents, gather_rejected, mean_scores
 from megatron_ext.data.selection.judging import PASSED, REASONS, Criteria
 from megatron_ext.data.selection.rows import selection_order
@@ -96,7 +97,20 @@ class Stage:
         if settings.tokenizer is not None:
             self.tokenizer = load_tokenizer(settings.tokenizer, settings.encoder)
         self.rule = parse_rule(settings.rule, settings.scores) if settings.rule is not None else None
-        self.corpus: Corpus = open_corpus(settings.corpus, settings.text_column, settings.id_column, settings.scores)
+        self.labels = self.rule.labels if self.rule else frozenset()
+        self.corpus: Corpus = open_corpus(settings.corpus, settings.text_column, settings.id_column,
+                                          {name: settings.scores[name] for name in self.score_names},
+                                          {name: settings.scores[name] for name in sorted(self.labels)})
+
+    @property
+    def score_names(self) -> list[str]:
+        """The scores that are numbers."""
+        return [name for name in self.settings.scores if name not in self.labels]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the output."""
+        return document_schema(list(self.settings.scores), self.labels)
 
     @property
     def measure(self) -> Measure:
@@ -145,6 +159,7 @@ class Stage:
         """Lay down the runs of the corpus, or of a share; chunks that were done before are not read again."""
         folder.mkdir(parents=True, exist_ok=True)
         settings = self.settings
+        print(f"corpus: {self.corpus.describe()}", flush=True)
         criteria = Criteria(self.rule, settings.min_chars, settings.max_chars)
         tasks = [RunTask(self.corpus, chunk, criteria, settings.seed, settings.keep_rejected, settings.near,
                          folder / f"{number:06d}.npz")
@@ -165,24 +180,25 @@ def make_selection(folder: Path, stage: Stage,
         candidates, measured = find(work)
         decision = decide(candidates, measured, stage.settings)
         _write(folder, stage, candidates, measured, decision)
-        write_json(counts_path, _counts(folder, stage, candidates, decision))
+        write_json(counts_path, _counts(folder, stage, candidates, measured, decision))
     if work.exists():
         shutil.rmtree(work)
     return json.loads(counts_path.read_text(encoding="utf-8"))
 
 
 def _write(folder: Path, stage: Stage, candidates: Candidates, measured: Measured, decision: Decision) -> None:
-    chosen, score_names = decision.chosen, list(stage.settings.scores)
+    chosen = decision.chosen
     num_tokens = measured.num_tokens[chosen] if stage.tokenizer else None
     gather_documents(folder / DOCUMENTS_FOLDER, candidates.runs.paths, candidates.rows, chosen, num_tokens,
-                     score_names, stage.workers)
+                     stage.schema, stage.workers)
     if stage.settings.keep_rejected:
         rejected = np.flatnonzero(decision.codes != PASSED)
         gather_rejected(folder / REJECTED_FOLDER, candidates.runs.paths, candidates.rows, rejected,
-                        decision.codes[rejected], score_names, stage.workers)
+                        decision.codes[rejected], stage.schema, stage.workers)
 
 
-def _counts(folder: Path, stage: Stage, candidates: Candidates, decision: Decision) -> dict[str, Any]:
+def _counts(folder: Path, stage: Stage, candidates: Candidates, measured: Measured,
+            decision: Decision) -> dict[str, Any]:
     """What goes to the manifest: documents, tokens, bytes, mean scores, and what became of the others."""
     settings, tokenizer = stage.settings, stage.tokenizer
     later = np.bincount(decision.codes[candidates.rows.codes == PASSED], minlength=1 + len(REASONS))[1:]
@@ -191,7 +207,8 @@ def _counts(folder: Path, stage: Stage, candidates: Candidates, decision: Decisi
     counts = {
         "documents": len(decision.chosen), "tokens": tokens,
         "bytes": int(candidates.rows.num_bytes[decision.chosen].sum(dtype=np.int64)),
-        "mean_scores": mean_scores(folder, list(settings.scores)), "input_documents": candidates.runs.num_documents,
+        "notes": budget_notes(measured, decision, settings.budget_tokens),
+        "mean_scores": mean_scores(folder, stage.score_names), "input_documents": candidates.runs.num_documents,
         "rejected": dict(zip(REASONS, map(int, rejected), strict=True)), "duplicates": candidates.duplicates,
         "missing_tokens": max(0, (settings.budget_tokens or 0) - (tokens or 0)),
         "epochs_for_budget": max(1.0, settings.budget_tokens / tokens) if settings.budget_tokens and tokens else None,
