@@ -64,6 +64,9 @@ class DataConfig(Settings):
     documents alone."""
     reset_positions: bool = False
     """Positions begin at 0 in every document of a sample, not in every sample."""
+    other_tokenizer: Annotated[bool, WATCHING] = False
+    """Allow sources whose tokenizer's file is another than the model folder's, or than each other's: the ids must mean
+    the same."""
 
 
 class TrainConfig(Settings):
@@ -77,7 +80,7 @@ class TrainConfig(Settings):
     """Samples in one forward pass of one data-parallel rank."""
     exit_duration_minutes: Annotated[float | None, WATCHING] = Field(default=None, gt=0)
     """Save and leave after so many minutes, as if asked to stop; the same call goes on."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of the order of samples; nothing else in a run is random."""
     skip_iterations: list[tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]] = Field(default_factory=list)
     """Iterations that are passed over, as [[first, last], …] counted from 1: their batches are not trained on, their

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from megatron_ext.errors import exit_on_user_error
-from megatron_ext.study.checks import check_places, check_studies
-from megatron_ext.study.config import load_study
+from megatron_ext.settings import folder_argument, path_argument
+from megatron_ext.study.checks import NOTHING_SUBMITTED, check_places, check_studies
 from megatron_ext.study.jobs import plan_jobs
-from megatron_ext.study.overview import describe_cost, describe_states
+from megatron_ext.study.overview import describe_plan, describe_states
+from megatron_ext.study.plan import examine, load_studies
 from megatron_ext.study.site import read_site
 from megatron_ext.study.status import job_states, read_queue
-from megatron_ext.study.submission import fetch_models, keep_studies, plan_studies, site_file, submit_jobs
+from megatron_ext.study.submission import fetch_models, keep_studies, site_file, submit_jobs
 
 
 @exit_on_user_error
@@ -25,10 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     """Plan the jobs, then tell about them or submit them; exit code 1: `--status` found a failed job."""
     arguments = _parse(argv)
     work, site = arguments.work.absolute(), read_site(site_file())
-    studies = plan_studies([load_study(path, arguments.overrides) for path in arguments.studies])
+    studies = load_studies(arguments.studies, arguments.overrides)
     jobs = plan_jobs(studies, work, site)
     if arguments.dry_run:
-        print("\n".join(describe_cost(studies, jobs, job_states(jobs, work, {}), work)))
+        findings = examine(studies, work)
+        findings.refuse(NOTHING_SUBMITTED)
+        print("\n".join(describe_plan(studies, jobs, job_states(jobs, work, {}), findings, work)))
         return 0
     if arguments.status:
         states = job_states(jobs, work, read_queue(work))
@@ -47,17 +49,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", type=Path, nargs="+", metavar="STUDY.yaml",
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="+", metavar="STUDY.yaml",
                         help="study files; after them `key=value` wins over what they say")
-    parser.add_argument("--work", type=Path, required=True,
+    parser.add_argument("--work", type=folder_argument, required=True,
                         help="folder, shared by all nodes, that takes everything the studies make")
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--dry-run", action="store_true", help="print the jobs with GPU-hours and disk, submit nothing")
     modes.add_argument("--status", action="store_true", help="print how far each job is, submit nothing")
     arguments = parser.parse_intermixed_args(argv)
-    arguments.overrides = [str(word) for word in arguments.studies if "=" in str(word)]
-    arguments.studies = [path for path in arguments.studies if "=" not in str(path)]
+    words = arguments.studies
+    arguments.overrides = [word for word in words if "=" in word]
+    arguments.studies = [path_argument(word) for word in words if "=" not in word]
     if not arguments.studies:
         parser.error("name a study file")
     return arguments

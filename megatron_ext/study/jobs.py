@@ -16,6 +16,7 @@ from megatron_ext.parts import Part
 from megatron_ext.study.config import StudyConfig
 from megatron_ext.study.graph import Inside, Node
 from megatron_ext.study.job_settings import ArrayJob, GpuJob, StageJob
+from megatron_ext.study.plan import PlannedStudy
 from megatron_ext.study.runner import TRAIN, program_arguments
 from megatron_ext.study.site import Site
 
@@ -72,14 +73,6 @@ class Job:
         assert self.output is not None
         assert self.num_parts is not None
         return Part(number, self.num_parts).folder(self.output)
-
-
-@dataclass(frozen=True)
-class PlannedStudy:
-    """A study and its graph."""
-
-    study: StudyConfig
-    nodes: list[Node]
 
 
 def plan_jobs(studies: Sequence[PlannedStudy], work: Path, site: Site) -> list[Job]:

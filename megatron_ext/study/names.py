@@ -45,6 +45,8 @@ def _source_problems(study: StudyConfig) -> Iterator[str]:
     yield from (f"{name!r} names two sources; rename a subset, rewriter or style source"
                 for name in _twice(study.sources))
     yield from _unknown("validation_sources", study.validation_sources, study.sources, "source")
+    if study.validation_sources and not study.held_out:
+        yield "validation_sources: nothing is held out; set tokenize.valid_fraction above 0"
 
 
 def _condition_problems(study: StudyConfig) -> Iterator[str]:

@@ -10,7 +10,9 @@ from pathlib import Path
 from megatron_ext.errors import UserError
 from megatron_ext.study.cost import Cost, Forecast, describe_blend
 from megatron_ext.study.graph import Node
-from megatron_ext.study.jobs import Job, PlannedStudy
+from megatron_ext.study.jobs import Job
+from megatron_ext.study.plan import Findings, PlannedStudy
+from megatron_ext.study.progress import goes_on_from, made_again
 from megatron_ext.study.status import JobState
 
 _CHECKPOINT = re.compile(r"/iter_\d+$")
@@ -22,8 +24,6 @@ def describe_cost(studies: Sequence[PlannedStudy], jobs: Sequence[Job], states: 
     """The graph: resources, what is waited for, GPU-hours, disk, and the arithmetic; then the sums.
 
     An array and its merge are one line, and so are the checkpoints of a run.
-
-    Raises UserError for a model whose size is not known.
     """
     forecasts = {node.identity: Forecast(planned.study.cost, work)
                  for planned in reversed(studies) for node in planned.nodes}
@@ -44,6 +44,16 @@ def describe_cost(studies: Sequence[PlannedStudy], jobs: Sequence[Job], states: 
            f"{_size(sum(cost.disk_bytes for cost in costs.values()))} of disk; assumptions: `cost` of the study file")
 
 
+def describe_plan(studies: Sequence[PlannedStudy], jobs: Sequence[Job], states: Mapping[str, JobState],
+                  findings: Findings, work: Path) -> Iterator[str]:
+    """What `--dry-run` prints: the cost, what goes on, what is made again and why, and what is not known yet."""
+    yield from describe_cost(studies, jobs, states, work)
+    nodes = list({node.identity: node for planned in studies for node in planned.nodes}.values())
+    yield from (f"{node.name} {where}" for node in nodes if (where := goes_on_from(node, work)))
+    yield from made_again(nodes, work)
+    yield from (f"not known yet: {unknown}" for unknown in findings.unknown)
+
+
 def describe_states(studies: Sequence[PlannedStudy], jobs: Sequence[Job],
                     states: Mapping[str, JobState]) -> Iterator[str]:
     """One line a job, then how many are in which state."""
@@ -60,7 +70,10 @@ def _job_cost(job: Job, forecasts: Mapping[str, Forecast]) -> Cost:
     """A merge costs nothing beside its array, which is the one that is counted."""
     if job.node is None or job.script == "merge.sbatch":
         return Cost()
-    return forecasts[job.node.identity].cost(job.node)
+    try:
+        return forecasts[job.node.identity].cost(job.node)
+    except UserError as error:
+        return Cost(arithmetic=str(error))
 
 
 def _blend(run: Node, forecasts: Mapping[str, Forecast]) -> str:

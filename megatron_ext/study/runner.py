@@ -163,10 +163,15 @@ def _seconds_of_iterations(metrics: Path) -> float:
 
 def write_config(node: Node, work: Path) -> Path:
     """Write the settings that the node's program is started with; returns the file."""
-    config = work / "configs" / f"{node.label}.json"
+    config = config_file(node, work, node.identity)
     config.parent.mkdir(parents=True, exist_ok=True)
     write_json(config, node.config(work))
     return config
+
+
+def config_file(node: Node, work: Path, identity: str) -> Path:
+    """Where the settings are kept that a node of this name and identity was started with."""
+    return work / "configs" / f"{node.name.replace('/', '.')}-{identity[:8]}.json"
 
 
 def program_arguments(node: Node, work: Path, config: Path) -> list[str]:
@@ -176,12 +181,11 @@ def program_arguments(node: Node, work: Path, config: Path) -> list[str]:
     return ["--config", str(config), *place]
 
 
-def check_node(node: Node, work: Path, data_is_there: bool = True) -> None:
+def check_node(node: Node, work: Path) -> None:
     """Find mistakes before processes are started: one process can tell them in one line, many cannot."""
     values = node.config(work)
     if node.program == TRAIN:
-        config = validate(RunConfig, values | {"output": "."}, where=node.name)
-        check_run(config, node.processes, data_is_there)
+        check_run(validate(RunConfig, values | {"output": str(node.output(work))}, where=node.name), node.processes)
     elif node.kind == "parity":
         check_layout(read_architecture(Path(values["model"])), validate(ParallelConfig, values["parallel"], node.name))
 

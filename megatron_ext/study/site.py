@@ -28,6 +28,10 @@ class Site:
     """Options of every sbatch call."""
 
 
+THIS_MACHINE = Site(Path(), gpus_per_node=0, processes_per_node=2**30, sbatch_options=())
+"""One node of any size: where run_study runs."""
+
+
 def read_site(file: Path = SITE_FILE) -> Site:
     """Read a site file by sourcing it in bash.
 

@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_ext.errors import UserError
-from megatron_ext.study.config import StudyConfig
-from megatron_ext.study.graph import build_graph
-from megatron_ext.study.jobs import FETCHED_HERE, Job, PlannedStudy
+from megatron_ext.study.jobs import FETCHED_HERE, Job
+from megatron_ext.study.plan import PlannedStudy
 from megatron_ext.study.reporting import keep_study
 from megatron_ext.study.runner import run_nodes, write_config
 from megatron_ext.study.site import Site
@@ -31,18 +29,6 @@ class Submitted:
     job_id: str
     parts: tuple[int, ...] = ()
     """Tasks of an array that were submitted."""
-
-
-def plan_studies(studies: Sequence[StudyConfig]) -> list[PlannedStudy]:
-    """The graph of each study.
-
-    Raises UserError when two studies have one name: their pages would replace each other.
-    """
-    names = [study.slug for study in studies]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"two studies are named {', '.join(twice)}; give each a name of its own")
-    return [PlannedStudy(study, build_graph(study)) for study in studies]
 
 
 def fetch_models(studies: Sequence[PlannedStudy], work: Path) -> None:

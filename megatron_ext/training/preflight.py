@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from megatron_ext.artifacts import Artifact
 from megatron_ext.config import RunConfig
-from megatron_ext.data.blend import plan_blend
+from megatron_ext.data.blend import BlendPlan, plan_blend
 from megatron_ext.errors import UserError
-from megatron_ext.model.hf_config import layout_problems, read_architecture
+from megatron_ext.model.hf_config import Architecture, layout_problems, read_architecture
 from megatron_ext.training.memory import describe_memory
+from megatron_ext.training.one_tokenizer import tokenizer_problems
 from megatron_ext.training.throughput import train_flops_per_token
 
 _H100_TFLOPS = 989.0
@@ -24,19 +24,31 @@ _ASSUMED_MFU = 0.40
 """Model FLOPs utilisation that GPU-hours are worked out with."""
 
 
-def check_run(config: RunConfig, world_size: int | None = None, data_is_there: bool = True) -> None:
+def check_run(config: RunConfig, world_size: int | None = None) -> None:
     """Raise one UserError that lists every problem of the run with its mend.
 
     Args:
         world_size: number of processes; None takes it from torchrun's environment.
-        data_is_there: False checks what can be known before the data are made.
     """
     if world_size is None:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    problems = _layout_problems(config, world_size) + _schedule_problems(config) + _model_problems(config)
-    problems += _missing_packages(config) + _data_problems(config) if data_is_there else []
+    try:
+        problems = planned_problems(config, world_size, read_architecture(config.model.hf_folder))
+    except UserError as error:
+        problems = [*planned_problems(config, world_size, None), f"model.hf_folder: {error}"]
+    problems += _missing_packages(config) + _data_problems(config)
     if problems:
         raise UserError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+def planned_problems(config: RunConfig, world_size: int, architecture: Architecture | None) -> list[str]:
+    """What is wrong with a run, as far as it can be known before its data are made.
+
+    Args:
+        architecture: of the model; None: not known yet.
+    """
+    problems = _layout_problems(config, world_size) + _schedule_problems(config)
+    return problems + (_model_problems(config, architecture) if architecture else [])
 
 
 def source_sizes(config: RunConfig) -> dict[str, int]:
@@ -75,12 +87,21 @@ def describe_run(config: RunConfig, world_size: int | None = None) -> str:
     lines.append(f"layout: {world_size} processes = {_layout(config)} x dp {dp}; each runs "
                  f"{train.global_batch_size // (train.micro_batch_size * dp)} micro-batches of "
                  f"{train.micro_batch_size} an iteration")
-    lines.append(f"schedule: {config.schedule.style}, warm-up {config.warmup_samples / train.global_batch_size:,.1f} "
-                 f"iterations to {config.optimizer.lr:g}, end {config.optimizer.min_lr:g}")
+    lines.append(_describe_schedule(config))
     lines += describe_memory(config, architecture, dp)
     lines.append(f"time: {flops:.3g} FLOPs / ({peak:g} TFLOP/s x {100 * _ASSUMED_MFU:.0f} % MFU assumed) = "
                  f"{device_hours:,.1f} device-hours, {device_hours / world_size:,.1f} h on {world_size} devices")
     return "\n".join(lines)
+
+
+def _describe_schedule(config: RunConfig) -> str:
+    """`schedule: WSD, warm-up 5.0 iterations to 0.0001, constant, linear decay over the last 10.0 to 1e-05`."""
+    schedule, batch = config.schedule, config.train.global_batch_size
+    warm_up = f"warm-up {config.warmup_samples / batch:,.1f} iterations to {config.optimizer.lr:g}"
+    left = config.train_iters - config.warmup_samples / batch
+    decay = {"WSD": f"constant, {schedule.wsd_decay_style} decay over the last {config.decay_samples / batch:,.1f} to",
+             "constant": "constant, not"}.get(schedule.style, f"{schedule.style} decay over {left:,.1f} to")
+    return f"schedule: {schedule.style}, {warm_up}, {decay} {config.optimizer.min_lr:g}"
 
 
 def _layout(config: RunConfig) -> str:
@@ -138,6 +159,10 @@ def _schedule_problems(config: RunConfig) -> list[str]:
     if config.schedule.warmup_init_lr > optimizer.lr:
         problems.append(f"schedule.warmup_init_lr {config.schedule.warmup_init_lr:g} is above optimizer.lr "
                         f"{optimizer.lr:g}")
+    if config.schedule.style != "WSD":
+        problems += [f"schedule.{key} is of style WSD alone; style {config.schedule.style} would ignore it: remove it"
+                     for key in ("decay_fraction", "decay_tokens", "decay_iters")
+                     if getattr(config.schedule, key) is not None]
     if config.warmup_samples >= num_samples:
         problems.append(f"the warm-up takes {config.warmup_samples:,} samples, the whole run {num_samples:,}; shorten "
                         "schedule.warmup_* or raise train.budget_tokens")
@@ -159,11 +184,7 @@ def _missing_packages(config: RunConfig) -> list[str]:
             for key, module, mend in wanted if importlib.util.find_spec(module) is None]
 
 
-def _model_problems(config: RunConfig) -> list[str]:
-    try:
-        architecture = read_architecture(config.model.hf_folder)
-    except UserError as error:
-        return [f"model.hf_folder: {error}"]
+def _model_problems(config: RunConfig, architecture: Architecture) -> list[str]:
     problems = layout_problems(architecture, config.parallel)
     if config.model.layer_implementation == "transformer_engine":
         problems += _transformer_engine_problems(config)
@@ -172,11 +193,6 @@ def _model_problems(config: RunConfig) -> list[str]:
     if config.data.seq_length > architecture.max_sequence_length:
         problems.append(f"data.seq_length {config.data.seq_length} is above the model's max_position_embeddings "
                         f"{architecture.max_sequence_length}")
-    for key, artifact in _tokenized_artifacts(config).items():
-        vocab_size = artifact.counts["vocab_size"]
-        if vocab_size > architecture.vocab_size:
-            problems.append(f"{key}: tokenized with {vocab_size:,} token ids, the model has "
-                            f"{architecture.vocab_size:,}: tokenize with the model's own tokenizer")
     return problems
 
 
@@ -194,30 +210,40 @@ def _transformer_engine_problems(config: RunConfig) -> list[str]:
 
 
 def _data_problems(config: RunConfig) -> list[str]:
-    problems = []
+    problems, artifacts = [], {}
     for key, folder in _data_folders(config).items():
         try:
-            Artifact.open(folder, kind="tokenized")
+            artifacts[key] = Artifact.open(folder, kind="tokenized")
         except UserError as error:
             problems.append(f"{key}: {error}")
+    problems += [problem for key, artifact in artifacts.items() for problem in _content_problems(key, artifact)]
+    problems += tokenizer_problems(config, artifacts)
     if not problems:
         try:
-            plan_blend(config, source_sizes(config))
+            problems += empty_sources(plan_blend(config, source_sizes(config)))
         except UserError as error:
             problems.append(str(error))
     return problems
+
+
+def empty_sources(plan: BlendPlan) -> list[str]:
+    """One line for each source of which the run would see nothing: it would train as if the source were not named."""
+    return [f"data.sources.{source.name}: of its {source.available_tokens:,} tokens the run would see nothing; raise "
+            "its amount, see why it has so little text, or remove it"
+            for source in plan.sources if source.num_samples == 0]
+
+
+def _content_problems(key: str, artifact: Artifact) -> list[str]:
+    """A source without text, or a held-out split without a token, says nothing whatever is done with it."""
+    split = "train" if key.startswith("data.") else "valid"
+    if artifact.counts[split]["tokens"]:
+        return []
+    mend = ("see why nothing was left (rejected rewrites, a misspelt style), or remove the source" if split == "train"
+            else "tokenize it with a larger valid_fraction, or remove it")
+    return [f"{key}: {artifact.path} has no token in its {split} split; {mend}"]
 
 
 def _data_folders(config: RunConfig) -> dict[str, Path]:
     """Settings key -> folder of everything tokenized that the run reads."""
     folders = {f"data.sources.{name}.path": source.path for name, source in config.data.sources.items()}
     return folders | {f"validation.sources.{name}": path for name, path in config.validation.sources.items()}
-
-
-def _tokenized_artifacts(config: RunConfig) -> dict[str, Artifact]:
-    """Those of them that are whole."""
-    artifacts = {}
-    for key, folder in _data_folders(config).items():
-        with suppress(UserError):
-            artifacts[key] = Artifact.open(folder, kind="tokenized")
-    return artifacts

@@ -14,12 +14,13 @@ from megatron_ext.study.config import load_study
 from megatron_ext.study.graph import Node
 from megatron_ext.study.jobs import plan_jobs
 from megatron_ext.study.overview import describe_cost, describe_states
+from megatron_ext.study.plan import plan_studies
 from megatron_ext.study.report_input import num_devices
 from megatron_ext.study.reporting import keep_study
 from megatron_ext.study.runner import input_folders, stage_seconds
 from megatron_ext.study.site import read_site
 from megatron_ext.study.status import comment, job_states, last_error, read_queue
-from megatron_ext.study.submission import keep_studies, plan_studies, submit_jobs
+from megatron_ext.study.submission import keep_studies, submit_jobs
 from tests.unit.fake_slurm import FakeSlurm, option
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64,

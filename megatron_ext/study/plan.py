@@ -1,0 +1,194 @@
+"""The plan of studies: their graphs, and everything that can be known to be wrong with them before anything runs.
+
+run_study and submit_study share it. Nothing here needs torch, a GPU or the data; what is not there yet is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from megatron_ext.artifacts import is_finished
+from megatron_ext.config import ParallelConfig, RunConfig
+from megatron_ext.data.corpus import Corpus, check_columns
+from megatron_ext.errors import UserError
+from megatron_ext.model.hf_config import layout_problems
+from megatron_ext.settings import explain, validate
+from megatron_ext.study.config import StudyConfig, load_study
+from megatron_ext.study.cost import Forecast, reads_originals_alone
+from megatron_ext.study.graph import Node, build_graph
+from megatron_ext.study.models import known_architecture
+from megatron_ext.study.programs import settings_of
+from megatron_ext.training.preflight import empty_sources, planned_problems
+
+_MAX_SHARDS = 64
+"""Shards whose columns a plan looks at; the selection looks at all."""
+_PROBE = "Ação, coração e 3,14 pães: não há «fim»?\n\tÀs 10h, it's over."
+
+
+@dataclass(frozen=True)
+class PlannedStudy:
+    """A study and its graph."""
+
+    study: StudyConfig
+    nodes: list[Node]
+
+
+@dataclass
+class Findings:
+    """What a look at studies has found."""
+
+    problems: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    """What cannot be checked yet, and why."""
+
+    def refuse(self, what: str) -> None:
+        """Raise one UserError that lists every problem, if there is one."""
+        if self.problems:
+            raise UserError(f"{what}:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+
+
+def load_studies(paths: Sequence[Path], overrides: Sequence[str]) -> list[PlannedStudy]:
+    """The studies of files, with their graphs. Raises UserError that lists the mistakes of all of them."""
+    studies, problems = [], []
+    for path in paths:
+        try:
+            studies.append(load_study(path, list(overrides)))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    return plan_studies(studies)
+
+
+def plan_studies(studies: Sequence[StudyConfig]) -> list[PlannedStudy]:
+    """The graph of each study.
+
+    Raises UserError when two studies have one name: their pages would replace each other.
+    """
+    names = [study.slug for study in studies]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two studies are named {', '.join(twice)}; give each a name of its own")
+    return [PlannedStudy(study, build_graph(study)) for study in studies]
+
+
+def examine(studies: Sequence[PlannedStudy], work: Path) -> Findings:
+    """Everything that can be known of the studies now."""
+    findings = Findings()
+    for planned in studies:
+        before = len(findings.problems)
+        findings.problems += _settings_problems(planned.nodes, work)
+        _examine_corpus(planned, findings)
+        if len(findings.problems) == before:  # else the same mistake would be told in other words
+            _examine_models(planned, work, findings)
+            _examine_blends(planned, work, findings)
+    for name in ("problems", "unknown"):
+        setattr(findings, name, list(dict.fromkeys(getattr(findings, name))))
+    return findings
+
+
+def _settings_problems(nodes: Sequence[Node], work: Path) -> Iterator[str]:
+    """Every stage's settings by the stage's own settings class; what several stages share is told once."""
+    stages: dict[str, list[str]] = {}
+    for node in nodes:
+        for problem in _node_problems(node, work):
+            stages.setdefault(problem, []).append(node.name)
+    for problem, names in stages.items():
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        yield f"{', '.join(names[:2])}{more}: {problem}"
+
+
+def _node_problems(node: Node, work: Path) -> list[str]:
+    cls = settings_of(node.program)
+    values = node.config(work) | ({"output": str(node.output(work))} if "output" in cls.model_fields else {})
+    try:
+        cls.model_validate(values)
+    except ValidationError as error:
+        return explain(cls, error)
+    return []
+
+
+def _examine_corpus(planned: PlannedStudy, findings: Findings) -> None:
+    """That the corpus is there and has its columns."""
+    config = planned.study.corpus
+    if not config.path.exists():
+        findings.unknown.append(f"{planned.study.name}: corpus.path {config.path} does not exist: its columns are not "
+                                "checked")
+        return
+    corpus = Corpus(config.path, config.text_column, config.id_column, config.scores)
+    try:
+        for shard in islice(corpus.shards(), _MAX_SHARDS):
+            check_columns(shard, corpus.columns())
+    except UserError as error:
+        findings.problems.append(f"{planned.study.name}: corpus: {error}")
+
+
+def _examine_models(planned: PlannedStudy, work: Path, findings: Findings) -> None:
+    """That the layouts fit the model, and that a study has one tokenizer."""
+    name = planned.study.name
+    for node in planned.nodes:
+        if node.stage not in ("run", "import"):
+            continue
+        try:
+            architecture = known_architecture(node, work)
+        except UserError as error:
+            findings.problems.append(f"{name}: base_model: {error}")
+            continue
+        if architecture is None:
+            findings.unknown.append(f"{name}: {planned.study.base_model} is not fetched: whether the layout fits it is "
+                                    "not checked")
+        values = node.config(work)
+        if node.stage == "import":
+            parallel = validate(ParallelConfig, values["parallel"], node.name)
+            problems = layout_problems(architecture, parallel) if architecture else []
+        else:
+            config = validate(RunConfig, values | {"output": str(node.output(work))}, node.name)
+            problems = planned_problems(config, node.processes, architecture)
+        findings.problems += [f"{name}: {problem}" for problem in problems]
+    try:
+        _check_tokenizers(planned, work)
+    except UserError as error:
+        findings.problems.append(f"{name}: {error}")
+
+
+def _examine_blends(planned: PlannedStudy, work: Path, findings: Findings) -> None:
+    """That the amounts of every run can be had; what is to be rewritten is as large as expected."""
+    forecast = Forecast(planned.study.cost, work)
+    for node in planned.nodes:
+        if node.stage != "run":
+            continue
+        try:
+            problems = empty_sources(forecast.blend(node))
+        except UserError as error:
+            problems = [str(error)]
+        told = [f"{planned.study.name}: {node.name}: {problem}" for problem in problems]
+        if reads_originals_alone(node):
+            findings.problems += told
+        else:
+            findings.unknown += [f"{one} (with the sizes that are expected, cost.rewrite_yield)" for one in told]
+
+
+def _check_tokenizers(planned: PlannedStudy, work: Path) -> None:
+    """A tokenizer that a study names besides its base model's must give the same ids."""
+    nodes = {node.name: node for node in planned.nodes}
+    asked = [nodes.get("model/base"), nodes.get("model/tokenizer")]
+    folders = [node.output(work) for node in asked if node is not None and is_finished(node.output(work))]
+    if len(folders) < 2:
+        return
+    from megatron_ext.data.tokenizers import load_tokenizer
+
+    base, other = map(load_tokenizer, folders)
+    if base.vocab_size != other.vocab_size or _ids(base) != _ids(other):
+        raise UserError(f"tokenizer {planned.study.tokenizer} and that of {planned.study.base_model} give other ids; "
+                        "remove `tokenizer` from the study file")
+
+
+def _ids(tokenizer: object) -> list[int]:
+    import pyarrow as pa
+
+    return tokenizer.encoder.encode(pa.array([_PROBE], pa.string())).ids.tolist()  # type: ignore[attr-defined]
