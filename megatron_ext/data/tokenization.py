@@ -39,7 +39,7 @@ from megatron_ext.data.token_bytes import token_bytes
 from megatron_ext.data.tokenizers import EncoderName, TrainingTokenizer, load_tokenizer
 from megatron_ext.data.workers import available_cores, map_in_order
 from megatron_ext.errors import UserError
-from megatron_ext.identity import PLACE, WATCHING
+from megatron_ext.identity import LAYOUT, PLACE, WATCHING
 from megatron_ext.parts import PART, Merge, Part, check_parts
 from megatron_ext.progress import Progress
 from megatron_ext.stage import StageSettings, make_artifact, request_settings
@@ -63,7 +63,7 @@ class TokenizeSettings(StageSettings):
     """A selection or rewrites artifact, or any corpus: a file or folder of .parquet, .jsonl, .jsonl.gz, .jsonl.zst."""
     tokenizer: Annotated[Path, PLACE]
     """Folder with tokenizer.json (and tokenizer_config.json) or tokenizer.model."""
-    encoder: EncoderName = "auto"
+    encoder: Annotated[EncoderName, LAYOUT] = "auto"
     """What encodes; auto: the fastest with the ids of `tokenizers` (where there is a tokenizer.json) or
     `sentencepiece`."""
     text_column: str = "text"

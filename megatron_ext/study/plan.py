@@ -122,8 +122,7 @@ def _examine_corpus(planned: PlannedStudy, findings: Findings) -> None:
         return
     corpus = Corpus(config.path, config.text_column, config.id_column, config.scores)
     try:
-        for shard in islice(corpus.shards(), _MAX_SHARDS):
-            check_columns(shard, corpus.columns())
+        check_columns(list(islice(corpus.shards(), _MAX_SHARDS)), corpus.columns())
     except UserError as error:
         findings.problems.append(f"{planned.study.name}: corpus: {error}")
 

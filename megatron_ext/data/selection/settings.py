@@ -14,7 +14,7 @@ from megatron_ext.data.documents import FIELDS
 from megatron_ext.data.selection.near_duplicates import NearDuplicates
 from megatron_ext.data.selection.rules import parse_rule
 from megatron_ext.data.tokenizers import EncoderName
-from megatron_ext.identity import PLACE, WATCHING
+from megatron_ext.identity import LAYOUT, PLACE, WATCHING
 from megatron_ext.settings import Place
 from megatron_ext.stage import StageSettings
 
@@ -70,7 +70,7 @@ class SelectSettings(StageSettings):
     """Whether rejected documents are kept, with their reason, in `rejected/`."""
     seed: int = Field(default=0, ge=0, lt=2**64)
     """Decides which documents are taken when more pass than the budget needs."""
-    encoder: EncoderName = "auto"
+    encoder: Annotated[EncoderName, LAYOUT] = "auto"
     """What encodes; auto: the fastest with the ids of `tokenizers` (where there is a tokenizer.json) or
     `sentencepiece`."""
     workers: Annotated[int | None, WATCHING] = Field(default=None, ge=1)
