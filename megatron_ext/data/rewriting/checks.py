@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
@@ -72,7 +71,7 @@ def load_thresholds(styles: list[str], file: Path | None = None) -> dict[str, Th
             for style in styles}
 
 
-def check(source: str, output: str, *, finish_reason: Literal["stop", "length"], length_ratio: float,
+def check(source: str, output: str, *, finish_reason: str, length_ratio: float,
           thresholds: Thresholds) -> Verdict:
     """Judge what the rewriter wrote for a source.
 

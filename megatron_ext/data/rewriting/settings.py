@@ -1,18 +1,23 @@
-"""The settings of rewriting."""
+"""The settings of rewriting.
+
+Most decide the bytes of the rewrites. Those that do not (addresses, numbers of processes, bounds at which a run stops)
+say so; `request.py` leaves them out of what an artifact is asked for with.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from megatron_ext.data.rewriting.engines.interface import EngineName, Sampling
-from megatron_ext.data.rewriting.engines.open import OpenaiSettings, VllmSettings
+from megatron_ext.data.rewriting.engines.settings import OpenaiSettings, VllmSettings
 from megatron_ext.data.rewriting.prompts import Order
 from megatron_ext.settings import Settings
 
 Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 FailedChunks = Literal["survivors", "drop_document"]
 
 
@@ -51,6 +56,8 @@ class RewriteSettings(Settings):
     """Of engine openai."""
     context_tokens: Count | None = None
     """Tokens that the model holds, where its folder does not tell (openai); longer chunks are split further."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the model's chat template, e.g. {enable_thinking: false} for Qwen3."""
     sampling: Sampling = Sampling()
     """How tokens are drawn."""
     max_new_tokens_ratio: float = Field(2.0, gt=0)
@@ -58,14 +65,22 @@ class RewriteSettings(Settings):
     min_new_tokens: Count = 32
     """The same bound is never below this, for short sources."""
     batch_size: Count = 16
-    """Requests of a batch of engine transformers; the other engines fill their batches themselves."""
+    """Requests of a batch of engine transformers, where bytes may depend on it; the other engines fill their batches
+    themselves."""
     window_tokens: Count = 2_000_000
     """Work is divided into windows of whole documents with so many source tokens: longest first within a window, shared
     by parts window by window, held in memory at most five at a time."""
     check_workers: int | None = Field(None, ge=0)
-    """Processes that split documents and check answers beside the engine; none: 2, and 0 for engine transformers."""
+    """Processes that split documents and check answers beside the engine; none: 2, and 0 for engine transformers.
+    Decides no byte."""
     retries: int = Field(1, ge=0)
-    """How often a failed chunk is asked for again, with another seed."""
+    """How often a failed chunk is asked for again, with another seed; never at temperature 0, which repeats itself."""
+    max_failed_fraction: Fraction = 0.4
+    """The run stops when more than this share of its requests failed (no answer, refused), counted after 20 and at the
+    end. Decides no byte."""
+    min_survived_fraction: Fraction = 0.05
+    """The run stops when fewer than this share of chunks pass the checks: of any style after its first 100 first
+    answers, and of all at the end; 0: never. Decides no byte."""
     seed: int = 0
     """Decides the choice of documents and what is drawn."""
 
@@ -75,6 +90,11 @@ class RewriteSettings(Settings):
         if len(set(styles)) < len(styles):
             raise ValueError("a style is named twice")
         return styles
+
+    @property
+    def num_retries(self) -> int:
+        """How often a failed chunk is asked for again."""
+        return self.retries if self.sampling.temperature > 0 else 0
 
     @property
     def num_helpers(self) -> int:
