@@ -61,6 +61,10 @@ class Verdict:
     """None for an empty text."""
 
 
+NO_ANSWER = Verdict("", ("request_failed",), None)
+"""The verdict on a request that got no answer."""
+
+
 def load_thresholds(styles: list[str], file: Path | None = None) -> dict[str, Thresholds]:
     """Thresholds by style from a YAML file (default: the built-in one). Raises UserError that lists all mistakes."""
     file = file or THRESHOLDS_FILE

@@ -1,4 +1,4 @@
-"""What goes wrong between us and an endpoint: what passes by itself, what all requests would meet, and how it is told."""
+"""What goes wrong between us and an endpoint: what passes by itself, what every request would meet, how it is told."""
 
 from __future__ import annotations
 
