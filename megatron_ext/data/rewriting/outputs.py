@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from megatron_ext.data.documents import CHUNKS, DOCUMENTS_FOLDER, rewrite_schema, write_parquet
-from megatron_ext.data.rewriting.measures import Measures
+from megatron_ext.data.rewriting.checking.measures import Measures
 from megatron_ext.data.rewriting.window import Attempt
 
 if TYPE_CHECKING:
     from megatron_ext.data.rewriting.helpers import Tools
 
 CHUNKS_FOLDER = "chunks"
-_MEASURE_TYPES = {"float": pa.float64(), "int": pa.int64(), "str": pa.string()}
+_MEASURE_TYPES = {"float": pa.float64(), "int": pa.int64(), "str": pa.string(), "bool": pa.bool_()}
 _CHUNK_SCHEMA = pa.schema({
     "document_id": pa.string(), "chunk": pa.int64(), "num_chunks": pa.int64(), "style": pa.string(),
     "prompt_version": pa.int64(), "attempt": pa.int64(), "seed": pa.int64(), "status": pa.string(),

@@ -24,8 +24,8 @@ from megatron_ext.data.rewriting.settings import RewriteSettings
 SUMMARY_FILE = "summary.json"
 NUM_PAIRS = 20
 NUM_BINS = 20
-DISTRIBUTIONS = {"length_ratio": 3.0, "copied_fraction": 1.0, "number_retention": 1.0, "entity_retention": 1.0,
-                 "portuguese_confidence": 1.0}
+DISTRIBUTIONS = {"length_ratio": 3.0, "copied_fraction": 1.0, "shared_fraction": 1.0, "number_retention": 1.0,
+                 "name_retention": 1.0}
 """Measure -> upper edge of its histogram, whose bins begin at 0; what lies above is counted in the last bin."""
 _SUMS = ("num_source_tokens", "num_tokens", "num_prompt_tokens", "num_completion_tokens")
 _TEXTS = ("source", "text", "output")

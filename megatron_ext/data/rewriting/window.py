@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from megatron_ext.data.rewriting.checks import Verdict
+from megatron_ext.data.rewriting.checking.checks import Verdict
 from megatron_ext.data.rewriting.engines.interface import Completion, Request
 from megatron_ext.data.rewriting.items import Asker, Item
 
