@@ -46,7 +46,10 @@ def role_of(field: FieldInfo) -> Role | None:
 
 def with_roles(settings: Settings, roles: Collection[Role] = (DECIDING,)) -> dict[str, Any]:
     """JSON values of the settings that have one of these roles, by section; sections without any are left out."""
-    return of_roles(type(settings), settings.model_dump(mode="json"), roles)
+    values = of_roles(type(settings), settings.model_dump(mode="json"), roles)
+    for section in settings.unused_sections:
+        values.pop(section, None)
+    return values
 
 
 def of_roles(cls: type[Settings], values: Mapping[str, Any], roles: Collection[Role] = (DECIDING,), *,

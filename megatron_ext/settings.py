@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -39,6 +39,11 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @property
+    def unused_sections(self) -> Collection[str]:
+        """Sections that the other settings put out of use: they decide nothing."""
+        return ()
 
     @field_validator("*", mode="before")
     @classmethod

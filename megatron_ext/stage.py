@@ -49,15 +49,15 @@ def as_today(cls: type[Settings], settings: Mapping[str, Any], more: Collection[
     Args:
         more: keys that follow from settings and places, as `make_artifact` got them.
     """
-    return {**of_roles(cls, _normalised(cls, settings), defaults=True),
+    return {**_deciding(cls, settings),
             **{key: value for key, value in settings.items() if key in more or key not in cls.model_fields}}
 
 
-def _normalised(cls: type[Settings], settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings in the form that today's class gives them, as far as it takes them."""
+def _deciding(cls: type[Settings], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The deciding settings in the form that today's class gives them, as far as it takes them."""
     places = {name: "." for name, field in cls.model_fields.items() if field.is_required() and name not in settings}
     values = places | {key: value for key, value in settings.items() if key in cls.model_fields}
     try:
-        return {**settings, **cls.model_validate(values).model_dump(mode="json")}
+        return with_roles(cls.model_validate(values))
     except ValidationError:
-        return settings
+        return of_roles(cls, settings, defaults=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from megatron_ext.data.documents import read_documents
+from megatron_ext.data.rewriting.engines.cleaning import clean_answers
 from megatron_ext.data.rewriting.engines.interface import Completion, Engine, Request
 from megatron_ext.data.rewriting.engines.open import open_engine
 from megatron_ext.data.rewriting.helpers import Tools, judge, open_tools
@@ -70,7 +71,8 @@ def estimate_cost(settings: RewriteSettings, seconds: float = CALIBRATION_SECOND
     plan, tools = make_plan(settings), open_tools(settings)
     items = sorted(_sample(settings, plan, tools), key=lambda item: item.place(settings.order))
     asker = Asker(tools.prompts, settings, "calibration")
-    engine = open_engine(settings.engine, settings.model, settings.sampling, settings.vllm, settings.openai)
+    engine = open_engine(settings.engine, settings.model, settings.sampling, settings.vllm, settings.openai,
+                         settings.chat_template_kwargs)
     calibration = _calibrate(engine, asker, tools, _spread(items), seconds)
     return calibration, extrapolate(settings, plan, calibration)
 
@@ -80,7 +82,7 @@ def extrapolate(settings: RewriteSettings, plan: Plan, calibration: Calibration)
     total = sum(window.num_tokens for window in plan.windows) * len(settings.styles)
     scale = total / calibration.num_source_tokens
     failed = 1 - calibration.num_survived / calibration.num_asked
-    rounds = sum(failed ** attempt for attempt in range(1 + settings.retries))
+    rounds = sum(failed ** attempt for attempt in range(1 + settings.num_retries))
     num_completion_tokens = round(calibration.num_completion_tokens * scale * rounds)
     speed = calibration.num_completion_tokens / calibration.seconds
     hours = num_completion_tokens / speed / 3600
@@ -116,11 +118,14 @@ def _calibrate(engine: Engine, asker: Asker, tools: Tools, items: Sequence[Item]
         return list(requests)
 
     answers: list[tuple[Item, Completion]] = [(asked[request.key], completion)
-                                              for request, completion in engine.answer(take)]
+                                              for request, completion in clean_answers(engine, take)]
     elapsed = time.monotonic() - started
-    if not sum(completion.num_tokens for _, completion in answers):
-        raise UserError("the calibration got no answer with text: there is nothing to estimate from")
     verdicts = judge(tools, answers)
+    num_written = sum(num_tokens if completion.num_tokens is None else completion.num_tokens
+                      for (_, completion), (_, num_tokens) in zip(answers, verdicts, strict=True))
+    if not num_written:
+        problem = next((f": {completion.problem}" for _, completion in answers if completion.failed), "")
+        raise UserError(f"the calibration got no answer with text{problem}: there is nothing to estimate from")
     kept = [num_tokens for verdict, num_tokens in verdicts if not verdict.reasons]
     return Calibration(elapsed, len(answers), len(kept), sum(item.num_source_tokens for item, _ in answers),
-                       sum(completion.num_tokens for _, completion in answers), sum(kept))
+                       num_written, sum(kept))

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from megatron_ext.data.rewriting.checks import Thresholds, Verdict, check, load_thresholds
+from megatron_ext.data.rewriting.checking.checks import NO_ANSWER, Thresholds, Verdict, check, load_thresholds
+from megatron_ext.data.rewriting.checking.wrapping import strip_wrapping
 from megatron_ext.data.rewriting.chunking import CountTokens
 from megatron_ext.data.rewriting.engines.interface import Completion
 from megatron_ext.data.rewriting.fitting import fits_model
@@ -19,7 +20,6 @@ from megatron_ext.data.rewriting.items import FitsModel, Item, document_items
 from megatron_ext.data.rewriting.plan import Plan, WindowPlan, read_window
 from megatron_ext.data.rewriting.prompts import Prompt, load_prompts
 from megatron_ext.data.rewriting.settings import RewriteSettings
-from megatron_ext.data.rewriting.wrapping import strip_wrapping
 from megatron_ext.data.workers import end_with_parent
 from megatron_ext.errors import UserError
 
@@ -65,8 +65,9 @@ def load_items(tools: Tools, plan: Plan, window: WindowPlan) -> list[Item]:
 
 def judge(tools: Tools, answers: Sequence[tuple[Item, Completion]]) -> list[tuple[Verdict, int]]:
     """The verdict on each answer, and the tokens of its text by the training tokenizer."""
-    sizes = tools.count_tokens([strip_wrapping(completion.text) for _, completion in answers])
-    return [(check(item.source, completion.text, finish_reason=completion.finish_reason,
+    sizes = tools.count_tokens([strip_wrapping(completion.text, item.source) for item, completion in answers])
+    return [(NO_ANSWER if completion.failed else
+             check(item.source, completion.text, finish_reason=completion.finish_reason,
                    length_ratio=int(size) / item.num_source_tokens, thresholds=tools.thresholds[item.style]), int(size))
             for (item, completion), size in zip(answers, sizes, strict=True)]
 

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from megatron_ext.data.documents import CHUNKS, DOCUMENTS_FOLDER, rewrite_schema, write_parquet
-from megatron_ext.data.rewriting.measures import Measures
+from megatron_ext.data.rewriting.checking.measures import Measures
 from megatron_ext.data.rewriting.window import Attempt
 
 if TYPE_CHECKING:
     from megatron_ext.data.rewriting.helpers import Tools
 
 CHUNKS_FOLDER = "chunks"
-_MEASURE_TYPES = {"float": pa.float64(), "int": pa.int64(), "str": pa.string()}
+_MEASURE_TYPES = {"float": pa.float64(), "int": pa.int64(), "str": pa.string(), "bool": pa.bool_()}
 _CHUNK_SCHEMA = pa.schema({
     "document_id": pa.string(), "chunk": pa.int64(), "num_chunks": pa.int64(), "style": pa.string(),
     "prompt_version": pa.int64(), "attempt": pa.int64(), "seed": pa.int64(), "status": pa.string(),
     "reasons": pa.list_(pa.string()), "source": pa.string(), "output": pa.string(), "text": pa.string(),
-    "finish_reason": pa.string(), "num_source_tokens": pa.int64(), "num_tokens": pa.int64(),
+    "finish_reason": pa.string(), "problem": pa.string(), "num_source_tokens": pa.int64(), "num_tokens": pa.int64(),
     "num_prompt_tokens": pa.int64(), "num_completion_tokens": pa.int64(),
     **{field.name: _MEASURE_TYPES[str(field.type)] for field in fields(Measures)},
 })
@@ -40,7 +40,8 @@ def write_window(tools: Tools, folder: Path, index: int, attempts: Sequence[Atte
 
     chunks/part-*.parquet has a row an attempt, sorted by document, style, chunk and attempt. `output` is what the
     rewriter wrote, `text` what is left of it without its wrapping. `num_source_tokens` and `num_tokens` (of `text`)
-    are counted by the training tokenizer, `num_prompt_tokens` and `num_completion_tokens` by the engine.
+    are counted by the training tokenizer, `num_prompt_tokens` and `num_completion_tokens` by the engine (null where it
+    does not count). `problem` says in a line why a request got no answer.
     """
     attempts = sorted(attempts, key=lambda one: (one.item.document_id, one.item.style, one.item.chunk, one.attempt))
     documents = pa.Table.from_pylist(list(_documents(tools, attempts)), schema=rewrite_schema())
@@ -100,7 +101,8 @@ def _chunk_row(attempt: Attempt, prompt_version: int) -> dict[str, Any]:
         "prompt_version": prompt_version, "attempt": attempt.attempt, "seed": attempt.seed,
         "status": "accepted" if attempt.accepted else "rejected", "reasons": list(verdict.reasons),
         "source": item.source, "output": completion.text, "text": verdict.text,
-        "finish_reason": completion.finish_reason, "num_source_tokens": item.num_source_tokens,
+        "finish_reason": completion.finish_reason, "problem": completion.problem,
+        "num_source_tokens": item.num_source_tokens,
         "num_tokens": attempt.num_tokens, "num_prompt_tokens": completion.num_prompt_tokens,
         "num_completion_tokens": completion.num_tokens, **(asdict(verdict.measures) if verdict.measures else {}),
     }

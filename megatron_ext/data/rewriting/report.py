@@ -11,8 +11,9 @@ from megatron_ext.data.rewriting.summary import DISTRIBUTIONS, NUM_PAIRS, style_
 
 REPORT_FILE = "report.html"
 _TITLES = {
-    "length_ratio": "length ratio", "copied_fraction": "copied from the source", "number_retention": "numbers kept",
-    "entity_retention": "names kept", "portuguese_confidence": "probability of Portuguese",
+    "length_ratio": "length ratio", "copied_fraction": "copied from the source",
+    "shared_fraction": "content words that the source has", "number_retention": "numbers kept",
+    "name_retention": "names kept",
 }
 
 

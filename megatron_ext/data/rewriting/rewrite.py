@@ -8,61 +8,57 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.artifacts import Artifact, produce, reference, write_json
+from megatron_ext.artifacts import Artifact, reference, write_json
 from megatron_ext.data.rewriting import outputs
-from megatron_ext.data.rewriting.checks import load_thresholds
+from megatron_ext.data.rewriting.engines.cleaning import clean_answers
 from megatron_ext.data.rewriting.engines.open import open_engine
+from megatron_ext.data.rewriting.guard import Guard, check_summary
 from megatron_ext.data.rewriting.helpers import Helpers
 from megatron_ext.data.rewriting.items import Asker
 from megatron_ext.data.rewriting.plan import Plan, make_plan
 from megatron_ext.data.rewriting.prompts import load_prompts
 from megatron_ext.data.rewriting.report import write_report
+from megatron_ext.data.rewriting.request import what_files_hold, with_served_model
 from megatron_ext.data.rewriting.settings import RewriteSettings
 from megatron_ext.data.rewriting.summary import SUMMARY_FILE, summarize
 from megatron_ext.data.rewriting.work import JOURNALS_FOLDER, Work
 from megatron_ext.parts import PART, Merge, Part, check_parts
 from megatron_ext.progress import Progress, format_seconds
-
-# What decides no byte of the output: where things are, how many at a time.
-_NOT_REQUESTED: dict[str, Any] = {
-    **dict.fromkeys(["documents", "model", "tokenizer", "prompts_folder", "thresholds_file", "check_workers"], True),
-    "openai": {"base_url", "api_key_variable", "concurrency", "max_retries", "timeout_seconds"},
-    "vllm": {"max_num_waiting"},
-}
+from megatron_ext.stage import make_artifact, request_settings
 
 
 def rewrite_corpus(settings: RewriteSettings, output: Path, share: Part | Merge | None = None) -> Artifact:
     """Make the artifact `output` (kind "rewrites"); it goes on after an interruption.
 
     It holds documents/ (see megatron_ext.data.documents), chunks/ (every attempt, with the reasons against it),
-    summary.json (by style) and report.html (the same to look at, with pairs of texts). No survivor is no error:
-    documents/ then holds no row. A Part makes its share of the windows in `output.parts`; a Merge joins the shares.
+    summary.json (by style) and report.html (the same to look at, with pairs of texts). A Part makes its share of the
+    windows in `output.parts`; a Merge joins the shares.
 
     Raises UserError for a missing input, an unknown style, a model without chat template, a selection without a
-    document that may be rewritten, parts that are missing or answer another request.
+    document that may be rewritten, parts that are missing or answer another request, and when too many requests fail or
+    too few rewrites survive (see RewriteSettings).
     """
-    request = _request(settings)
+    settings = with_served_model(settings, _place_of_name(output, share))
+    more = what_files_hold(settings)
+    request = request_settings(settings, more)
     inputs = {name: path for name in ("documents", "model", "tokenizer")
               if (path := getattr(settings, name)) is not None}
     if isinstance(share, Part):
-        return produce(share.folder(output), kind="rewrites", inputs=inputs,
-                       settings=request | {PART: [share.index, share.count]},
-                       make=lambda folder: _make(settings, folder, share))
+        return make_artifact(share.folder(output), kind="rewrites", inputs=inputs, settings=settings,
+                             more=more | {PART: [share.index, share.count]},
+                             make=lambda folder: _make(settings, folder, share))
     if isinstance(share, Merge):
-        return produce(output, kind="rewrites", settings=request, inputs=inputs,
-                       make=lambda folder: _merge(settings, share.folders(output), request, inputs, folder))
-    return produce(output, kind="rewrites", settings=request, inputs=inputs,
-                   make=lambda folder: _make(settings, folder, Part(0, 1)))
+        return make_artifact(output, kind="rewrites", settings=settings, more=more, inputs=inputs,
+                             make=lambda folder: _merge(settings, share.folders(output), request, inputs, folder))
+    return make_artifact(output, kind="rewrites", settings=settings, more=more, inputs=inputs,
+                         make=lambda folder: _make(settings, folder, Part(0, 1)))
 
 
-def _request(settings: RewriteSettings) -> dict[str, Any]:
-    """All that decides the output."""
-    prompts = load_prompts(settings.styles, settings.prompts_folder)
-    thresholds = load_thresholds(settings.styles, settings.thresholds_file)
-    return settings.model_dump(mode="json", exclude=_NOT_REQUESTED) | {
-        "prompts": {prompt.style: {"version": prompt.version, "sha256": prompt.sha256} for prompt in prompts},
-        "thresholds": {style: values.model_dump() for style, values in thresholds.items()},
-    }
+def _place_of_name(output: Path, share: Part | Merge | None) -> Path:
+    """The artifact that may know the served model's name: a merge takes that of its first part."""
+    if isinstance(share, Merge):
+        return share.folders(output)[0]
+    return share.folder(output) if share else output
 
 
 def _make(settings: RewriteSettings, folder: Path, part: Part) -> dict[str, Any]:
@@ -76,20 +72,21 @@ def _make(settings: RewriteSettings, folder: Path, part: Part) -> dict[str, Any]
     with Helpers(settings) as helpers:
         asker = Asker({prompt.style: prompt for prompt in load_prompts(settings.styles, settings.prompts_folder)},
                       settings, _model_identity(settings))
-        work = Work(plan, [window for window in mine if window.index not in finished], asker, helpers, folder, progress)
+        work = Work(plan, [window for window in mine if window.index not in finished], asker, helpers, folder, progress,
+                    Guard(settings))
         _answer_all(settings, work)
-    shutil.rmtree(folder / JOURNALS_FOLDER, ignore_errors=True)
     return _finish(settings, plan, [window.index for window in mine], folder)
 
 
 def _answer_all(settings: RewriteSettings, work: Work) -> None:
     first = [work.take()]
     if first[0]:
-        engine = open_engine(settings.engine, settings.model, settings.sampling, settings.vllm, settings.openai)
+        engine = open_engine(settings.engine, settings.model, settings.sampling, settings.vllm, settings.openai,
+                             settings.chat_template_kwargs)
         started, num_tokens = time.monotonic(), 0
-        for request, completion in engine.answer(lambda: first.pop() if first else work.take()):
+        for request, completion in clean_answers(engine, lambda: first.pop() if first else work.take()):
             work.put(request, completion)
-            num_tokens += completion.num_tokens
+            num_tokens += completion.num_tokens or 0
         seconds = time.monotonic() - started
         print(f"wrote {num_tokens:,} tokens in {format_seconds(seconds)}: {num_tokens / seconds:,.1f} a second, "
               f"{seconds * settings.num_devices / 3600:,.2f} hours of a device (GPU)", flush=True)
@@ -115,8 +112,10 @@ def _finish(settings: RewriteSettings, plan: Plan, windows: Sequence[int], folde
     """Summary and report of the windows in the folder; returns the counts."""
     assert outputs.finished_windows(folder) == set(windows)
     summary, samples = summarize(folder, settings, plan)
+    check_summary(settings, summary)
     write_report(folder, settings, summary, samples)
     write_json(folder / SUMMARY_FILE, summary)
+    shutil.rmtree(folder / JOURNALS_FOLDER, ignore_errors=True)
     rewrites = summary["rewrites"]
     return {
         "documents": rewrites["complete"] + rewrites["partial"],

@@ -1,35 +1,41 @@
-"""The settings of rewriting."""
+"""The settings of rewriting.
+
+Most decide the bytes of the rewrites. Those that do not (addresses, numbers of processes, bounds at which a run stops)
+say so, and carry a role (megatron_ext/identity.py) that leaves them out of what an artifact is asked for with.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from megatron_ext.data.rewriting.engines.interface import EngineName, Sampling
-from megatron_ext.data.rewriting.engines.open import OpenaiSettings, VllmSettings
+from megatron_ext.data.rewriting.engines.settings import OpenaiSettings, VllmSettings
 from megatron_ext.data.rewriting.prompts import Order, load_prompts
-from megatron_ext.settings import Settings
+from megatron_ext.identity import LAYOUT, PLACE, WATCHING
+from megatron_ext.stage import StageSettings
 
 Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 FailedChunks = Literal["survivors", "drop_document"]
 
 
-class RewriteSettings(Settings):
+class RewriteSettings(StageSettings):
     """How a selection is rewritten."""
 
-    documents: Path
+    documents: Annotated[Path, PLACE]
     """Selection (artifact) whose documents are rewritten."""
-    model: Path | None = None
+    model: Annotated[Path | None, PLACE] = None
     """Folder of the rewriter, an instruct model (tools.fetch_model); engine openai needs none."""
-    tokenizer: Path
+    tokenizer: Annotated[Path, PLACE]
     """Folder of the training tokenizer, which counts tokens."""
     styles: list[str] = Field(["easy", "medium", "hard", "qa"], min_length=1)
     """Styles to write; each has a prompt file."""
-    prompts_folder: Path | None = None
+    prompts_folder: Annotated[Path | None, PLACE] = None
     """Folder with prompt files of one's own, `<style>.md`; they win over the built-in ones."""
-    thresholds_file: Path | None = None
+    thresholds_file: Annotated[Path | None, PLACE] = None
     """YAML file of thresholds by style in place of the built-in one."""
     order: Order = "document_first"
     """document_first lets an engine with a prefix cache share a chunk among its styles."""
@@ -51,21 +57,31 @@ class RewriteSettings(Settings):
     """Of engine openai."""
     context_tokens: Count | None = None
     """Tokens that the model holds, where its folder does not tell (openai); longer chunks are split further."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the model's chat template, e.g. {enable_thinking: false} for Qwen3."""
     sampling: Sampling = Sampling()
     """How tokens are drawn."""
     max_new_tokens_ratio: float = Field(2.0, gt=0)
     """Tokens that a completion may have, at most, for each token of its source."""
     min_new_tokens: Count = 32
     """The same bound is never below this, for short sources."""
-    batch_size: Count = 16
-    """Requests of a batch of engine transformers; the other engines fill their batches themselves."""
+    batch_size: Annotated[Count, LAYOUT] = 16
+    """Requests of a batch of engine transformers, where bytes may depend on it; the other engines fill their batches
+    themselves."""
     window_tokens: Count = 2_000_000
     """Work is divided into windows of whole documents with so many source tokens: longest first within a window, shared
     by parts window by window, held in memory at most five at a time."""
-    check_workers: int | None = Field(None, ge=0)
-    """Processes that split documents and check answers beside the engine; none: 2, and 0 for engine transformers."""
+    check_workers: Annotated[int | None, WATCHING] = Field(None, ge=0)
+    """Processes that split documents and check answers beside the engine; none: 2, and 0 for engine transformers.
+    Decides no byte."""
     retries: int = Field(1, ge=0)
-    """How often a failed chunk is asked for again, with another seed."""
+    """How often a failed chunk is asked for again, with another seed; never at temperature 0, which repeats itself."""
+    max_failed_fraction: Annotated[Fraction, WATCHING] = 0.4
+    """The run stops when more than this share of its requests failed (no answer, refused), counted after 20 and at the
+    end. Decides no byte."""
+    min_survived_fraction: Annotated[Fraction, WATCHING] = 0.05
+    """The run stops when fewer than this share of chunks pass the checks: of any style after its first 100 first
+    answers, and of all at the end; 0: never. Decides no byte."""
     seed: int = Field(0, ge=0)
     """Decides the choice of documents and what is drawn."""
 
@@ -78,13 +94,23 @@ class RewriteSettings(Settings):
 
     @model_validator(mode="after")
     def _engine_and_styles_are_there(self) -> RewriteSettings:
-        from megatron_ext.data.rewriting.checks import load_thresholds
+        from megatron_ext.data.rewriting.checking.checks import load_thresholds
 
         load_prompts(self.styles, self.prompts_folder)
         load_thresholds(self.styles, self.thresholds_file)
         if self.engine == "openai" and not self.openai.base_url.startswith(("http://", "https://")):
             raise ValueError(f"openai.base_url = {self.openai.base_url!r} must begin with http:// or https://")
         return self
+
+    @property
+    def unused_sections(self) -> set[str]:
+        """Sections of the engines that are not used."""
+        return {"vllm", "openai"} - {self.engine}
+
+    @property
+    def num_retries(self) -> int:
+        """How often a failed chunk is asked for again."""
+        return self.retries if self.sampling.temperature > 0 else 0
 
     @property
     def num_helpers(self) -> int:

@@ -24,8 +24,8 @@ from megatron_ext.data.rewriting.settings import RewriteSettings
 SUMMARY_FILE = "summary.json"
 NUM_PAIRS = 20
 NUM_BINS = 20
-DISTRIBUTIONS = {"length_ratio": 3.0, "copied_fraction": 1.0, "number_retention": 1.0, "entity_retention": 1.0,
-                 "portuguese_confidence": 1.0}
+DISTRIBUTIONS = {"length_ratio": 3.0, "copied_fraction": 1.0, "shared_fraction": 1.0, "number_retention": 1.0,
+                 "name_retention": 1.0}
 """Measure -> upper edge of its histogram, whose bins begin at 0; what lies above is counted in the last bin."""
 _SUMS = ("num_source_tokens", "num_tokens", "num_prompt_tokens", "num_completion_tokens")
 _TEXTS = ("source", "text", "output")
@@ -55,6 +55,8 @@ class _StyleSummary:
     num_chunks: int = 0
     num_survived: int = 0
     num_saved_by_retry: int = 0
+    num_requests: int = 0
+    num_failed_requests: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     first_attempt_reasons: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
@@ -67,6 +69,8 @@ class _StyleSummary:
         attempt = _numbers(rows, "attempt")
         accepted = np.asarray(pc.equal(rows["status"], "accepted"))
         first, rejected_at_last = attempt == 0, (attempt == retries) & ~accepted
+        self.num_requests += rows.num_rows
+        self.num_failed_requests += int(pc.sum(pc.not_equal(rows["problem"], "")).as_py() or 0)
         survivors = rows.filter(pa.array(accepted))
         self.num_chunks += int(first.sum())
         self.num_survived += survivors.num_rows
@@ -87,6 +91,7 @@ class _StyleSummary:
         return {
             "num_chunks": self.num_chunks, "num_survived": self.num_survived,
             "num_saved_by_retry": self.num_saved_by_retry,
+            "num_requests": self.num_requests, "num_failed_requests": self.num_failed_requests,
             "survived_percent": round(100 * self.num_survived / self.num_chunks, 2) if self.num_chunks else None,
             "reasons": _by_count(self.reasons), "first_attempt_reasons": _by_count(self.first_attempt_reasons),
             "num_source_tokens": self.sums["asked_source_tokens"],
@@ -123,7 +128,7 @@ def summarize(folder: Path, settings: RewriteSettings, plan: Plan) -> tuple[dict
         outcomes.update(_outcomes(table, settings.failed_chunks == "drop_document"))
         _add_to_ledger(ledger, table, settings.styles[0])
         for style, summary in styles.items():
-            summary.add(table.filter(pc.equal(table["style"], style)), settings.retries)
+            summary.add(table.filter(pc.equal(table["style"], style)), settings.num_retries)
             samples[style] = heapq.nsmallest(NUM_PAIRS, [*samples[style], *_candidates(file, table, style)],
                                              key=lambda candidate: candidate[0])
     return ({"selection": ledger, "rewrites": dict(outcomes),
@@ -181,7 +186,8 @@ def _by_count(counts: Counter[str]) -> dict[str, int]:
 
 
 def _numbers(table: pa.Table, name: str) -> np.ndarray:
-    return table[name].combine_chunks().to_numpy(zero_copy_only=False)
+    """A column of numbers; what is not known counts as 0."""
+    return pc.fill_null(table[name].combine_chunks(), 0).to_numpy(zero_copy_only=False)
 
 
 def style_totals(styles: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from megatron_ext.data.rewriting.checks import Verdict
+from megatron_ext.data.rewriting.checking.checks import Verdict
 from megatron_ext.data.rewriting.engines.interface import Completion, Request
 from megatron_ext.data.rewriting.items import Asker, Item
 
@@ -97,8 +97,9 @@ class Window:
         return self._batches.popleft() if self._batches else []
 
     def put(self, request: Request, completion: Completion) -> None:
-        """Note an answer."""
-        self.journal.add(request.key, completion)
+        """Note an answer. A failure is not kept: a run that is started again asks once more."""
+        if not completion.failed:
+            self.journal.add(request.key, completion)
         self._unjudged.append(Answered(self._items[request.key], request, completion))
 
     @property
@@ -111,16 +112,17 @@ class Window:
         answers, self._unjudged = self._unjudged, []
         return answers
 
-    def put_verdicts(self, answers: Sequence[Answered], verdicts: Sequence[tuple[Verdict, int]]) -> list[Attempt]:
-        """Note the verdicts; returns the attempts that settle their items: accepted, or the last that they had."""
+    def put_verdicts(self, answers: Sequence[Answered],
+                     verdicts: Sequence[tuple[Verdict, int]]) -> tuple[list[Attempt], list[Attempt]]:
+        """Note the verdicts; returns the attempts, and those that settle their items: accepted, or the last."""
         judged = [Attempt(one.item, self._round, one.request.seed, one.completion, verdict, num_tokens)
                   for one, (verdict, num_tokens) in zip(answers, verdicts, strict=True)]
         self.attempts += judged
         self._judged += judged
-        is_last = self._round == self._asker.settings.retries
+        is_last = self._round == self._asker.settings.num_retries
         if len(self._judged) == len(self._items):
             self._end_round(is_last)
-        return [one for one in judged if one.accepted or is_last]
+        return judged, [one for one in judged if one.accepted or is_last]
 
     def _end_round(self, is_last: bool) -> None:
         failed = [one.item for one in self._judged if not one.accepted]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_ext.data.rewriting import outputs
 from megatron_ext.data.rewriting.engines.interface import Completion, Request
+from megatron_ext.data.rewriting.guard import Guard
 from megatron_ext.data.rewriting.helpers import Helpers, judge, load_items
 from megatron_ext.data.rewriting.items import Asker, Item
 from megatron_ext.data.rewriting.plan import Plan, WindowPlan
@@ -28,8 +29,9 @@ class Work:
     """What an engine takes its requests from and gives its answers to."""
 
     def __init__(self, plan: Plan, windows: Sequence[WindowPlan], asker: Asker, helpers: Helpers, folder: Path,
-                 progress: Progress) -> None:
+                 progress: Progress, guard: Guard) -> None:
         self._plan, self._asker, self._helpers, self._folder, self._progress = plan, asker, helpers, folder, progress
+        self._guard = guard
         self._waiting = deque(windows)
         self._loading: deque[tuple[WindowPlan, Future[list[Item]]]] = deque()
         self._open: list[Window] = []
@@ -55,7 +57,7 @@ class Work:
         window = self._asked.pop(request.key)
         is_new = request.key not in window.journal.known
         window.put(request, completion)
-        self._progress.advance(0, completion.num_tokens if is_new else 0)
+        self._progress.advance(0, (completion.num_tokens or 0) if is_new else 0)
 
     def finish(self) -> None:
         """Wait until the last windows are written."""
@@ -88,7 +90,8 @@ class Work:
         """Take what the helpers have done, and give them what there is to check."""
         for future in [future for future in self._judging if future.done()]:
             window, answers = self._judging.pop(future)
-            settled = window.put_verdicts(answers, future.result())
+            judged, settled = window.put_verdicts(answers, future.result())
+            self._guard.see(judged)
             self._progress.advance(sum(attempt.item.num_source_tokens for attempt in settled), 0)
             self._write_if_finished(window)
         for future in [future for future in self._writing if future.done()]:
@@ -111,6 +114,8 @@ class Work:
     def _write_if_finished(self, window: Window) -> None:
         if window.is_finished:
             self._open.remove(window)
+            if not (self._open or self._loading or self._waiting):
+                self._guard.refuse_failures()
             future = self._helpers.submit(outputs.write_window, self._folder, window.index, window.attempts)
             self._writing[future] = window
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_ext.data.model_folder import load_tokenizer
-from megatron_ext.data.rewriting.engines.interface import Request
+from megatron_ext.data.rewriting.engines.interface import Answer, Request, failure
 from megatron_ext.errors import UserError
 
 
@@ -21,16 +21,25 @@ def load_chat_tokenizer(model: Path) -> Any:
     return tokenizer
 
 
-def encode_prompts(tokenizer: Any, requests: Sequence[Request]) -> list[list[int]]:
-    """Ids of the prompts with the chat template around them."""
+def encode_prompts(tokenizer: Any, requests: Sequence[Request],
+                   template_arguments: Mapping[str, Any] | None = None) -> list[list[int]]:
+    """Ids of the prompts with the chat template around them, which is given `template_arguments`."""
     texts = [tokenizer.apply_chat_template([{"role": "user", "content": request.prompt}], tokenize=False,
-                                           add_generation_prompt=True) for request in requests]
+                                           add_generation_prompt=True, **(template_arguments or {}))
+             for request in requests]
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
-def refuse_too_long(prompts: Sequence[Sequence[int]], requests: Sequence[Request], limit: int | None) -> None:
-    """Raise UserError when a prompt and its completion do not fit into the model's context of `limit` tokens."""
-    longest = max(len(ids) + request.max_new_tokens for ids, request in zip(prompts, requests, strict=True))
-    if limit is not None and longest > limit:
-        raise UserError(f"a prompt and its completion need {longest:,} tokens, the rewriter holds {limit:,}; use a "
-                        "smaller chunk_tokens")
+Encoded = list[tuple[Request, list[int]]]
+
+
+def encode_batch(tokenizer: Any, requests: Sequence[Request], template_arguments: Mapping[str, Any],
+                 limit: int | None) -> tuple[Encoded, list[Answer]]:
+    """Requests with the ids of their prompts, and failures for those that do not fit into `limit` tokens."""
+    encoded = list(zip(requests, encode_prompts(tokenizer, requests, template_arguments), strict=True))
+    fitting = [(request, ids) for request, ids in encoded
+               if limit is None or len(ids) + request.max_new_tokens <= limit]
+    kept = {request.key for request, _ in fitting}
+    return fitting, [(request, failure(f"the prompt and its completion need {len(ids) + request.max_new_tokens:,} "
+                                       f"tokens, the rewriter holds {limit:,}; use a smaller chunk_tokens"))
+                     for request, ids in encoded if request.key not in kept]

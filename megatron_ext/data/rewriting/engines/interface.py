@@ -15,6 +15,12 @@ from pydantic import Field
 from megatron_ext.settings import Settings
 
 EngineName = Literal["transformers", "vllm", "openai"]
+STOP = "stop"
+"""The only finish reason of a whole answer; any other is kept as the engine gave it ("length", "content_filter", …)."""
+FAILED = "error"
+"""Finish reason of a request that got no answer."""
+UNKNOWN = "missing"
+"""Finish reason of an answer whose engine gave none."""
 
 
 class Sampling(Settings):
@@ -39,14 +45,27 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """The model's answer."""
+    """The model's answer, or why there is none."""
 
     text: str
-    num_prompt_tokens: int
-    num_tokens: int
-    """Without the token that ends the answer."""
-    finish_reason: Literal["stop", "length"]
-    """"length": cut because `max_new_tokens` was reached."""
+    num_prompt_tokens: int | None
+    """None: the engine does not tell."""
+    num_tokens: int | None
+    """Without the token that ends the answer; None: the engine does not tell."""
+    finish_reason: str
+    """STOP: the model ended its answer; "length": cut because `max_new_tokens` was reached; else as the engine says."""
+    problem: str = ""
+    """Why the request failed, in a line; empty: it was answered."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the request got no answer."""
+        return bool(self.problem)
+
+
+def failure(problem: str) -> Completion:
+    """What stands for the answer to a request that failed."""
+    return Completion("", None, None, FAILED, problem)
 
 
 Answer = tuple[Request, Completion]
@@ -60,6 +79,7 @@ class Engine(Protocol):
     def answer(self, take: TakeBatch) -> Iterator[Answer]:
         """Answer requests in any order, each as soon as it is done; `take` is called whenever there is room for more.
 
-        Ends when `take` gives nothing while nothing is under way. Raises UserError for a prompt that the model cannot
-        hold.
+        Ends when `take` gives nothing while nothing is under way. A request that cannot be answered is answered with
+        `failure(…)`. Raises UserError for what would make all requests fail: a wrong key, an unknown model, a server
+        that is away or serves another model.
         """

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from megatron_ext.data.rewriting.engines.interface import Answer, Completion, Request, Sampling, TakeBatch
-from megatron_ext.data.rewriting.engines.open import OpenaiSettings
+from megatron_ext.data.rewriting.engines.interface import (
+    STOP,
+    UNKNOWN,
+    Answer,
+    Completion,
+    Request,
+    Sampling,
+    TakeBatch,
+    failure,
+)
+from megatron_ext.data.rewriting.engines.openai_errors import Undecodable, fatal, is_passing, seconds_to_wait, told
+from megatron_ext.data.rewriting.engines.settings import OpenaiSettings
 from megatron_ext.errors import UserError
 
 
 class OpenaiEngine:
     """Requests under way side by side, at most `concurrency`; busy or failing servers are asked again after a while."""
 
-    def __init__(self, settings: OpenaiSettings, sampling: Sampling) -> None:
-        from openai import OpenAI
-
+    def __init__(self, settings: OpenaiSettings, sampling: Sampling,
+                 template_arguments: Mapping[str, Any] | None = None) -> None:
         self._settings, self._sampling = settings, sampling
-        self._client = OpenAI(base_url=settings.base_url, api_key=os.environ.get(settings.api_key_variable, "none"),
-                              max_retries=settings.max_retries, timeout=settings.timeout_seconds)
-        self._model = self._choose_model()
+        self._client = _connect(settings)
+        self._model = served_model(settings)
+        self._extra_body = {**({"chat_template_kwargs": dict(template_arguments)} if template_arguments else {}),
+                            **settings.extra_body}
+        self._stopped = threading.Event()
 
     def answer(self, take: TakeBatch) -> Iterator[Answer]:
         """See Engine."""
@@ -36,57 +48,76 @@ class OpenaiEngine:
                     for done in wait(under_way, return_when=FIRST_COMPLETED).done:
                         yield under_way.pop(done), done.result()
             finally:
+                self._stopped.set()  # those that wait for a busy server
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _complete(self, request: Request) -> Completion:
-        try:
-            answer = self._client.chat.completions.create(
-                model=self._model, messages=[{"role": "user", "content": request.prompt}], seed=request.seed,
-                temperature=self._sampling.temperature, top_p=self._sampling.top_p, max_tokens=request.max_new_tokens)
-        except Exception as error:
-            raise self._explained(error) from error
-        choice, usage = answer.choices[0], answer.usage
-        is_cut = choice.finish_reason == "length"
+        """The answer, or how the last of `1 + max_retries` tries failed."""
+        for num_tries in range(1, 2 + self._settings.max_retries):
+            try:
+                return self._read(self._send(request))
+            except Exception as error:  # whatever a server and a library may come up with
+                is_last = num_tries > self._settings.max_retries or not is_passing(error)
+                if is_last and (mistake := fatal(error, self._settings)):
+                    raise mistake from None
+                if is_last:
+                    return failure(told(error, num_tries, self._settings))
+                if self._stopped.wait(seconds_to_wait(error, num_tries, request.seed)):
+                    break
+        return failure("the run was stopped")
+
+    def _send(self, request: Request) -> Any:
+        return self._client.chat.completions.create(
+            model=self._model, messages=[{"role": "user", "content": request.prompt}], seed=request.seed,
+            temperature=self._sampling.temperature, top_p=self._sampling.top_p, max_tokens=request.max_new_tokens,
+            **({"extra_body": self._extra_body} if self._extra_body else {}))
+
+    def _read(self, answer: Any) -> Completion:
+        """Raises Undecodable for what is no chat completion, UserError when another model answers."""
+        choices = getattr(answer, "choices", None)
+        message = getattr(choices[0], "message", None) if choices else None
+        if message is None:
+            raise Undecodable(_excerpt(getattr(answer, "error", None) or answer))
+        self._check_model(getattr(answer, "model", None))
+        reason = getattr(choices[0], "finish_reason", None) or UNKNOWN
+        usage = getattr(answer, "usage", None)
         # The token that ends an answer counts in `usage`, as it does with OpenAI, vLLM and their like.
-        num_tokens = usage.completion_tokens - (0 if is_cut else 1)
-        return Completion(choice.message.content or "", usage.prompt_tokens, num_tokens, "length" if is_cut else "stop")
+        num_tokens = usage and usage.completion_tokens - (1 if reason == STOP else 0)
+        return Completion(getattr(message, "content", None) or "", usage and usage.prompt_tokens, num_tokens, reason)
 
-    def _choose_model(self) -> str:
-        if self._settings.model:
-            return self._settings.model
-        try:
-            names = [model.id for model in self._client.models.list()]
-        except Exception as error:
-            raise self._explained(error) from error
-        if len(names) != 1:
-            raise UserError(f"openai.model: name one of those that {self._settings.base_url} serves: "
-                            f"{', '.join(names) or 'none'}")
-        return names[0]
-
-    def _explained(self, error: Exception) -> Exception:
-        """What a user can mend, as UserError; anything else as it is."""
-        import openai
-
-        place, variable = self._settings.base_url, self._settings.api_key_variable
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            return UserError(f"{place} refuses the key; set the environment variable {variable} "
-                             "(openai.api_key_variable)")
-        if isinstance(error, openai.NotFoundError):
-            return UserError(f"{place} knows no model {self._settings.model!r}, or openai.base_url is wrong (it mostly "
-                             f"ends with /v1): {_message(error)}")
-        if isinstance(error, openai.BadRequestError):
-            return UserError(f"{place} refuses a request; if a prompt is too long for its model use a smaller "
-                             f"chunk_tokens: {_message(error)}")
-        if isinstance(error, openai.APITimeoutError):
-            return UserError(f"{place} gave no answer within {self._settings.timeout_seconds:g} s, tried "
-                             f"{self._settings.max_retries + 1} times (openai.timeout_seconds, openai.max_retries)")
-        if isinstance(error, openai.APIConnectionError):
-            return UserError(f"{place} cannot be reached ({error.__cause__ or error}); is the server running?")
-        if isinstance(error, openai.APIStatusError):
-            return UserError(f"{place} answers with status {error.status_code}, tried {self._settings.max_retries + 1} "
-                             f"times: {_message(error)}. Run the same command again to go on")
-        return error
+    def _check_model(self, name: str | None) -> None:
+        expected = self._settings.answering_model or self._model
+        # Providers answer an alias with the snapshot behind it: gpt-4o with gpt-4o-2024-08-06.
+        if name and name != expected and not name.startswith(f"{expected}-"):
+            raise UserError(f"{self._settings.base_url} was asked for the model {self._model!r} and answers with "
+                            f"{name!r}: rewrites of two models must not mix. Serve {self._model!r} and run the same "
+                            f"command again; if both names mean one model, set openai.answering_model={name}")
 
 
-def _message(error: Any) -> str:
-    return " ".join(str(error).split())[:500]
+def served_model(settings: OpenaiSettings) -> str:
+    """The name in `settings`, or that of the only model that the endpoint serves.
+
+    Raises UserError when it serves several, does not answer, or refuses the key.
+    """
+    if settings.model:
+        return settings.model
+    try:
+        names = [model.id for model in _connect(settings).with_options(max_retries=settings.max_retries).models.list()]
+    except Exception as error:
+        raise (fatal(error, settings) or UserError(f"{settings.base_url}: {told(error, 1, settings)}; name the model "
+                                                   "in openai.model")) from None
+    if len(names) != 1:
+        raise UserError(f"openai.model: name one of those that {settings.base_url} serves: "
+                        f"{', '.join(names) or 'none'}")
+    return names[0]
+
+
+def _connect(settings: OpenaiSettings) -> Any:
+    from openai import OpenAI
+
+    return OpenAI(base_url=settings.base_url, api_key=os.environ.get(settings.api_key_variable, "none"), max_retries=0,
+                  timeout=settings.timeout_seconds)
+
+
+def _excerpt(answer: Any) -> str:
+    return " ".join(str(answer).split())[:200]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_ext.data.rewriting.engines.chat import encode_prompts, load_chat_tokenizer, refuse_too_long
-from megatron_ext.data.rewriting.engines.interface import Answer, Completion, Request, Sampling, TakeBatch
+from megatron_ext.data.rewriting.engines.chat import Encoded, encode_batch, load_chat_tokenizer
+from megatron_ext.data.rewriting.engines.interface import STOP, Answer, Completion, Sampling, TakeBatch
 from megatron_ext.data.workers import available_cores
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ class TransformersEngine:
     What all prompts of a batch begin with (the instruction, where it comes first) goes through the model once.
     """
 
-    def __init__(self, model: Path, sampling: Sampling) -> None:
+    def __init__(self, model: Path, sampling: Sampling, template_arguments: Mapping[str, Any] | None = None) -> None:
         import torch
         from transformers import AutoModelForCausalLM, GenerationConfig
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         torch.set_num_threads(available_cores())
-        self._sampling = sampling
+        self._sampling, self._template_arguments = sampling, template_arguments or {}
         self._tokenizer = load_chat_tokenizer(model)
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True).eval()
         self._stop_ids = _stop_ids(self._model.generation_config, self._tokenizer)
@@ -40,14 +40,18 @@ class TransformersEngine:
     def answer(self, take: TakeBatch) -> Iterator[Answer]:
         """See Engine."""
         while batch := take():
-            yield from zip(batch, self.generate(batch), strict=True)
+            limit = getattr(self._model.config, "max_position_embeddings", None)
+            fitting, failures = encode_batch(self._tokenizer, batch, self._template_arguments, limit)
+            yield from failures
+            if fitting:
+                yield from zip([request for request, _ in fitting], self._generate(fitting), strict=True)
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def _generate(self, encoded: Encoded) -> list[Completion]:
         """Answer the requests as one batch, in their order."""
         import torch
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
-        prompts = self._encode(requests)
+        requests, prompts = [request for request, _ in encoded], [ids for _, ids in encoded]
         num_shared = _num_shared_ids(prompts)
         batch = self._pad_after(num_shared, prompts)
         num_prompt = batch["input_ids"].shape[1]
@@ -62,11 +66,6 @@ class TransformersEngine:
                 stopping_criteria=StoppingCriteriaList([lambda ids, scores, **_: ids.shape[1] - num_prompt >= limits]))
         return [self._completion(row[:limit], len(prompt))
                 for row, limit, prompt in zip(rows[:, num_prompt:].tolist(), limits.tolist(), prompts, strict=True)]
-
-    def _encode(self, requests: Sequence[Request]) -> list[list[int]]:
-        prompts = encode_prompts(self._tokenizer, requests)
-        refuse_too_long(prompts, requests, getattr(self._model.config, "max_position_embeddings", None))
-        return prompts
 
     def _pad_after(self, num_shared: int, prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         """input_ids and attention_mask [b, s]: the shared ids, then padding, then the rest of each prompt."""
@@ -96,7 +95,7 @@ class TransformersEngine:
     def _completion(self, ids: list[int], num_prompt_tokens: int) -> Completion:
         length = next((index for index, token in enumerate(ids) if token in self._stop_ids), None)
         text = self._tokenizer.decode(ids[:length], skip_special_tokens=True)
-        return Completion(text, num_prompt_tokens, len(ids[:length]), "length" if length is None else "stop")
+        return Completion(text, num_prompt_tokens, len(ids[:length]), "length" if length is None else STOP)
 
 
 def _num_shared_ids(prompts: Sequence[Sequence[int]]) -> int:

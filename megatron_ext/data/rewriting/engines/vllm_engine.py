@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.data.rewriting.engines.chat import encode_prompts, load_chat_tokenizer, refuse_too_long
-from megatron_ext.data.rewriting.engines.interface import Answer, Completion, Request, Sampling, TakeBatch
-from megatron_ext.data.rewriting.engines.open import VllmSettings
+from megatron_ext.data.rewriting.engines.chat import Encoded, encode_batch, load_chat_tokenizer
+from megatron_ext.data.rewriting.engines.interface import (
+    STOP,
+    UNKNOWN,
+    Answer,
+    Completion,
+    Request,
+    Sampling,
+    TakeBatch,
+)
+from megatron_ext.data.rewriting.engines.settings import VllmSettings
 from megatron_ext.errors import UserError
 
 
 class VllmEngine:
     """One engine on one GPU or one tensor-parallel group, or on the CPU with vLLM's CPU build."""
 
-    def __init__(self, model: Path, sampling: Sampling, settings: VllmSettings) -> None:
-        self._sampling = sampling
+    def __init__(self, model: Path, sampling: Sampling, settings: VllmSettings,
+                 template_arguments: Mapping[str, Any] | None = None) -> None:
+        self._sampling, self._template_arguments = sampling, template_arguments or {}
         self._max_num_waiting = settings.max_num_waiting
         self._tokenizer = load_chat_tokenizer(model)
         self.llm = _open_llm(engine_arguments(model, settings))
@@ -29,22 +38,22 @@ class VllmEngine:
         under_way: dict[str, Request] = {}
         while True:
             while len(under_way) < self._max_num_waiting and (batch := take()):
-                self._add(batch)
-                under_way |= {request.key: request for request in batch}
+                fitting, failures = encode_batch(self._tokenizer, batch, self._template_arguments, self._max_model_len)
+                yield from failures
+                self._add(fitting)
+                under_way |= {request.key: request for request, _ in fitting}
             if not under_way:
                 return
             for output in self._engine.step():
                 if output.finished:
                     yield under_way.pop(output.request_id), self._completion(output)
 
-    def _add(self, batch: Sequence[Request]) -> None:
+    def _add(self, encoded: Encoded) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        prompts = encode_prompts(self._tokenizer, batch)
-        refuse_too_long(prompts, batch, self._max_model_len)
-        rendered = self._engine.renderer.render_cmpl([{"prompt_token_ids": ids} for ids in prompts])
-        for request, prompt in zip(batch, rendered, strict=True):
+        rendered = self._engine.renderer.render_cmpl([{"prompt_token_ids": ids} for _, ids in encoded])
+        for (request, _), prompt in zip(encoded, rendered, strict=True):
             params = SamplingParams(
                 temperature=self._sampling.temperature, top_p=self._sampling.top_p, max_tokens=request.max_new_tokens,
                 seed=request.seed if self._sampling.temperature else None,
@@ -54,12 +63,11 @@ class VllmEngine:
 
     def _completion(self, output: Any) -> Completion:
         answer = output.outputs[0]
+        reason = answer.finish_reason or UNKNOWN
         ids = list(answer.token_ids)
-        is_cut = answer.finish_reason == "length"
-        if not is_cut:
-            ids = ids[:-1]  # the token that ends the answer
+        ids = ids[:-1] if reason == STOP else ids  # the token that ends the answer
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return Completion(text, len(output.prompt_token_ids), len(ids), "length" if is_cut else "stop")
+        return Completion(text, len(output.prompt_token_ids), len(ids), reason)
 
 
 def engine_arguments(model: Path, settings: VllmSettings) -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""Form: refusals, talk about the task, Markdown, endings without an end. What the source has itself is no fault."""
+
+from __future__ import annotations
+
+import re
+
+from megatron_ext.data.rewriting.checking.lexicon import Lexicon
+from megatron_ext.data.rewriting.checking.qa import QaText
+from megatron_ext.data.rewriting.checking.text import Sentence, Text, stem
+
+_TAGS = re.compile(r"</?(?:texto?|text|rewrite|resposta|think(?:ing)?|reason(?:ing)?|answer|output|source)\b[^>]{0,20}>"
+                   r"|<\|[^|>]{1,30}\|>|\[/?(?:INST|THINK)\]|\{\{|\}\}", re.IGNORECASE)
+_MARKDOWN = {
+    "heading": re.compile(r"^[ \t]*#{1,6}[ \t]*\w", re.MULTILINE),
+    "bold": re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__"),
+    "fence": re.compile(r"```|~~~"),
+    "rule": re.compile(r"^[ \t]*(?:-{3,}|\*{3,}|_{3,})[ \t]*$", re.MULTILINE),
+    "table": re.compile(r"^[ \t]*\|.*\|[ \t]*$", re.MULTILINE),
+    "link": re.compile(r"\[[^\]\n]+\]\([^)\n]+\)"),
+    "bullet": re.compile(r"^[ \t]*[-*•][ \t]+\w", re.MULTILINE),
+}
+_END = re.compile(r"[.!?…:;»”\"'’)\]}*_`]\s*$")
+_FINAL_WORD = re.compile(r"([^\W\d_]+)\W*$")
+_OPEN_END = re.compile(r"[,\-–—(/&]\s*$")
+_ELLIPSIS = re.compile(r"(?:\.\.\.|…)\s*$")
+_PAIRS = (("(", ")"), ("[", "]"), ("«", "»"), ("“", "”"))
+_ANNOUNCES = re.compile(r"[:!]\W*$")
+_LABEL_END = re.compile(r"[*_]*\s*[:–—.]")
+_EDGE_SENTENCES = 2
+_EDGE_WORDS = 30
+
+
+def is_refusal(source: Text, text: Text, lexicon: Lexicon) -> bool:
+    """Whether the rewriter declines."""
+    return (any(word in lexicon.refusal_triggers for word in text.word_set)
+            and bool(lexicon.refusal.search(text.raw)) and not lexicon.refusal.search(source.raw))
+
+
+def has_leftovers(source: Text, text: Text, lexicon: Lexicon) -> bool:
+    """Tags of prompts and chat formats, and sentences about the task instead of the subject."""
+    if _TAGS.search(text.raw) and not _TAGS.search(source.raw):
+        return True
+    talk = frozenset(word for word in text.word_set if word in lexicon.meta_words or word in lexicon.talk)
+    if any(word in lexicon.talk_triggers for word in text.word_set) and _has_talk_phrase(source, text, lexicon):
+        return True
+    talk = frozenset(word for word in talk if word not in source.word_set and stem(word) not in source.stems)
+    edge = {*range(_EDGE_SENTENCES), *range(len(text.sentences) - _EDGE_SENTENCES, len(text.sentences))}
+    return any(_is_talk(sentence, talk, source, lexicon, at_edge=place in edge)
+               for place, sentence in enumerate(text.sentences)) or _is_announced(source, text, lexicon)
+
+
+def new_markdown(source: Text, text: Text) -> list[str]:
+    """Kinds of Markdown that the source does not use."""
+    return [kind for kind, pattern in _MARKDOWN.items() if pattern.search(text.raw) and not pattern.search(source.raw)]
+
+
+def is_cut(source: Text, text: Text, lexicon: Lexicon, qa: QaText | None = None) -> bool:
+    """Whether it ends without an end: within a sentence, with a word that wants another, within brackets."""
+    raw = text.raw.rstrip()
+    last = _FINAL_WORD.search(raw)
+    dangles = bool(last) and last[1].lower() in lexicon.dangling_words and not _END.search(raw)
+    if dangles or _OPEN_END.search(raw) or (_ELLIPSIS.search(raw) and not _ELLIPSIS.search(source.raw.rstrip())):
+        return True
+    if _END.search(raw):
+        return any(raw.count(left) > raw.count(right) and source.raw.count(left) <= source.raw.count(right)
+                   for left, right in _PAIRS)
+    if qa is not None:  # answers of a word or two often have no full stop; then none of them has
+        earlier = [answer for _, answer in qa.pairs[:-1]]
+        return bool(earlier) and all(_END.search(answer) for answer in earlier) and len(qa.pairs[-1][1].split()) > 3
+    return bool(_END.search(source.raw.rstrip())) and len(text.words) > 3
+
+
+def _is_talk(sentence: Sentence, talk: frozenset[str], source: Text, lexicon: Lexicon, at_edge: bool) -> bool:
+    """Words of those who speak about a text, which the source has not: fewer are enough at its beginning and end."""
+    telling = talk.intersection(sentence.words)
+    num_meta = len({stem(word) for word in telling if word in lexicon.meta_words})
+    if (at_edge or num_meta > 1) and _is_labelled(sentence, source, lexicon):
+        return True
+    says_i = any(word in lexicon.talk for word in telling)
+    return (says_i and num_meta >= (1 if at_edge else 2)) or num_meta >= (4 if at_edge else 6)
+
+
+def _is_labelled(sentence: Sentence, source: Text, lexicon: Lexicon) -> bool:
+    """`Nota: …`, `**Observação:** …`."""
+    text = sentence.text.lstrip(" (*_[#>-\t")
+    label = lexicon.labels.match(text)
+    return bool(label) and bool(_LABEL_END.match(text, label.end())) and label[0].lower() not in source.raw.lower()
+
+
+def _is_announced(source: Text, text: Text, lexicon: Lexicon) -> bool:
+    """A first line on its own that ends with a colon or an exclamation mark and says nothing of the source."""
+    first, _, rest = text.raw.strip().partition("\n")
+    words = Text(first, lexicon)
+    if not rest.strip() or not _ANNOUNCES.search(first) or len(words.words) > _EDGE_WORDS:
+        return False
+    return not words.stems & source.stems and any(
+        word in lexicon.meta_words or word in lexicon.talk for word in words.words)
+
+
+def _has_talk_phrase(source: Text, text: Text, lexicon: Lexicon) -> bool:
+    return bool(lexicon.talk_phrases.search(text.raw)) and not lexicon.talk_phrases.search(source.raw)

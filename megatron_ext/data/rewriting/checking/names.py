@@ -1,0 +1,170 @@
+"""Names and acronyms of a text: which are kept, which are lost, which are new."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+from megatron_ext.data.rewriting.checking.lexicon import Lexicon
+from megatron_ext.data.rewriting.checking.text import WORD, Text, fold
+
+_CAPITAL = r"[A-ZÀ-ÖØ-Þ]"
+_NAME_WORD = rf"(?:d['’])?{_CAPITAL}[^\W\d_]*(?:['’]{_CAPITAL}[^\W\d_]+)?"
+_BEGINNING = re.compile(r"(?:^|[.!?…:;\n]|[—–-]\s|[\"“«(\[*#>])\W*$")
+_SHARED_LETTERS = 4
+_LONG_NAME = 3
+_LONGEST_ACRONYM = 6
+
+
+@dataclass(frozen=True)
+class Name:
+    """A run of capitalised words."""
+
+    words: tuple[str, ...]
+    """In small letters without accents; particles left out."""
+    initials: str
+    is_acronym: bool
+    begins_sentence: bool
+    """Its capital may be that of the sentence."""
+
+
+def find_names(text: Text, lexicon: Lexicon) -> list[Name]:
+    """The names of a text. None where most words have capitals (titles, text in capitals): they say nothing there."""
+    return _find(text.raw, lexicon)
+
+
+@lru_cache(maxsize=1024)
+def _find(raw: str, lexicon: Lexicon) -> list[Name]:
+    words = WORD.findall(raw)
+    if 2 * sum(word[0].isupper() for word in words) > len(words):
+        return []
+    found = (_name(match, raw, lexicon) for match in _names(lexicon).finditer(raw))
+    return [name for name in found if name.words]
+
+
+def lost_names(source: Text, text: Text, lexicon: Lexicon) -> tuple[list[Name], int]:
+    """(names of the source that the text has neither in part nor as acronym or written out, all of the source's)."""
+    names = _distinct([name for name in find_names(source, lexicon) if _tells(name, lexicon)])
+    written = find_names(text, lexicon)
+    lost = [name for name in names
+            if not any(_is_word_of(word, text, lexicon) for word in name.words)
+            and not _written_otherwise(name, written)]
+    return _without_written_out(lost, new_names(source, text, lexicon, tolerate_acronyms=False), lexicon), len(names)
+
+
+def new_names(source: Text, text: Text, lexicon: Lexicon, tolerate_acronyms: bool = True) -> list[Name]:
+    """Names of the text of which the source has no word, acronym or expansion."""
+    written = find_names(source, lexicon)
+    strange = [name for name in _distinct(find_names(text, lexicon))
+               if _tells(name, lexicon) and not any(_is_word_of(word, source, lexicon) for word in name.words)
+               and not _written_otherwise(name, written)]
+    if not tolerate_acronyms:
+        return strange
+    acronyms = [name for name in written if name.is_acronym]
+    return [name for name in strange if not (acronyms and _may_write_out(name, lexicon))]
+
+
+def _name(match: re.Match[str], raw: str, lexicon: Lexicon) -> Name:
+    words = [word for word in WORD.findall(match[0]) if word.lower() not in lexicon.name_particles]
+    begins = bool(_BEGINNING.search(raw[max(0, match.start() - 8):match.start()]))
+    if begins and words and len(words) > 1 and words[0].lower() in lexicon.function_words:
+        words, begins = words[1:], False  # `Em Lisboa`
+    acronym = len(words) == 1 and 1 < len(words[0]) <= _LONGEST_ACRONYM and words[0].isupper()
+    return Name(tuple(fold(word) for word in words if len(word) > 1),
+                "".join(fold(word)[0] for word in words), acronym, begins)
+
+
+def _tells(name: Name, lexicon: Lexicon) -> bool:
+    """Whether it must name something: no word at a sentence's beginning, no word that is often written so."""
+    if name.begins_sentence and len(name.words) == 1 and not name.is_acronym:
+        return False
+    return any(word not in _common(lexicon) for word in name.words)
+
+
+def _is_word_of(word: str, text: Text, lexicon: Lexicon) -> bool:
+    """Whether it, a form of it, or what it is related to (Uruguai and uruguaio) is among the words."""
+    if word in text.folded or (len(word) >= _SHARED_LETTERS and word[:_SHARED_LETTERS] in _beginnings(text)):
+        return True
+    return not (_related(lexicon).get(_base(word), frozenset()) | _related(lexicon).get(word, frozenset())).isdisjoint(
+        text.folded | _bases(text))
+
+
+@lru_cache(maxsize=512)
+def _bases(text: Text) -> frozenset[str]:
+    return frozenset(map(_base, text.folded))
+
+
+@lru_cache(maxsize=512)
+def _beginnings(text: Text) -> frozenset[str]:
+    return frozenset(word[:_SHARED_LETTERS] for word in text.folded)
+
+
+def _base(word: str) -> str:
+    """Carioca, cariocas; mineiro, mineira, mineiros."""
+    return word.rstrip("s").rstrip("ao")
+
+
+def _written_otherwise(name: Name, others: list[Name]) -> bool:
+    """An acronym whose letters begin the words of another name, or the other way round."""
+    if name.is_acronym:
+        letters = name.words[0]
+        return any(letters in (other.initials, other.initials.replace(" ", "")) or
+                   (len(other.words) >= 2 and _abbreviates(letters, other)) for other in others)
+    return len(name.words) >= 2 and any(
+        other.is_acronym and (other.words[0] == name.initials or _abbreviates(other.words[0], name)) for other in others)
+
+
+def _abbreviates(letters: str, name: Name) -> bool:
+    """Whether the letters come in this order at the beginnings of the words: INPE, Instituto Nacional de Pesquisas."""
+    pattern = ".*".join(map(re.escape, letters))
+    return letters[0] == name.initials[:1] and bool(re.search(pattern, "".join(word[:4] for word in name.words)))
+
+
+def _without_written_out(lost: list[Name], strange: list[Name], lexicon: Lexicon) -> list[Name]:
+    """An acronym counts as written out where the text has a long name that the source has not (FAO is English)."""
+    num_written_out = sum(_may_write_out(name, lexicon) for name in strange)
+    kept = []
+    for name in lost:
+        if name.is_acronym and num_written_out:
+            num_written_out -= 1
+        else:
+            kept.append(name)
+    return kept
+
+
+def _may_write_out(name: Name, lexicon: Lexicon) -> bool:
+    return len(name.words) >= _LONG_NAME or (
+        len(name.words) >= 2 and name.words[0] in _institution_words(lexicon))
+
+
+def _distinct(names: list[Name]) -> list[Name]:
+    return list({name.words: name for name in names}.values())
+
+
+@cache
+def _names(lexicon: Lexicon) -> re.Pattern[str]:
+    particles = "|".join(lexicon.name_particles.exact)
+    return re.compile(rf"(?<![\w'’]){_NAME_WORD}(?:(?:[ \t]|-)(?:(?:{particles})[ \t](?:a[ \t])?)*{_NAME_WORD})*")
+
+
+@cache
+def _common(lexicon: Lexicon) -> frozenset[str]:
+    return frozenset(fold(word) for word in lexicon.common_capitals.exact | lexicon.function_words.exact)
+
+
+@cache
+def _institution_words(lexicon: Lexicon) -> frozenset[str]:
+    return frozenset(fold(word) for word in lexicon.institutions.exact)
+
+
+@cache
+def _related(lexicon: Lexicon) -> dict[str, frozenset[str]]:
+    """Both ways: carioca -> rio, janeiro; rio -> carioca, fluminense, …"""
+    related: dict[str, set[str]] = {}
+    for word, names in lexicon.related_names.items():
+        base = _base(fold(word))
+        related.setdefault(base, set()).update(map(fold, names))
+        for name in names:
+            related.setdefault(fold(name), set()).add(base)
+    return {word: frozenset(others) for word, others in related.items()}

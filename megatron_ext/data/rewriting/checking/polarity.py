@@ -1,0 +1,61 @@
+"""Negation that appeared or vanished, and directions that turned (up, down; lack, excess), clause beside clause."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_ext.data.rewriting.checking.lexicon import Lexicon
+from megatron_ext.data.rewriting.checking.text import Clause, Text, words_of
+
+_MIN_SHARED = 2
+
+
+def negation_appeared(source: Text, text: Text, lexicon: Lexicon) -> bool:
+    """A clause denies what the source's clause about the same says without a word of denial; or the source, which the
+    clause is about, has no such word at all.
+    """
+    negated = [clause for clause in text.clauses if is_negated(clause, lexicon)]
+    if not negated:
+        return False
+    denies_nothing = not any(word in lexicon.negations or word in lexicon.negative_words for word in source.word_set)
+    return any(_states(clause, source.clauses, lexicon) or (denies_nothing and clause.stems & source.stems)
+               for clause in negated)
+
+
+def negation_vanished(source: Text, text: Text, lexicon: Lexicon) -> bool:
+    """The source denies what the text's clause about the same says without a word of denial."""
+    return any(_states(clause, text.clauses, lexicon) for clause in source.clauses if is_negated(clause, lexicon))
+
+
+def direction_turned(source: Text, text: Text, lexicon: Lexicon) -> bool:
+    """The source goes one way alone, and the text the other way alone."""
+    if not (lexicon.negations.exact.isdisjoint(source.words) and lexicon.negations.exact.isdisjoint(text.words)):
+        return False  # `não subiu`
+    there, here = _directions(source, lexicon), _directions(text, lexicon)
+    return any((pair, 1 - side) in here and (pair, side) not in here and (pair, 1 - side) not in there
+               for pair, side in there)
+
+
+def is_negated(clause: Clause, lexicon: Lexicon) -> bool:
+    """Whether it has a negation that denies something."""
+    if lexicon.negations.exact.isdisjoint(clause.words) or clause.text.endswith("?"):
+        return False
+    return not lexicon.negations.exact.isdisjoint(words_of(lexicon.not_negations.sub(" ", clause.text)))
+
+
+def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool:
+    """Whether a clause without a word of denial says the same as the negated one."""
+    shared = [len(negated.stems & one.stems) for one in others]
+    most = max(shared, default=0)
+    if most < _MIN_SHARED or 2 * most < len(negated.stems):
+        return False
+    return not any(_may_deny(one, lexicon) for one, count in zip(others, shared, strict=True) if count == most)
+
+
+def _may_deny(clause: Clause, lexicon: Lexicon) -> bool:
+    return any(word in lexicon.negations or word in lexicon.negative_words or word in lexicon.limiting_words
+               for word in clause.words)
+
+
+def _directions(text: Text, lexicon: Lexicon) -> set[tuple[int, int]]:
+    return {place for word in text.word_set for place in lexicon.directions.of(word)}

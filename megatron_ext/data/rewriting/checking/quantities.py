@@ -1,0 +1,252 @@
+"""Numbers of a text by value and unit, however they are written: 45.000 = 45 mil = quarenta e cinco mil, 36 meses = três
+anos, 14h30 = duas e meia da tarde.
+
+A text is first reworded into digits (number words by text2num), then read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache, lru_cache
+
+from text_to_num import alpha2digit
+
+from megatron_ext.data.rewriting.checking.lexicon import Lexicon
+from megatron_ext.data.rewriting.checking.text import WORD, stem
+
+_GROUPED = r"\d{1,3}(?:[.\u00a0\u202f\u2009 ]\d{3})+(?!\d)"
+_DIGITS = rf"(?:{_GROUPED}(?:,\d+)?|\d{{1,3}}(?:,\d{{3}}){{2,}}(?:\.\d+)?|\d+(?:[.,]\d+)*)"
+_CLOCK = re.compile(r"(?<![\w.,])(\d{1,2})(?:\s?[hH](\d{2})(?:\s?min)?|:(\d{2}))(?!\d)")
+_HOURS = re.compile(r"(?<![\w.,])(\d{1,2})\s?[hH]s?(?!\w)")
+_DATE = re.compile(r"(?<![\d/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/])")
+_ROMAN = re.compile(r"(?<!\w)(?=[IVXLC]{2,}(?!\w))(C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?!\w)")
+_ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
+_LIST_MARK = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|\(\d{1,2}\))(?=\s)", re.MULTILINE)
+_NUMBER = re.compile(rf"(?P<money>(?:R|US|U)?\$|€|£)?\s?(?<![\w])(?P<digits>{_DIGITS})(?P<mark>[ºª°]|th|nd|rd)?(?P<letters>\w*)")
+_MONTH = "month"
+_ARTICLES = Decimal(2)
+_SMALL = Decimal(10)
+_HALF_DAY = Decimal(12 * 3600)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number of a text."""
+
+    value: Decimal
+    """As it is written, scale included (45 mil: 45000)."""
+    dimension: str
+    """Of its unit: time, months, mass, percent, …; empty: none, or none that is known."""
+    size: Decimal
+    """The value in the dimension's smallest unit."""
+    noun: str
+    """Stem of the next content word; empty at the end of a clause."""
+    in_digits: bool
+    """Whether the text itself has digits for it."""
+    place: int
+    """Where it is in the reworded text."""
+    end: int
+
+    def equals(self, other: Quantity) -> bool:
+        """The same amount: of value where one has no unit, else of size; a time of day may lack its half."""
+        if self.dimension and other.dimension and _MONTH not in (self.dimension, other.dimension):
+            return self.dimension == other.dimension and (
+                self.size == other.size or (self.dimension == "time" and abs(self.size - other.size) == _HALF_DAY))
+        return self.value == other.value
+
+
+@dataclass(frozen=True)
+class Quantities:
+    """All numbers of a text."""
+
+    exact: tuple[Quantity, ...]
+    """Numbers that must be kept, and must not be new."""
+    loose: frozenset[Decimal]
+    """Values that words like `metade` and `segundo` may stand for."""
+    pairs: tuple[tuple[Quantity, Quantity], ...]
+    """Ranges, scores, changes: `de 7 a 10`, `entre 1864 e 1870`, `3 a 1`."""
+
+
+@lru_cache(maxsize=1024)
+def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
+    """The numbers of a text."""
+    text = _LIST_MARK.sub(" ", text)
+    romans = {Decimal(_roman_value(match[1])) for match in _ROMAN.finditer(text)}
+    digits_alone = _reworded(text, lexicon)
+    reworded = alpha2digit(digits_alone, lexicon.language, 0)
+    reworded = _half_hours(reworded, lexicon)
+    in_digits = {_value(match["digits"]) for match in _NUMBER.finditer(digits_alone)}
+    exact = tuple(_exact(reworded, lexicon, in_digits))
+    loose = romans | {_value(match["digits"]) for match in _NUMBER.finditer(reworded) if match["mark"]} | {Decimal(value) for word in WORD.findall(digits_alone.lower())
+                      if (value := lexicon.loose_numbers.get(word)) is not None}
+    return Quantities(exact, frozenset(loose), tuple(_pairs(reworded, exact, lexicon)))
+
+
+def missing(source: Quantities, other: Quantities) -> list[Quantity]:
+    """Numbers of the source that the other text has in no form."""
+    return [one for one in _distinct(source.exact)
+            if (one.in_digits or one.value > _ARTICLES) and one.value not in other.loose and not any(one.equals(found) for found in other.exact)]
+
+
+def new(source: Quantities, other: Quantities) -> list[Quantity]:
+    """Numbers of the other text that the source has in no form; small ones in words may count what the source lists."""
+    has_months = any(one.dimension == _MONTH for one in source.exact)
+    return [one for one in _distinct(other.exact)
+            if (has_months or one.dimension != _MONTH) and one.value not in source.loose and (one.in_digits or one.value > _SMALL)
+            and not any(one.equals(found) for found in source.exact)]
+
+
+def num_distinct(quantities: Quantities) -> int:
+    """How many different numbers there are."""
+    return len(_distinct(quantities.exact))
+
+
+def has_mismatch(source: Quantities, other: Quantities) -> bool:
+    """Whether numbers of the source came to stand where others stood: pairs in another order or of others, values whose
+    unit is another, values that count what another value counted.
+    """
+    return any(_is_new_pair(pair, source) for pair in other.pairs) or any(
+        _has_other_unit(one, source) or _counts_other(one, source) for one in other.exact)
+
+
+def _is_new_pair(pair: tuple[Quantity, Quantity], source: Quantities) -> bool:
+    """Both stand in pairs of the source, but with other partners or in the other order."""
+    first, second = pair
+    known = [(one.value, two.value) for one, two in source.pairs]
+    if (first.value, second.value) in known or not known:
+        return False
+    if (second.value, first.value) in known:
+        return first.value != second.value
+    values = {one.value for one in source.exact}
+    paired = {value for one in known for value in one}
+    return {first.value, second.value} <= values and bool({first.value, second.value} & paired)
+
+
+def _has_other_unit(one: Quantity, source: Quantities) -> bool:
+    same_value = [found for found in source.exact if found.value == one.value]
+    return bool(one.dimension and same_value) and all(
+        found.dimension and not one.equals(found) for found in same_value) and not any(
+        one.equals(found) for found in source.exact)
+
+
+def _counts_other(one: Quantity, source: Quantities) -> bool:
+    """Another value of the source counts the same noun there, and this value counts something else."""
+    if not one.noun or one.dimension:
+        return False
+    of_noun = {found.value for found in source.exact if found.noun == one.noun}
+    nouns = {found.noun for found in source.exact if found.value == one.value}
+    return bool(of_noun) and one.value not in of_noun and bool(nouns) and "" not in nouns and one.noun not in nouns
+
+
+def _distinct(quantities: tuple[Quantity, ...]) -> list[Quantity]:
+    found: list[Quantity] = []
+    for one in quantities:
+        if not any(one.equals(known) for known in found):
+            found.append(one)
+    return found
+
+
+def _reworded(text: str, lexicon: Lexicon) -> str:
+    """Dates, hours and scaled numbers in plain digits, each number apart."""
+    text = _DATE.sub(lambda match: f" {match[1]} , {match[3]} , {match[4]} ", text)
+    hour = _hour_word(lexicon)
+    text = _CLOCK.sub(lambda match: f"{Decimal(int(match[1])) + Decimal(int(match[2] or match[3])) / 60} {hour}", text)
+    text = _HOURS.sub(lambda match: f"{match[1]} {hour}", text)
+    for pattern, words in lexicon.rewordings:
+        text = pattern.sub(words, text)
+    return _scaled(lexicon).sub(lambda match: _plain(_value(match[1]) * lexicon.scales[match[2].lower()]), text)
+
+
+def _half_hours(text: str, lexicon: Lexicon) -> str:
+    """`2 e meia` -> `2.5 horas`."""
+    return re.sub(rf"(?<![\w.,])(\d{{1,2}})(?: horas?)? {lexicon.half_past.pattern}(?: horas?)?",
+                  lambda match: f"{match[1]}.5 {_hour_word(lexicon)}", text)
+
+
+def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Quantity]:
+    months = {name: number for number, name in enumerate(lexicon.months, start=1)}
+    for match in _NUMBER.finditer(text):
+        if match["letters"] and not match["mark"] and not lexicon.units.get(match["letters"].lower()):
+            continue  # 802.1p, 3D, 4x4: names, not numbers
+        value = _value(match["digits"])
+        following = text[match.end():match.end() + 60]
+        if match["mark"] and value not in in_digits:
+            continue  # an ordinal in words: `segundo` is mostly something else
+        dimension, factor, noun = _unit(match, following, lexicon)
+        if not dimension and lexicon.clock.search(text[:match.start()]) and value <= 24 and not noun:
+            dimension, factor = "time", Decimal(3600)
+        yield Quantity(value, dimension, value * factor, noun, value in in_digits, match.start("digits"), match.end())
+    for match in WORD.finditer(text.lower()):
+        if match[0] in months:
+            value = Decimal(months[match[0]])
+            yield Quantity(value, _MONTH, value, "", True, match.start(), match.end())
+
+
+def _unit(match: re.Match[str], following: str, lexicon: Lexicon) -> tuple[str, Decimal, str]:
+    """(dimension, factor, stem of the noun) of a number."""
+    words = re.match(r"\s?(%|€)|[ \t]?(?:de )?([^\W\d_]+)", following)
+    for word in (match["letters"], match["money"], *(words.groups() if words else ())):
+        known = lexicon.units.get(word.lower()) if word else None
+        if known:
+            return known[0], Decimal(str(known[1])), stem(word.lower())
+    noun = (words[2] or "").lower() if words else ""
+    return "", Decimal(1), "" if noun in lexicon.function_words else stem(noun)
+
+
+def _pairs(text: str, exact: tuple[Quantity, ...], lexicon: Lexicon) -> Iterator[tuple[Quantity, Quantity]]:
+    """Neighbours between which nothing but the words of a range stands, and the unit of the first."""
+    ordered = sorted(exact, key=lambda one: one.place)
+    for first, second in zip(ordered, ordered[1:], strict=False):
+        between = text[first.end:second.place]
+        before = text[max(0, first.place - 12):first.place]
+        if len(between) < 40 and any(left.search(before) and middle.fullmatch(between)
+                                     for left, middle in _range_patterns(lexicon)):
+            yield first, second
+
+
+@cache
+def _range_patterns(lexicon: Lexicon) -> list[tuple[re.Pattern[str], re.Pattern[str]]]:
+    """`de {} a {}` -> what stands before the first number, and between the two (a word for a unit may, too)."""
+    patterns = []
+    for form in lexicon.ranges:
+        before, between, _ = (part.strip() for part in form.split("{}"))
+        left = rf"(?:^|\W){before}\s+[-−+]?(?:R\$\s?|€\s?)?$" if before else ""
+        patterns.append((re.compile(left, re.IGNORECASE),
+                         re.compile(rf"\s*(?:%|[^\W\d_]+)?\s*(?:{between})\s+(?:[ao]s? )?[-−+]?(?:R\$\s?|€\s?)?", re.IGNORECASE)))
+    return patterns
+
+
+@cache
+def _scaled(lexicon: Lexicon) -> re.Pattern[str]:
+    scales = "|".join(sorted(map(re.escape, lexicon.scales), key=len, reverse=True))
+    return re.compile(rf"(?<![\w.,])({_DIGITS})[ \u00a0]({scales})(?!\w)", re.IGNORECASE)
+
+
+@cache
+def _hour_word(lexicon: Lexicon) -> str:
+    return lexicon.hour
+
+
+def _value(digits: str) -> Decimal:
+    """Of digits whose thousands may be grouped by points, spaces or (twice and more) commas."""
+    if re.fullmatch(_GROUPED + r"(?:,\d+)?", digits):
+        digits = re.sub(r"[^\d,]", "", digits).replace(",", ".")
+    elif re.fullmatch(r"\d{1,3}(?:,\d{3}){2,}(?:\.\d+)?", digits):
+        digits = digits.replace(",", "")
+    elif digits.count(".") + digits.count(",") == 1:
+        digits = digits.replace(",", ".")
+    elif not digits.isdigit():
+        digits = re.sub(r"\D", "", digits)  # 1.2.3, 10,11,12: a name of digits
+    return Decimal(digits).normalize() + 0
+
+
+def _plain(value: Decimal) -> str:
+    return f"{value.normalize():f}"
+
+
+def _roman_value(digits: str) -> int:
+    values = [_ROMAN_VALUES[digit] for digit in digits]
+    return sum(-value if value < following else value for value, following in zip(values, [*values[1:], 0], strict=True))
