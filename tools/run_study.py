@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     duration = format_seconds(time.monotonic() - started)
     print(f"\nstudy {study.name}: " + (f"{outcome.num_run} stages ran in {duration}" if outcome.num_run
                                        else "nothing to do, everything is up to date"))
+    for name, why in outcome.refused.items():
+        print(f"refused: {name}: {why}")
     _print_places(nodes, report, arguments.work)
     return 0
 

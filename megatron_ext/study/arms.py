@@ -8,16 +8,20 @@ made again when more of them are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.artifacts import is_finished, reference
+from megatron_ext.artifacts import is_finished
 from megatron_ext.config import RunConfig
+from megatron_ext.data.blend import plan_blend
 from megatron_ext.errors import UserError
 from megatron_ext.settings import validate
 from megatron_ext.study.graph import Input, Inside, Node
 from megatron_ext.study.logs import last_error
+from megatron_ext.training.preflight import source_sizes
+from megatron_ext.training.run_folder import run_identity
 
 _EVALUATIONS, _ALONG = "evaluations", "along_training"
 
@@ -62,15 +66,29 @@ def why_unfinished(node: Node, work: Path) -> str:
     return f"{node.name}: {last_error(logs[-1])}" if logs else f"{node.name} has not run"
 
 
-def refuse_copy(run: Node, nodes: Sequence[Node], work: Path) -> None:
-    """Raise UserError when an earlier condition with the same seed shows its model the very same text."""
-    mine = _shown(run, work)
-    for other in nodes:
-        if other is run:
-            return
-        if other.stage == "run" and _inputs_are_there(other, work) and _shown(other, work) == mine:
-            raise UserError(f"{run.name} would see the same text as {other.name}: it could not differ from it. Mend or "
-                            "remove the condition; the others go on")
+class RefusedArm(UserError):
+    """A condition that cannot show what it is for; the others go on without it."""
+
+
+def refuse_pointless(run: Node, nodes: Sequence[Node], work: Path) -> None:
+    """Raise RefusedArm when a source of a run has nothing to show, or another run with its seed shows the same text.
+
+    Args:
+        nodes: of the study, in order: of two equal runs the first one trains.
+    """
+    config = _config(run, work)
+    sizes = source_sizes(config)
+    empty = [name for name, tokens in sizes.items() if not tokens]
+    if not empty:
+        with suppress(UserError):  # amounts that cannot be had are a failure, told when the run is checked
+            empty = [source.name for source in plan_blend(config, sizes).sources if not source.num_samples]
+    if empty:
+        raise RefusedArm(f"it would see nothing of {', '.join(empty)} (no text was left, or the amount is below one "
+                         "sample): not trained, for it would be a copy of what its other sources make")
+    mine = _shown(config)
+    for other in nodes[:nodes.index(run)]:
+        if other.stage == "run" and _inputs_are_there(other, work) and _shown(_config(other, work)) == mine:
+            raise RefusedArm(f"it would see the same text as {other.name}: not trained, for it could not differ")
 
 
 def _there(value: Input, work: Path) -> Input | None:
@@ -107,10 +125,11 @@ def _inputs_are_there(node: Node, work: Path) -> bool:
     return all(is_done(parent, work) for parent in node.parents)
 
 
-def _shown(run: Node, work: Path) -> list[Any]:
-    """Seed, and how much of which bytes a run sees, whatever its sources are called."""
-    config = validate(RunConfig, run.config(work) | {"output": "."}, where=run.name)
-    shown = [[reference(source.path)["content_hash"], source.model_dump(mode="json", exclude={"path", "max_epochs"})]
-             for source in config.data.sources.values()]
-    others = {key: value for key, value in run.settings.items() if key != "data"}
-    return [sorted(shown, key=str), config.train.seed, others]
+def _config(run: Node, work: Path) -> RunConfig:
+    return validate(RunConfig, run.config(work) | {"output": "."}, where=run.name)
+
+
+def _shown(config: RunConfig) -> list[Any]:
+    """How much of which bytes a run sees, whatever its sources are called, and all else that decides it."""
+    identity = run_identity(config)
+    return [sorted(map(str, identity["data"].pop("sources").values())), identity]

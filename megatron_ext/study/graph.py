@@ -134,9 +134,10 @@ def build_graph(study: StudyConfig) -> list[Node]:
         evaluations[f"evaluations.{condition}"] = points[max(points)]
         if len(points) > 1:
             curves |= {f"along_training.{condition}.{tokens}": nodes for tokens, nodes in points.items()}
-    held_out = [_held_out_node(study, BASE, {"model": base}, tokenized)]
-    held_out += [_held_out_node(study, place, {"checkpoint": checkpoint}, tokenized)
-                 for place, checkpoint in checkpoints.items()]
+    measured: dict[str, dict[str, Input]] = {BASE: {"model": base}} | {
+        place: {"checkpoint": checkpoint} for place, checkpoint in checkpoints.items()}
+    held_out = [_held_out_node(study, place, model, tokenized) for place, model in measured.items()
+                if study.tokenize.get("valid_fraction")]
     comparison = Node("compare/conditions", "comparison", "evaluation.compare",
                       study.evaluation.model_dump(include={"baseline", "interactions", "matched_by"}),
                       evaluations | curves)
@@ -242,7 +243,8 @@ def _run_node(study: StudyConfig, condition: str, seed: int, base: Node, tokeniz
         settings["data"]["sources"][name].pop("path")
         inputs[f"data.sources.{name}.path"] = tokenized[name]
     settings["validation"].pop("sources")
-    inputs |= {f"validation.sources.{name}": tokenized[name] for name in config.data.sources}
+    if config.validation.interval_tokens:  # else the stage of its own tells the losses before and after
+        inputs |= {f"validation.sources.{name}": tokenized[name] for name in config.data.sources}
     return Node(f"run/{condition}/seed{seed}", "run", "megatron_ext.train", settings, inputs, (parity,),
                 study.data_parallel_size * _replica_size(config.parallel))
 

@@ -19,7 +19,7 @@ from megatron_ext.parts import parts_of
 from megatron_ext.processes import die_with_parent
 from megatron_ext.progress import format_seconds
 from megatron_ext.settings import validate
-from megatron_ext.study.arms import narrowed, refuse_copy
+from megatron_ext.study.arms import RefusedArm, narrowed, refuse_pointless
 from megatron_ext.study.graph import Node
 from megatron_ext.study.logs import last_error
 from megatron_ext.training.preflight import check_run
@@ -40,7 +40,9 @@ class Outcome:
     nodes: list[Node] = field(default_factory=list)
     """The nodes that are finished, with the inputs that were there."""
     failures: dict[str, str] = field(default_factory=dict)
-    """Name of a node whose program failed or was refused -> why."""
+    """Name of a node whose program failed -> why."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Name of a run that would have shown nothing of its own -> why."""
     waiting: list[str] = field(default_factory=list)
     """Names of nodes whose inputs are not there."""
 
@@ -73,8 +75,9 @@ def run_nodes(nodes: list[Node], work: Path) -> Outcome:
             outcome.num_run += _run_if_needed(node, nodes, work, title)
             outcome.nodes.append(node)
         except UserError as error:
-            print(f"{title}: failed: {error}", flush=True)
-            outcome.failures[asked.name] = str(error)
+            is_refused = isinstance(error, RefusedArm)
+            print(f"{title}: {'refused' if is_refused else 'failed'}: {error}", flush=True)
+            (outcome.refused if is_refused else outcome.failures)[asked.name] = str(error)
             lost.add(asked.identity)
     return outcome
 
@@ -87,7 +90,7 @@ def _run_if_needed(node: Node, nodes: list[Node], work: Path, title: str) -> boo
     print(f"{title}: {node.program}", flush=True)
     try:
         if node.program == TRAIN:
-            refuse_copy(node, nodes, work)
+            refuse_pointless(node, nodes, work)
         check_node(node, work)
     except UserError as error:  # the state of a refused stage is its log, as that of a failed one
         with open(_log(node, work), "a", encoding="utf-8") as file:
