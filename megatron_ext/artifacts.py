@@ -16,13 +16,11 @@ Files that tell of the making (times, speeds, journals) lie beside it: hashed an
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +31,10 @@ from megatron_ext.errors import UserError
 from megatron_ext.files import is_temporary, read_json, remove_temporaries, write_json
 from megatron_ext.files import write_text as write_text
 from megatron_ext.hashing import hash_file, hash_new_file
+from megatron_ext.lease import LEASE, lease
 from megatron_ext.manifest import MANIFEST, VERSION, is_current, manifest_problem, read_manifest, write_manifest
 
 _REQUEST = ".request.json"
-_LOCK = ".lock"
 _PARTIAL = ".partial"
 ASIDE = "aside"
 """Name of folders for what is neither used nor thrown away; no part of any artifact."""
@@ -166,38 +164,19 @@ def produce(
     input was changed after it was made.
     """
     output = Path(output)
+    output = output.resolve() if output.is_symlink() else output
     request = {
         "kind": kind,
         "settings": json.loads(json.dumps(settings)),
         "inputs": {name: reference(path) for name, path in inputs.items()},
     }
-    if is_finished(output):
-        artifact = Artifact.open(output)
-        changes = request_changes(artifact.manifest, request, of_older)
-        if not changes:
-            return artifact
-        if not restart:
-            raise UserError(f"{output} was made from another request ({'; '.join(changes)}); choose another output "
-                            "folder, or add restart=true to throw it away and make it again")
-        delete_artifact(output)
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"{output} exists and is not an artifact; choose another output folder")
+    if made := _made_before(output, request, restart, of_older):
+        return made
     check_inputs(inputs.values())
-
-    partial = partial_folder(output)
-    partial.mkdir(parents=True, exist_ok=True)
-    with _locked(partial / _LOCK):
-        remove_temporaries(partial)
-        _take_over(partial, request, restart, of_older)
-        started = time.time()
-        counts = make(partial)
-        (partial / _REQUEST).unlink()
-        hashed_ns = _describe(partial, request, counts, beside, seconds=time.time() - started)
-        if output.exists():
-            output.rmdir()
-        os.replace(partial, output)
-        (output / _LOCK).unlink()
-    return _opened(output, hashed_ns)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with lease(output.with_name(output.name + LEASE), output):
+        made = _made_before(output, request, restart, of_older)  # it may have been, while the lease was another's
+        return made or _make(output, request, make, beside, restart, of_older)
 
 
 def publish_in_place(folder: Path, *, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, Path | str],
@@ -262,6 +241,38 @@ def request_changes(manifest: Mapping[str, Any], asked: Mapping[str, Any], of_ol
     return [f"{key}: made with {before!r}, asked for {now!r}" for key, before, now in differences(made, asked)]
 
 
+def _made_before(output: Path, request: Mapping[str, Any], restart: bool, of_older: Reader) -> Artifact | None:
+    """The finished artifact if it answers the request; None if it has to be made. Raises UserError when it cannot."""
+    if not is_finished(output):
+        if output.exists() and any(output.iterdir()):
+            raise UserError(f"{output} exists and is not an artifact; choose another output folder")
+        return None
+    artifact = Artifact.open(output)
+    changes = request_changes(artifact.manifest, request, of_older)
+    if changes and not restart:
+        raise UserError(f"{output} was made from another request ({'; '.join(changes)}); choose another output folder, "
+                        "or add restart=true to throw it away and make it again")
+    return None if changes else artifact
+
+
+def _make(output: Path, request: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]],
+          beside: Callable[[str], bool], restart: bool, of_older: Reader) -> Artifact:
+    if is_finished(output):
+        delete_artifact(output)
+    partial = partial_folder(output)
+    partial.mkdir(exist_ok=True)
+    remove_temporaries(partial)
+    _take_over(partial, request, restart, of_older)
+    started = time.time()
+    counts = make(partial)
+    (partial / _REQUEST).unlink()
+    hashed_ns = _describe(partial, request, counts, beside, seconds=time.time() - started)
+    if output.exists():
+        output.rmdir()
+    os.replace(partial, output)
+    return _opened(output, hashed_ns)
+
+
 def _take_over(partial: Path, request: Mapping[str, Any], restart: bool, of_older: Reader) -> None:
     """Go on with what is in the folder if it was made for this request; note the request.
 
@@ -276,7 +287,7 @@ def _take_over(partial: Path, request: Mapping[str, Any], restart: bool, of_olde
                             "one to go on with it, or add restart=true to throw the work away")
         if not changes:
             return
-    _empty_folder(partial, keep=_LOCK)
+    _empty_folder(partial)
     write_json(partial / _REQUEST, {**request, "version": VERSION})
 
 
@@ -308,7 +319,7 @@ def _published_files(folder: Path) -> Iterator[str]:
         folders[:] = [name for name in folders if name != ASIDE and not name.endswith(_PARTIAL)]
         place = Path(parent)
         if place == folder:
-            names = [name for name in names if name not in (MANIFEST, _LOCK, _REQUEST)]
+            names = [name for name in names if name not in (MANIFEST, _REQUEST, LEASE)]
         elif read_manifest(place):
             folders.clear()
             names = [MANIFEST]
@@ -322,19 +333,9 @@ def _opened(folder: Path, hashed_ns: int) -> Artifact:
     return artifact
 
 
-def _empty_folder(folder: Path, keep: str) -> None:
+def _empty_folder(folder: Path) -> None:
     for entry in folder.iterdir():
-        if entry.is_dir():
+        if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name != keep:
+        else:
             entry.unlink()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path.parent} is being made by another process; wait for it or stop it") from None
-        yield

@@ -1,13 +1,21 @@
-"""A user's mistake: one clear message, exit code 2, no traceback."""
+"""How programs end: a user's mistake is one clear message and exit code 2, Ctrl-C one line and exit code 130."""
 
 from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import os
+import platform
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+from megatron_ext.processes import start_of
+
+MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
 _USERS_TO_MEND = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _IMPOSSIBLE_PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _EXIT_OF_SIGPIPE = 141
@@ -18,7 +26,11 @@ class UserError(ValueError):
 
 
 def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Wrap a program's `main`: a mistake that the user can mend becomes one line on stderr and exit code 2."""
+    """Wrap a program's `main`: a mistake that the user can mend becomes one line on stderr and exit code 2.
+
+    Of the processes that torchrun started, one on each node tells of an error, with its rank and host: the cause may be
+    that node's alone. A fault of ours keeps its traceback.
+    """
 
     @functools.wraps(main)
     def wrapper(*args: object, **kwargs: object) -> int:
@@ -26,14 +38,20 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
             code = main(*args, **kwargs) or 0
             sys.stdout.flush()
             return code
+        except KeyboardInterrupt:
+            _tell("interrupted: what is finished stays, and the same command goes on")
+            return INTERRUPTED
         except Exception as error:
             if _reader_has_left(error):
                 return _EXIT_OF_SIGPIPE
-            message = _users_mistake(error)
-            if message is None:
+            message = users_mistake(error)
+            if message is not None:
+                _tell(message)
+                return MISTAKE
+            if not _is_one_of_many():
                 raise
-            print(f"error: {message}", file=sys.stderr, flush=True)
-            return 2
+            _tell(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+            return FAULT
 
     return wrapper
 
@@ -50,7 +68,7 @@ def _reader_has_left(error: Exception) -> bool:
     return False
 
 
-def _users_mistake(error: Exception) -> str | None:
+def users_mistake(error: Exception) -> str | None:
     """What to tell the user, or None when the fault is ours."""
     if isinstance(error, UserError):
         return str(error)
@@ -63,6 +81,31 @@ def _users_mistake(error: Exception) -> str | None:
         if os.strerror(errno.ENOSPC) in str(cause):
             return _storage_message(None, os.strerror(errno.ENOSPC))
     return None
+
+
+def _tell(message: str, details: str = "") -> None:
+    if not _is_one_of_many():
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    elif _is_first_to_tell(message):
+        who = f"rank {os.environ.get('RANK')} on {platform.node()}"
+        print(f"{details}error: {message} [{who}]", file=sys.stderr, flush=True)
+
+
+def _is_one_of_many() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _is_first_to_tell(message: str) -> bool:
+    """Whether no other process that the same torchrun started on this node has told the same."""
+    launch = f"{os.getppid()} {start_of(os.getppid())} {os.environ.get('TORCHELASTIC_RUN_ID')} {message}"
+    name = f"megatron_ext-{hashlib.sha256(launch.encode(errors='replace')).hexdigest()[:16]}.told"
+    try:
+        os.close(os.open(Path(tempfile.gettempdir()) / name, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    except OSError:  # better told twice than never
+        return True
+    return True
 
 
 def _storage_message(place: str | None, what: str) -> str:

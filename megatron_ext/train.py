@@ -12,11 +12,14 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
+from megatron_ext.artifacts import check_inputs, is_finished
 from megatron_ext.config import RunConfig
-from megatron_ext.errors import UserError, exit_on_user_error
-from megatron_ext.processes import die_with_parent
+from megatron_ext.errors import exit_on_user_error
+from megatron_ext.lease import LEASE, lease
+from megatron_ext.processes import die_with_parent, leave_with_parent
 from megatron_ext.settings import describe, load_settings
 from megatron_ext.training.preflight import check_run, describe_run
 from megatron_ext.training.resume import find_start
@@ -26,37 +29,54 @@ from megatron_ext.training.resume import find_start
 def main(argv: list[str] | None = None) -> int:
     """Run or resume a training run; exit code 0 when it is finished or was stopped on request."""
     arguments = _parse(argv)
-    try:
-        config = load_settings(RunConfig, arguments.config, arguments.overrides)
-        check_run(config, arguments.num_processes)
-        if arguments.dry_run:
-            print(find_start(config).describe())
-            print(describe_run(config, arguments.num_processes))
-        else:
-            _train(config)
-    except UserError:
-        if os.environ.get("RANK", "0") == "0":
-            raise
-        return 2  # one rank tells it
+    config = load_settings(RunConfig, arguments.config, arguments.overrides)
+    check_run(config, arguments.num_processes)
+    if arguments.dry_run:
+        print(find_start(config).describe())
+        print(describe_run(config, arguments.num_processes))
+    else:
+        _train(config)
     return 0
 
 
 def _train(config: RunConfig) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()
+        leave_with_parent()
     os.register_at_fork(after_in_child=die_with_parent)  # the checkpoint's writers
     # Both warn at import and in every save of what a user cannot change; their errors still come through.
     warnings.filterwarnings("ignore", module=r"megatron\.|torch\.")
     logging.getLogger("megatron").setLevel(logging.ERROR)
     # Imported here: a checkpoint writer that is spawned imports this module again and needs none of it.
     from megatron_ext.training.loop import train
-    from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel
+    from megatron_ext.training.parallel import (
+        initialize_parallel,
+        on_first_rank_of_each_node,
+        on_main_rank,
+        shut_down_parallel,
+    )
 
     initialize_parallel(config.parallel)
     try:
-        train(config)
+        with ExitStack() as held:
+            on_main_rank(lambda: held.enter_context(_lease(config.output)))
+            on_first_rank_of_each_node(lambda: check_inputs(_inputs(config)))
+            train(config)
     finally:
         shut_down_parallel()
+
+
+def _lease(output: Path) -> AbstractContextManager[None]:
+    """The right to write into the run folder; a finished run is not written to."""
+    if is_finished(output):
+        return nullcontext()
+    output.mkdir(parents=True, exist_ok=True)
+    return lease(output / LEASE, output)
+
+
+def _inputs(config: RunConfig) -> list[Path]:
+    """What each node reads, and has to have in the bytes that it was made of."""
+    sources = [source.path for source in config.data.sources.values()]
+    return [config.model.hf_folder, *sources, *config.validation.sources.values()]
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

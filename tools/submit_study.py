@@ -17,14 +17,14 @@ from megatron_ext.study.overview import describe_plan, describe_states
 from megatron_ext.study.plan import examine, load_studies
 from megatron_ext.study.site import read_site
 from megatron_ext.study.status import job_states, read_queue
-from megatron_ext.study.submission import fetch_models, keep_studies, site_file, submit_jobs
+from megatron_ext.study.submission import fetch_models, keep_studies, one_submission, site_file, submit_jobs
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> int:
     """Plan the jobs, then tell about them or submit them; exit code 1: `--status` found a failed job."""
     arguments = _parse(argv)
-    work, site = arguments.work.absolute(), read_site(site_file())
+    work, site = arguments.work.resolve(), read_site(site_file())
     studies = load_studies(arguments.studies, arguments.overrides)
     jobs = plan_jobs(studies, work, site)
     if arguments.dry_run:
@@ -37,11 +37,12 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(describe_states(studies, jobs, states)))
         return 1 if any(state.state == "failed" for state in states.values()) else 0
     check_places(studies, work, site)
-    fetch_models(studies, work)
-    check_studies(studies, jobs, work)
-    keep_studies(studies, jobs, work)
-    states = job_states(jobs, work, read_queue(work))
-    submitted = submit_jobs(jobs, states, work, site)
+    work.mkdir(parents=True, exist_ok=True)
+    with one_submission(work):
+        fetch_models(studies, work)
+        check_studies(studies, jobs, work)
+        keep_studies(studies, jobs, work)
+        submitted = submit_jobs(jobs, job_states(jobs, work, read_queue(work)), work, site)
     for one in submitted:
         print(f"{one.job_id}  {one.job.name}" + (f" (parts {', '.join(map(str, one.parts))})" if one.parts else ""))
     print(f"{len(submitted)} jobs submitted" if submitted else "nothing to submit")

@@ -14,26 +14,21 @@ from megatron.core import parallel_state, tensor_parallel
 
 from megatron_ext.artifacts import Artifact, produce
 from megatron_ext.config import ParallelConfig
-from megatron_ext.errors import UserError
 from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel
 
 
 @contextmanager
 def process_groups(parallel: ParallelConfig) -> Iterator[None]:
-    """The groups of a layout: over the processes that torchrun started, or this process alone where it did not.
-
-    A mistake of the user, which every rank finds, is told by rank 0 alone.
-    """
-    with _main_rank_reports():
-        if "WORLD_SIZE" not in os.environ and parallel == ParallelConfig():
-            with single_process():
-                yield
-            return
-        initialize_parallel(parallel)
-        try:
+    """The groups of a layout: over the processes that torchrun started, or this process alone where it did not."""
+    if "WORLD_SIZE" not in os.environ and parallel == ParallelConfig():
+        with single_process():
             yield
-        finally:
-            shut_down_parallel()
+        return
+    initialize_parallel(parallel)
+    try:
+        yield
+    finally:
+        shut_down_parallel()
 
 
 @contextmanager
@@ -85,16 +80,6 @@ def produce_together(
     finally:
         if not told:
             _from_main_rank(None)
-
-
-@contextmanager
-def _main_rank_reports() -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        if os.environ.get("RANK", "0") == "0":
-            raise
-        raise SystemExit(2) from None
 
 
 def _from_main_rank(folder: Path | None) -> Path | None:

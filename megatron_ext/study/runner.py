@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from megatron_ext.artifacts import Artifact, is_finished, write_json
 from megatron_ext.config import ParallelConfig, RunConfig
 from megatron_ext.errors import UserError
+from megatron_ext.files import read_json
+from megatron_ext.lease import LEASE, lease
 from megatron_ext.model.hf_config import check_layout, read_architecture
 from megatron_ext.parts import parts_of
 from megatron_ext.processes import die_with_parent
@@ -72,7 +76,8 @@ def run_nodes(nodes: list[Node], work: Path) -> Outcome:
             lost.add(asked.identity)
             continue
         try:
-            outcome.num_run += _run_if_needed(node, nodes, work, title)
+            with _one_at_a_time(node, work):
+                outcome.num_run += _run_if_needed(node, nodes, work, title)
             outcome.nodes.append(node)
         except UserError as error:
             is_refused = isinstance(error, RefusedArm)
@@ -109,9 +114,17 @@ def report_node(record: Path) -> Node:
 def run_report(record: Path, work: Path) -> Path:
     """Make the study's page from its record; returns the report's folder."""
     node = report_node(record)
-    if not is_up_to_date(node, work):
-        _run(node, work)
+    with _one_at_a_time(node, work):
+        if not is_up_to_date(node, work):
+            _run(node, work)
     return node.output(work)
+
+
+def _one_at_a_time(node: Node, work: Path) -> AbstractContextManager[None]:
+    """Of several runners in one work folder one runs a stage; the others wait, and find it finished."""
+    leases = work / "leases"
+    leases.mkdir(parents=True, exist_ok=True)
+    return lease(leases / node.label, node.output(work), wait=True)
 
 
 def is_up_to_date(node: Node, work: Path) -> bool:
@@ -234,15 +247,30 @@ def _stream(command: list[str], log: Path, num_threads: int) -> int:
         preexec_fn=die_with_parent,
     ) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            file.write(line)
-            file.flush()
-            print(f"    {line}", end="", flush=True)
+        try:
+            _copy(process.stdout, file)
+        except KeyboardInterrupt:  # the program has got it, too
+            print("interrupted: waiting for the stage to save and leave; Ctrl-C again ends it at once", flush=True)
+            _copy(process.stdout, file)
+            process.wait()
+            raise
         return process.wait()
+
+
+def _copy(lines: Iterable[str], log: TextIO) -> None:
+    for line in lines:
+        log.write(line)
+        log.flush()
+        print(f"    {line}", end="", flush=True)
 
 
 def _record(node: Node, work: Path, seconds: float) -> None:
     """Add to the seconds that the node's program has run."""
+    with lease(work / LEASE, work / RECORD, wait=True):
+        _add_seconds(node, work, seconds)
+
+
+def _add_seconds(node: Node, work: Path, seconds: float) -> None:
     record = _read_record(work)
     before = record.get(node.identity, {}).get("seconds", 0.0)
     record[node.identity] = {"name": node.name, "seconds": round(before + seconds, 1)}
@@ -250,8 +278,10 @@ def _record(node: Node, work: Path, seconds: float) -> None:
 
 
 def _read_record(work: Path) -> dict[str, Any]:
-    path = work / RECORD
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return read_json(work / RECORD) or {}
+    except UserError:  # only the seconds of earlier launches are lost
+        return {}
 
 
 def input_folders(node: Node, work: Path) -> list[Path]:

@@ -6,7 +6,6 @@ log belongs to which job.
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from megatron_ext.artifacts import is_finished, write_json
 from megatron_ext.errors import UserError
+from megatron_ext.files import read_json
 from megatron_ext.study.jobs import Job
 from megatron_ext.study.logs import last_error
 from megatron_ext.study.runner import is_up_to_date
@@ -77,13 +77,13 @@ def read_queue(work: Path) -> dict[str, list[QueueEntry]]:
     return queue
 
 
-def call_slurm(*command: str) -> str:
-    """Output of a Slurm command.
+def call_slurm(*command: str, environment: Mapping[str, str] | None = None) -> str:
+    """Output of a Slurm command, run with this environment (default: this program's).
 
     Raises UserError with Slurm's own words when it fails.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
     except FileNotFoundError:
         raise UserError(f"{command[0]} was not found: Slurm is not installed here; tools.run_study runs the same graph "
                         "on one machine") from None
@@ -94,8 +94,7 @@ def call_slurm(*command: str) -> str:
 
 def read_ledger(work: Path) -> dict[str, Any]:
     """Job key -> {name, job_id, log} of its last submission."""
-    path = work / LEDGER
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(work / LEDGER) or {}
 
 
 def note_submission(work: Path, job: Job, job_id: str, log: Path) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_ext.lease import lease
 from megatron_ext.study.jobs import FETCHED_HERE, Job
 from megatron_ext.study.plan import PlannedStudy
 from megatron_ext.study.reporting import keep_study
@@ -19,6 +21,10 @@ from megatron_ext.study.site import Site
 from megatron_ext.study.status import JobState, call_slurm, comment, note_submission
 
 _TRIED = "--test-only"
+_OUTER_JOB = ("SLURM_", "SLURMD_", "PMI_", "PMIX_")
+_OF_THE_SITE = ("SLURM_CONF", "SLURM_CLUSTERS")
+_READ_BY_SCRIPTS = ("CHECKPOINT", "TRAIN_JOB", "NUM_PARTS", "NUM_PROCESSES_PER_NODE")
+_LEASE = ".submission.lease"
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,11 @@ def fetch_models(studies: Sequence[PlannedStudy], work: Path) -> None:
     """Fetch the models of the studies here, where there is a network."""
     nodes = {node.identity: node for planned in studies for node in planned.nodes if node.stage == FETCHED_HERE}
     run_nodes(list(nodes.values()), work).require_all()
+
+
+def one_submission(work: Path) -> AbstractContextManager[None]:
+    """Hold while looking what is missing and submitting it: a second submission at once finds it submitted."""
+    return lease(work / _LEASE, work, wait=True)
 
 
 def submit_jobs(jobs: Sequence[Job], states: Mapping[str, JobState], work: Path, site: Site) -> list[Submitted]:
@@ -76,7 +87,8 @@ def _submit(job: Job, parts: Sequence[int], awaited: Mapping[str, Sequence[str]]
     logs = work / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     name = f"{job.label}.%A_%a.log" if job.num_parts else f"{job.label}.%j.log"
-    options = [f"--output={logs / name}", f"--job-name={job.label}", f"--comment={comment(work, job.key)}"]
+    pattern = str(logs).replace("%", "%%") + f"/{name}"
+    options = [f"--output={pattern}", f"--job-name={job.label}", f"--comment={comment(work, job.key)}"]
     if job.num_parts is not None:
         options.append(f"--array={_ranges(parts)}" + (f"%{job.max_running}" if job.max_running else ""))
     succeeded, ended = ([job_id for key in keys for job_id in awaited.get(key, [])]
@@ -87,19 +99,23 @@ def _submit(job: Job, parts: Sequence[int], awaited: Mapping[str, Sequence[str]]
     if dependencies:
         options += [f"--dependency={','.join(dependencies)}", "--kill-on-invalid-dep=yes"]
     environment = {"TRAIN_JOB": training[-1]} if training else {}
-    answer = call_slurm("sbatch", "--parsable", *options, *_command(job, work, site, environment))
+    script = Path.cwd() / "slurm" / job.script
+    answer = call_slurm("sbatch", "--parsable", *options, *site.sbatch_options, *job.options, "--export=ALL",
+                        str(script), *job.arguments, environment=_environment(job, work, site, environment))
     job_id = answer.strip().split(";")[0]  # of several clusters: `id;cluster`
     note_submission(work, job, job_id, logs / name.replace("%A", job_id).replace("%j", job_id))
     return job_id
 
 
-def _command(job: Job, work: Path, site: Site, more: Mapping[str, str]) -> list[str]:
-    """Options that every try and submission of a job has, its script and arguments."""
-    project = Path.cwd()
-    environment = {"PROJECT": str(project), "SITE": str(site.file), "PROVENANCE": str(work), **job.environment, **more}
-    exported = ",".join(["ALL", *(f"{name}={value}" for name, value in environment.items())])
-    return [*site.sbatch_options, *job.options, f"--export={exported}", str(project / "slurm" / job.script),
-            *job.arguments]
+def _environment(job: Job, work: Path, site: Site, more: Mapping[str, str]) -> dict[str, str]:
+    """What the job finds: this program's variables, without those of a job that it may run in, and the job's own.
+
+    They are not listed in `--export`, where a comma would end a value.
+    """
+    outer = {name: value for name, value in os.environ.items()
+             if (not name.startswith(_OUTER_JOB) and name not in _READ_BY_SCRIPTS) or name in _OF_THE_SITE}
+    return {**outer, "PROJECT": str(Path.cwd()), "SITE": str(site.file), "PROVENANCE": str(work), **job.environment,
+            **more}
 
 
 def _tried_options(job: Job, site: Site) -> tuple[str, ...]:

@@ -32,8 +32,8 @@ from megatron_ext.training.writers import Console, MetricsWriter
 def train(config: RunConfig) -> bool:
     """Run, or go on with, a checked training run under the initialised process groups; all ranks call it.
 
-    Returns True when the run is finished, False when it was asked to stop (a STOP file in the run folder, SIGTERM or
-    SIGUSR1, train.exit_duration_minutes); its state is saved then, and the same call goes on.
+    Returns True when the run is finished, False when it was asked to stop (a STOP file in the run folder, SIGTERM,
+    SIGUSR1 or Ctrl-C, train.exit_duration_minutes); its state is saved then, and the same call goes on.
     """
     stop = StopRequest(config.output / STOP_FILE, config.train.exit_duration_minutes)
     start = on_main_rank(lambda: find_start(config))
@@ -115,11 +115,11 @@ class StopRequest:
         self._stop_file = stop_file
         self._deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
         self._signalled = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._note)
 
     def is_requested(self) -> bool:
-        """True after SIGTERM or SIGUSR1, when the STOP file is there, or when the time is over."""
+        """True after SIGTERM, SIGUSR1 or Ctrl-C, when the STOP file is there, or when the time is over."""
         return self._signalled or self._stop_file.exists() or time.monotonic() > self._deadline
 
     def _note(self, number: int, frame: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -77,6 +78,20 @@ def on_main_rank(function: Callable[[], T]) -> T:
     if result[1] is not None:
         raise UserError(result[1])
     return result[0]
+
+
+def on_first_rank_of_each_node(action: Callable[[], object]) -> None:
+    """Run `action` once on each node; a user's mistake, which may be one node's alone, is raised on every rank."""
+    problem = None
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        try:
+            action()
+        except UserError as error:
+            problem = f"{error} (found on {platform.node()})"
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    for found in filter(None, problems):
+        raise UserError(found)
 
 
 def sum_over_data_parallel(values: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ if "--test-only" in words:
     sys.exit(0)
 number = 100 + (len(calls.read_text().splitlines()) if calls.exists() else 0)
 with open(calls, "a") as file:
-    file.write(json.dumps({{"id": str(number), "words": words}}) + "\\n")
+    file.write(json.dumps({{"id": str(number), "words": words, "environment": dict(os.environ)}}) + "\\n")
 print(number)
 '''
 SQUEUE = '''#!{python}

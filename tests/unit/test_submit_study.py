@@ -132,14 +132,14 @@ def test_jobs_carry_the_sites_options_and_the_layout(setting):
     assert option(run, "nodes") == "2"  # dp 4 x tp 4 on nodes of 8
     assert option(run, "gpus-per-node") == "8"
     assert {"--partition=gpu", "--exclude=n7"} <= set(run["words"])
-    assert "NUM_PROCESSES_PER_NODE=8" in option(run, "export")
+    assert run["environment"]["NUM_PROCESSES_PER_NODE"] == "8"
     config, output = run["words"][-2:]
     assert json.loads(Path(config).read_text())["train"]["budget_tokens"] == 5120
     assert output == f"output={setting.node('run/low/seed0').output(setting.work)}"
     assert option(setting.slurm.jobs["import.parity"], "gpus-per-node") == "4"  # one model replica
     engines = setting.slurm.jobs["rewrite.high-parts"]
     assert (option(engines, "array"), option(engines, "gpus-per-node")) == ("0-7", "2")
-    assert "NUM_PARTS=8" in option(engines, "export")
+    assert engines["environment"]["NUM_PARTS"] == "8"
     merge = setting.slurm.jobs["rewrite.high"]
     assert merge["words"][-6:-3] == ["tools.rewrite_corpus", "8", "--config"]
     assert option(merge, "gpus-per-node") is None
@@ -351,7 +351,7 @@ def test_checkpoints_along_training_are_kept_exported_and_evaluated(setting):
     jobs = setting.slurm.jobs
     early, last = jobs["export.low.seed0.iter_0000005"], jobs["export.low.seed0"]
     assert option(early, "dependency") == f"after:{jobs['run.low.seed0']['id']}"  # it starts while the run goes on
-    assert f"TRAIN_JOB={jobs['run.low.seed0']['id']}" in option(early, "export")
+    assert early["environment"]["TRAIN_JOB"] == jobs["run.low.seed0"]["id"]
     assert option(last, "dependency") == f"afterok:{jobs['run.low.seed0']['id']}"
     plain = setting.load().node("run/low/seed0")
     assert plain.identity == run.identity  # what is evaluated does not make it another run
