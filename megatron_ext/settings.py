@@ -286,17 +286,19 @@ def _holds(values: Any, key: str) -> bool:
     return True
 
 
-def _explain(cls: type[Settings], problem: Any) -> str:
+def _explain(cls: type[Settings], problem: Any, prefix: str = "") -> str:
     location = [str(part) for part in problem["loc"] if "[" not in str(part)]  # parts of a union are no keys
-    key = ".".join(location)
+    key = prefix + ".".join(location)
+    if problem["type"] == _PART:
+        part = _part_of(slot_at(cls, location).metadata)
+        assert part is not None
+        return "; ".join(part_problems(part, problem["input"], f"{key}."))
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key!r}; {_mend_of_unknown(cls, location)}"
-    if problem["type"] == _PART:
-        return "; ".join(f"{key}: {told}" for told in problem["ctx"]["problems"])
     if problem["type"] == "missing":
         return f"{key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key} = {shorten(repr(problem['input']))}: {message}" if key else message
+    return f"{key} = {shorten(repr(problem['input']))}: {message}" if location else message
 
 
 def _mend_of_unknown(cls: type[Settings], location: list[str]) -> str:

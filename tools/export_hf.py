@@ -12,15 +12,18 @@ from __future__ import annotations
 import sys
 
 from megatron_ext.errors import exit_on_user_error
-from megatron_ext.model.hf_export import ExportSettings, export_hf, export_run
-from megatron_ext.model.parity import ParityError
+from megatron_ext.model.previews import describe_export
+from megatron_ext.model.settings import ExportSettings
 from megatron_ext.settings import parse_stage_arguments
 
 
 @exit_on_user_error
 def main() -> int:
     """Export; exit code 1 when the logits differ."""
-    settings, output = parse_stage_arguments(ExportSettings, __doc__ or "")
+    settings, output = parse_stage_arguments(ExportSettings, __doc__ or "", preview=describe_export)
+    from megatron_ext.model.hf_export import export_hf, export_run  # torch and megatron: not for a wrong command line
+    from megatron_ext.model.parity import ParityError
+
     try:
         for artifact in export_run(settings, output) if settings.follow else [export_hf(settings, output)]:
             counts = artifact.counts

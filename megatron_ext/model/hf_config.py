@@ -6,6 +6,7 @@ What is not supported is refused by name: a model that is silently computed anot
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,20 @@ class Architecture:
     dtype: str
     """Type that the weights are stored in: `float32`, `bfloat16` or `float16`."""
 
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the whole model."""
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+        return self.num_layers * self.layer_parameters + embeddings + self.hidden_size
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one layer."""
+        heads, groups = self.num_attention_heads * self.kv_channels, self.num_query_groups * self.kv_channels
+        attention = 2 * self.hidden_size * (heads + groups) + (heads + 2 * groups if self.qkv_bias else 0)
+        norms = 2 * self.hidden_size + (2 * self.kv_channels if self.qk_layernorm else 0)
+        return attention + 3 * self.hidden_size * self.ffn_hidden_size + norms
+
     def transformer_config(self) -> dict[str, Any]:
         """The part of megatron-core's TransformerConfig that the model decides, and the layout does not."""
         import torch
@@ -100,7 +115,13 @@ _FAMILIES = {
 }
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
              "max_position_embeddings")
+_COUNTS = (*_REQUIRED, "num_key_value_heads", "head_dim", "sliding_window")
+_POSITIVE = ("rms_norm_eps", "rope_theta")
+_TRUTHS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 _DTYPES = ("float32", "bfloat16", "float16")
+_ROPE_NUMBERS = {"default": (), "linear": ("factor",),
+                 "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
+"""Kind of rotary scaling -> the numbers that it needs."""
 
 
 def read_architecture(hf_folder: Path) -> Architecture:
@@ -111,8 +132,10 @@ def read_architecture(hf_folder: Path) -> Architecture:
     path = Path(hf_folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); give a Hugging Face model folder") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds a {type(config).__name__}, not the settings of a model")
     try:
         return parse_hf_config(config)
     except UserError as error:
@@ -166,7 +189,7 @@ def parse_hf_config(config: Mapping[str, Any]) -> Architecture:
     missing = [key for key in _REQUIRED if key not in config]
     if missing:
         raise UserError(f"{', '.join(missing)} missing")
-    problems = list(_unsupported(config))
+    problems = list(_wrong_types(config)) or list(_unsupported(config))
     if problems:
         raise UserError("; ".join(problems))
     heads = config["num_attention_heads"]
@@ -190,13 +213,34 @@ def parse_hf_config(config: Mapping[str, Any]) -> Architecture:
 
 
 def _family(config: Mapping[str, Any]) -> _Family:
-    names = config.get("architectures") or []
-    name = names[0] if names else config.get("model_type", "unknown")
+    names = config.get("architectures") or [config.get("model_type", "unknown")]
+    name = str(names[0]) if isinstance(names, list) else str(names)
     by_type = {family.name: family for family in _FAMILIES.values()}
     family = _FAMILIES.get(name) or by_type.get(name)
     if family is None:
         raise UserError(f"architecture {name!r} is not supported; supported: {', '.join(_FAMILIES)}")
     return family
+
+
+def _wrong_types(config: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each value that is not of the kind that it must be."""
+    yield from (f"{key} = {config[key]!r} must be a whole number of 1 or more" for key in _COUNTS
+                if config.get(key) is not None and not (_is_number(config[key], int) and config[key] >= 1))
+    yield from (f"{key} = {config[key]!r} must be a number above 0" for key in _POSITIVE
+                if key in config and not (_is_number(config[key]) and config[key] > 0))
+    yield from (f"{key} = {config[key]!r} must be true or false" for key in _TRUTHS
+                if not isinstance(config.get(key, False), bool))
+    yield from (f"{key} = {config[key]!r} must be a section of its own: {{rope_type: …, factor: …}}"
+                for key in ("rope_scaling", "rope_parameters") if not isinstance(config.get(key, {}), dict))
+    if not isinstance(config.get("layer_types", []), list):
+        yield f"layer_types = {config['layer_types']!r} must be a list"
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    if "head_dim" not in config and _is_number(hidden, int) and _is_number(heads, int) and heads and hidden % heads:
+        yield f"hidden_size {hidden} is no multiple of num_attention_heads {heads}, and there is no head_dim"
+
+
+def _is_number(value: Any, kind: type = float) -> bool:
+    return isinstance(value, (int, kind)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
@@ -231,20 +275,24 @@ def _rope(config: Mapping[str, Any]) -> Rope:
     parameters = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     base = parameters.get("rope_theta", config.get("rope_theta", 10_000.0))
     kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if not isinstance(kind, str) or kind not in _ROPE_NUMBERS:
+        raise UserError(f"rotary scaling {kind!r} is not supported; supported: {', '.join(_ROPE_NUMBERS)}")
+    wrong = [f"{key} = {parameters.get(key)!r}" for key in _ROPE_NUMBERS[kind]
+             if not _is_number(parameters.get(key)) or parameters[key] <= 0]
+    if wrong or not _is_number(base) or base <= 0:
+        raise UserError(f"rotary scaling {kind!r} (rope_scaling, rope_parameters) needs numbers above 0: "
+                        f"{', '.join(wrong) or f'rope_theta = {base!r}'}; see the model's page for its config.json")
     if parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
         raise UserError("a rotary embedding of a part of each head (partial_rotary_factor) is not supported")
     if kind == "default":
         return Rope(base)
     if kind == "linear":
         return Rope(base, "linear", parameters["factor"])
-    if kind == "llama3":
-        return Rope(base, "llama3", parameters["factor"], parameters["low_freq_factor"],
-                    parameters["high_freq_factor"], parameters["original_max_position_embeddings"])
-    raise UserError(f"rotary scaling {kind!r} is not supported; supported: default, linear, llama3")
+    return Rope(base, "llama3", *(parameters[key] for key in _ROPE_NUMBERS["llama3"]))
 
 
 def _dtype(config: Mapping[str, Any]) -> str:
-    dtype = config.get("dtype", config.get("torch_dtype", "float32"))
+    dtype = str(config.get("dtype", config.get("torch_dtype", "float32"))).removeprefix("torch.")
     if dtype not in _DTYPES:
         raise UserError(f"dtype {dtype!r} is not supported; supported: {', '.join(_DTYPES)}")
     return dtype

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
 
 from pydantic import Field, field_validator
 
 from megatron_ext.settings import Settings
+
+_TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}|UNLIMITED")
 
 
 class StageJob(Settings):
     """The jobs of one stage. What is null keeps to the stage's sbatch file."""
 
     time: str | None = None
-    """Time limit, as Slurm writes it, in quotes, e.g. `"1-12:00:00"`."""
+    """Time limit, as Slurm writes it, e.g. 1-12:00:00 or 24:00:00; minutes alone in quotes."""
     options: list[str] = Field(default_factory=list)
     """Further options of sbatch, e.g. [--mem=200G, --cpus-per-task=32]."""
 
-    @field_validator("time", mode="before")
+    @field_validator("time")
     @classmethod
-    def _is_quoted(cls, time: Any) -> Any:
-        if isinstance(time, int):
-            raise ValueError('YAML reads a time as a number; write it in quotes, e.g. "24:00:00"')
+    def _is_a_time(cls, time: str | None) -> str | None:
+        if time is not None and not _TIME.fullmatch(time):
+            raise ValueError("Slurm reads minutes, h:mm:ss, days-hours or days-hh:mm:ss, e.g. 24:00:00 or 1-12:00:00")
         return time
 
 

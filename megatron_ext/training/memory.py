@@ -38,8 +38,7 @@ class Memory:
 
 def count_parameters(architecture: Architecture) -> int:
     """Parameters of the whole model."""
-    embeddings = architecture.vocab_size * architecture.hidden_size * (1 if architecture.tied_embeddings else 2)
-    return architecture.num_layers * _layer_parameters(architecture) + embeddings + architecture.hidden_size
+    return architecture.num_parameters
 
 
 def estimate_memory(config: RunConfig, architecture: Architecture, dp: int) -> Memory:
@@ -54,7 +53,7 @@ def estimate_memory(config: RunConfig, architecture: Architecture, dp: int) -> M
     bytes_per_value = 2 if config.model.dtype == "bfloat16" else 4
     embedding = architecture.vocab_size * architecture.hidden_size
     num_embeddings = 2 if pp == 1 and not architecture.tied_embeddings else 1
-    parameters = (architecture.num_layers // pp * _layer_parameters(architecture) + num_embeddings * embedding) // tp
+    parameters = (architecture.num_layers // pp * architecture.layer_parameters + num_embeddings * embedding) // tp
     # Two moments, and float32 main weights beside bfloat16 ones; the distributed optimizer shards them.
     optimizer_bytes = 12 if config.model.dtype == "bfloat16" else 8
     shards = dp * cp if parallel.use_distributed_optimizer else 1
@@ -93,14 +92,6 @@ def describe_memory(config: RunConfig, architecture: Architecture, dp: int) -> l
     lines.append(f"checkpoint: {parameters:,} parameters x {size // parameters} bytes = {size / GIB:.1f} GiB each; "
                  f"{kept} kept and one in the making: {(kept + 1) * size / GIB:.1f} GiB of disk")
     return lines
-
-
-def _layer_parameters(architecture: Architecture) -> int:
-    hidden, heads = architecture.hidden_size, architecture.num_attention_heads * architecture.kv_channels
-    groups = architecture.num_query_groups * architecture.kv_channels
-    attention = 2 * hidden * heads + 2 * hidden * groups + (heads + 2 * groups if architecture.qkv_bias else 0)
-    norms = 2 * hidden + (2 * architecture.kv_channels if architecture.qk_layernorm else 0)
-    return attention + 3 * hidden * architecture.ffn_hidden_size + norms
 
 
 def _activation_bytes(config: RunConfig, architecture: Architecture, bytes_per_value: int) -> int:

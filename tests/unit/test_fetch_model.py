@@ -7,6 +7,7 @@ import pytest
 from megatron_ext.data import model_folder
 from megatron_ext.data.model_folder import EMBEDDED_MODEL, ModelSettings, fetch_model
 from megatron_ext.errors import UserError
+from megatron_ext.settings import load_settings
 from tests.unit.tiny_chat_model import make_tiny_chat_model
 
 
@@ -52,7 +53,7 @@ def test_weights_in_the_old_format_become_safetensors(source, tmp_path):
 
 def test_mistakes_are_named(source, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no such folder, and no Hugging Face id"):
-        fetch_model(ModelSettings(model="./nowhere"), tmp_path / "a")
+        load_settings(ModelSettings, None, ["model=./nowhere"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no config\.json"):
         fetch_model(ModelSettings(model=str(tmp_path / "empty")), tmp_path / "b")

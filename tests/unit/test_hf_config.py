@@ -72,10 +72,36 @@ def test_old_linear_scaling():
     ({"num_key_value_heads": 5}, "32 is no multiple of num_key_value_heads 5"),
     ({"torch_dtype": "float64"}, "'float64'"),
     ({"hidden_size": None}, "hidden_size missing"),
+    ({"rope_scaling": {"rope_type": "linear"}}, "needs numbers above 0: factor = None"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor = None, high_freq_factor = None"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": "2.0"}}, "factor = '2.0'"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": float("inf")}}, "factor = inf"),
+    ({"rope_scaling": "linear"}, "rope_scaling = 'linear' must be a section of its own"),
+    ({"rope_scaling": {"rope_type": ["linear"]}}, r"\['linear'\] is not supported"),
+    ({"rope_theta": "10000"}, "rope_theta = '10000' must be a number above 0"),
+    ({"num_key_value_heads": 0}, "num_key_value_heads = 0 must be a whole number of 1 or more"),
+    ({"num_attention_heads": 0}, "num_attention_heads = 0 must be"),
+    ({"num_hidden_layers": True}, "num_hidden_layers = True must be"),
+    ({"hidden_size": "2048"}, "hidden_size = '2048' must be"),
+    ({"hidden_size": 2050}, "hidden_size 2050 is no multiple of num_attention_heads 32"),
+    ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false' must be true or false"),
+    ({"architectures": ["Qwen3ForCausalLM"], "layer_types": 3}, "layer_types = 3 must be a list"),
+    ({"architectures": {"a": 1}}, "is not supported"),
 ])
 def test_what_is_not_supported_is_named(changes, message):
     with pytest.raises(UserError, match=message):
         parse_hf_config(with_changes(**changes))
+
+
+def test_torchs_own_spelling_of_a_type_is_understood():
+    assert parse_hf_config(with_changes(torch_dtype="torch.bfloat16")).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", "{", "[" * 100_000])
+def test_a_config_that_is_none(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json"):
+        read_architecture(tmp_path)
 
 
 def test_a_window_as_long_as_the_context_is_no_window():
