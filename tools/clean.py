@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.settings import path_argument

@@ -79,13 +79,13 @@ class Corpus:
         """Size of all shards on disk."""
         return self.found.num_bytes
 
-    def inputs(self) -> dict[str, Path]:
-        """What an artifact that is made of the corpus names as its inputs."""
-        if isinstance(self.path, str | Path) and Path(self.path).expanduser().exists():
-            return {"corpus": Path(self.path).expanduser()}
+    def inputs(self, name: str = "corpus") -> dict[str, Path]:
+        """What an artifact that is made of the corpus names as its inputs: `name`, or one for each place."""
         places = [self.path] if isinstance(self.path, str | Path) else self.path
         found = [path for place in places for path in expanded(place)]
-        return {f"corpus {number}": path for number, path in enumerate(found, start=1)}
+        if len(found) == 1:
+            return {name: found[0]}
+        return {f"{name} {number}": path for number, path in enumerate(found, start=1)}
 
     def request(self) -> dict[str, Any]:
         """What else says which corpus it is."""

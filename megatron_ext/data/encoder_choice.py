@@ -39,10 +39,15 @@ class EncoderChoice:
     """An encoder, and how it came to be taken."""
 
     encoder: Encoder
-    reference: str
-    """Name of the library whose ids these are."""
+    library: Reference
+    """The library whose ids these are."""
     passed_over: dict[str, str]
     """Faster encoder -> why it was not taken."""
+
+    @property
+    def reference(self) -> str:
+        """That library's name."""
+        return self.library.name
 
     def __str__(self) -> str:
         same = "" if self.encoder.name == self.reference else f" (same ids as {self.reference})"
@@ -70,13 +75,13 @@ def choose_encoder(folder: Path, wanted: EncoderName, is_tried: bool = False) ->
             encoder = _openers()[name](path, reference)
             if not is_tried:
                 _try(encoder, reference)
-            return EncoderChoice(encoder, reference_name, passed_over)
+            return EncoderChoice(encoder, reference, passed_over)
         except EncoderRefusedError as error:
             if wanted != "auto":
                 raise UserError(f"encoder {wanted!r} cannot serve {path}: {error}; encoder=auto takes another with the "
                                 f"ids of {reference_name}") from None
             passed_over[name] = str(error)
-    return EncoderChoice(reference, reference_name, passed_over)
+    return EncoderChoice(reference, reference, passed_over)
 
 
 def _reference_of(folder: Path, wanted: EncoderName) -> str:
@@ -118,7 +123,7 @@ def _openers() -> dict[str, Callable[[Path, Reference], Encoder]]:
 def _sample(reference: Reference) -> pa.Array:
     """Texts that tell encoders apart: traps, special tokens written out, random tokens and random characters."""
     generator = random.Random(0)
-    special = [f"a{token} {token}b" for token in reference.special_tokens()]
+    special = [f"a{token} {token}b" for token in reference.added_tokens()]
     tokens = [reference.decode(generator.choices(range(reference.vocab_size), k=_TOKENS_A_TEXT))
               for _ in range(_NUM_RANDOM_TEXTS)]
     characters = ["".join(chr(generator.choice(generator.choice(_CHARACTERS))) for _ in range(_TOKENS_A_TEXT))

@@ -16,18 +16,21 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from megatron_ext.data.long_texts import PIECE_CHARS, pieces_of
 from megatron_ext.errors import UserError
 
 TOKENIZER_CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
-_TEXTS_TOGETHER = 256  # what `tokenizers` makes of a text takes many times its memory
+_TEXTS_TOGETHER = 256  # what the libraries make of a text takes many times its memory
+_BYTES_TOGETHER = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Encoder(Protocol):
 
     name: str
     vocab_size: int
-    """Number of ids, added tokens included; what Megatron-LM chooses the integer type by."""
+    """One more than the largest id, added tokens included: the number of ids, unless the vocabulary has holes. The
+    integer type follows from it, as Megatron-LM's does from the number."""
 
     def encode(self, texts: pa.Array, end_id: int | None = None) -> Encoded:
         """Encode an Arrow string array without nulls; no BOS, no EOS, but `end_id` after every text that has ids."""
@@ -76,13 +80,14 @@ class HuggingFaceEncoder:
             raise UserError(f"{path} cannot be read as a Hugging Face fast tokenizer: {error}") from None
         self._tokenizer.no_truncation()  # both may be stored in the file, and would silently change documents
         self._tokenizer.no_padding()
-        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, texts: pa.Array, end_id: int | None = None) -> Encoded:
         """See Encoder."""
-        parts = (texts.slice(start, _TEXTS_TOGETHER).to_pylist() for start in range(0, len(texts), _TEXTS_TOGETHER))
-        encodings = (self._tokenizer.encode_batch_fast(part, add_special_tokens=False) for part in parts)
-        return _join((encoding.ids for part in encodings for encoding in part), end_id)
+        return _join(_encode_in_groups(texts, self._encode), end_id)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Encoder."""
@@ -90,22 +95,34 @@ class HuggingFaceEncoder:
 
     def eod_token_id(self) -> int:
         """The id of the `eos_token` that tokenizer_config.json or special_tokens_map.json names."""
+        return self._named_token("eos_token", "has to end documents")
+
+    def bos_token_id(self) -> int:
+        """The same of the `bos_token`."""
+        return self._named_token("bos_token", "has to begin documents (prepend_bos)")
+
+    def added_tokens(self) -> list[str]:
+        """The added tokens as texts hold them."""
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+
+    def special_token_ids(self) -> dict[str, int]:
+        """The special tokens, which a text that holds them literally becomes."""
+        return {token.content: token_id for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
+                if token.special}
+
+    def _named_token(self, key: str, purpose: str) -> int:
         for name in TOKENIZER_CONFIG_FILES:
             path = self._folder / name
-            token = json.loads(path.read_text(encoding="utf-8")).get("eos_token") if path.is_file() else None
+            token = json.loads(path.read_text(encoding="utf-8")).get(key) if path.is_file() else None
             token = token.get("content") if isinstance(token, dict) else token
             if token is None:
                 continue
             token_id = self._tokenizer.token_to_id(token)
             if token_id is None:
-                raise UserError(f"{path} names the eos_token {token!r}, which is not in the vocabulary")
+                raise UserError(f"{path} names the {key} {token!r}, which is not in the vocabulary")
             return token_id
-        raise UserError(f"{self._folder}: neither {' nor '.join(TOKENIZER_CONFIG_FILES)} names an eos_token, which has "
-                        "to end documents")
-
-    def special_tokens(self) -> list[str]:
-        """The added tokens as texts hold them."""
-        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        raise UserError(f"{self._folder}: neither {' nor '.join(TOKENIZER_CONFIG_FILES)} names "
+                        f"{'an' if key[0] in 'aeiou' else 'a'} {key}, which {purpose}")
 
 
 class SentencePieceEncoder:
@@ -125,7 +142,10 @@ class SentencePieceEncoder:
 
     def encode(self, texts: pa.Array, end_id: int | None = None) -> Encoded:
         """See Encoder."""
-        return _join(self._processor.encode(texts.to_pylist(), out_type=int, num_threads=1), end_id)
+        return _join(_encode_in_groups(texts, self._encode), end_id)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return self._processor.encode(texts, out_type=int, num_threads=1)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Encoder."""
@@ -138,10 +158,21 @@ class SentencePieceEncoder:
             raise UserError(f"{self._path} has no end-of-sequence piece, which ends documents")
         return token_id
 
-    def special_tokens(self) -> list[str]:
+    def bos_token_id(self) -> int:
+        """The model's `<s>`."""
+        token_id = self._processor.bos_id()
+        if token_id < 0:
+            raise UserError(f"{self._path} has no begin-of-sequence piece, which has to begin documents (prepend_bos)")
+        return token_id
+
+    def added_tokens(self) -> list[str]:
         """The control and unknown pieces, which texts may hold literally."""
-        return [self._processor.id_to_piece(i) for i in range(self.vocab_size)
-                if self._processor.is_control(i) or self._processor.is_unknown(i)]
+        return list(self.special_token_ids())
+
+    def special_token_ids(self) -> dict[str, int]:
+        """The same with their ids; a text that holds one literally does not become it."""
+        return {self._processor.id_to_piece(i): i for i in range(self.vocab_size)
+                if self._processor.is_control(i) or self._processor.is_unknown(i)}
 
     def serialized_model(self) -> bytes:
         """The model as the protocol buffer message ModelProto."""
@@ -191,11 +222,43 @@ class GigatokenEncoder:
         return Encoded(np.insert(ids, ends, end_id), lengths + (lengths > 0))
 
 
-def _join(ids: Iterable[list[int]], end_id: int | None) -> Encoded:
+def grouped(texts: pa.Array, max_rows: int = _TEXTS_TOGETHER, max_bytes: int = _BYTES_TOGETHER) -> Iterator[pa.Array]:
+    """Slices of so many texts, or bytes of text unless one alone has more; the texts hold no nulls."""
+    ends = np.cumsum(pc.binary_length(texts).to_numpy(zero_copy_only=False), dtype=np.int64)
+    start = 0
+    while start < len(texts):
+        before = int(ends[start - 1]) if start else 0
+        stop = int(np.searchsorted(ends, before + max_bytes, side="right"))
+        stop = min(max(stop, start + 1), start + max_rows)
+        yield texts.slice(start, stop - start)
+        start = stop
+
+
+def _encode_in_groups(texts: pa.Array,
+                      encode: Callable[[list[str]], list[list[int]]]) -> Iterator[list[int] | array[int]]:
+    """The ids of each text, by a library that takes lists; a long text piece by piece."""
+    for group in grouped(texts):
+        values = group.to_pylist()
+        if len(values) == 1 and len(values[0]) > 2 * PIECE_CHARS:
+            ids = array("i")  # a tenth of a list's memory
+            for piece in pieces_of(values[0], lambda text: encode([text])[0]):
+                ids.fromlist(encode([piece])[0])
+            yield ids
+        else:
+            yield from encode(values)
+
+
+def with_begin(encoded: Encoded, begin_id: int) -> Encoded:
+    """The same with `begin_id` before every text that has ids."""
+    starts = (np.cumsum(encoded.lengths) - encoded.lengths)[encoded.lengths > 0]
+    return Encoded(np.insert(encoded.ids, starts, begin_id), encoded.lengths + (encoded.lengths > 0))
+
+
+def _join(ids: Iterable[list[int] | array[int]], end_id: int | None) -> Encoded:
     flat, lengths = array("i"), array("q")  # which take lists several times faster than numpy does
     for one in ids:
         start = len(flat)
-        flat.fromlist(one)
+        flat.fromlist(one) if isinstance(one, list) else flat.extend(one)
         if one and end_id is not None:
             flat.append(end_id)
         lengths.append(len(flat) - start)

@@ -77,9 +77,9 @@ class HubCorpus(Corpus):
             return self._files
         return [f"{self.split}-{number:05d}" for number in range(self._streamed().num_shards)]
 
-    def inputs(self) -> dict[str, Path]:
+    def inputs(self, name: str = "corpus") -> dict[str, Path]:
         """A local folder is an input; what lies on the hub is named in the request."""
-        return {"corpus": Path(str(self.path))} if self._is_local else {}
+        return {name: Path(str(self.path))} if self._is_local else {}
 
     def request(self) -> dict[str, Any]:
         """Which data set it is; on the hub, by the commit that is read."""

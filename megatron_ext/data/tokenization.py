@@ -28,13 +28,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from megatron_ext.artifacts import Artifact, write_json
+from megatron_ext.artifacts import Artifact, is_finished, write_json
 from megatron_ext.data.corpus import CHUNK_BYTES, Chunk, Corpus
-from megatron_ext.data.documents import CHUNKS, CHUNKS_TYPE, write_parquet
-from megatron_ext.data.encoders import Encoded
+from megatron_ext.data.documents import CHUNKS, CHUNKS_TYPE, DOCUMENTS_FOLDER, write_parquet
+from megatron_ext.data.encoders import Encoded, with_begin
+from megatron_ext.data.hub import open_corpus
+from megatron_ext.data.id_facts import IdFacts
 from megatron_ext.data.indexed import bin_path, idx_path, token_dtype, write_index
+from megatron_ext.data.shards import is_documents_artifact
 from megatron_ext.data.token_bytes import token_bytes
 from megatron_ext.data.tokenizers import EncoderName, TrainingTokenizer, load_tokenizer
 from megatron_ext.data.workers import available_cores, map_in_order
@@ -42,6 +45,7 @@ from megatron_ext.errors import UserError
 from megatron_ext.identity import LAYOUT, PLACE, WATCHING
 from megatron_ext.parts import PART, Merge, Part, check_parts
 from megatron_ext.progress import Progress
+from megatron_ext.settings import Place
 from megatron_ext.stage import StageSettings, make_artifact, request_settings
 
 SPLITS = ("train", "valid")
@@ -49,6 +53,7 @@ SEQUENCES = "sequences.parquet"
 TOKEN_BYTES = "token_bytes.npy"
 _COUNTS = "counts.json"
 _PARTS = "parts"
+_FACTS = b"id_facts"  # key in the schema of a part's metadata
 _METADATA_ROWS = 65_536
 _PART_SCHEMA = pa.schema({"split": pa.string(), "id": pa.string(), "document_id": pa.string(), "style": pa.string(),
                           CHUNKS: CHUNKS_TYPE, "num_tokens": pa.int64(), "num_bytes": pa.int64()})
@@ -59,27 +64,38 @@ _SIDECAR_SCHEMA = pa.schema([_PART_SCHEMA.field(0), *_PLACES, *list(_PART_SCHEMA
 class TokenizeSettings(StageSettings):
     """Settings of the tokenizing stage."""
 
-    documents: Annotated[Path, PLACE]
-    """A selection or rewrites artifact, or any corpus: a file or folder of .parquet, .jsonl, .jsonl.gz, .jsonl.zst."""
+    documents: Annotated[Place | list[Place], PLACE]
+    """A selection or rewrites artifact, or any corpus, as tools.select_corpus reads it."""
     tokenizer: Annotated[Path, PLACE]
     """Folder with tokenizer.json (and tokenizer_config.json) or tokenizer.model."""
     encoder: Annotated[EncoderName, LAYOUT] = "auto"
     """What encodes; auto: the fastest with the ids of `tokenizers` (where there is a tokenizer.json) or
     `sentencepiece`."""
     text_column: str = "text"
-    """Column of the text (plain corpora only)."""
+    """Column of the text (plain corpora only); `a.b` is the column b of the nested column a."""
     id_column: str | None = "id"
     """Column of the document's id (plain corpora only); null: ids are made from the text."""
     styles: list[str] | None = Field(default=None, min_length=1)
     """Only documents of these styles, e.g. [easy, qa] of a rewrites artifact; null: all."""
     append_eod: bool = True
     """End every document with the tokenizer's end-of-sequence id."""
+    prepend_bos: bool = False
+    """Begin every document with the tokenizer's begin-of-sequence id, as some models (Llama) saw in their pretraining;
+    Megatron-LM's preprocessing does not."""
+    other_tokenizer: Annotated[bool, WATCHING] = False
+    """Allow another tokenizer than the one that counted the documents' tokens when they were selected."""
     valid_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of documents for validation, by hash of document_id: rewrites stay on the side of their original."""
     split_seed: int = Field(default=0, ge=0)
     """Seed of that hash; use the same for all subsets of a study."""
     workers: Annotated[int | None, WATCHING] = Field(default=None, ge=1)
     """Processes; default: one a core. Does not change the result."""
+
+    @field_validator("documents", mode="before")
+    @classmethod
+    def _documents_are_places(cls, documents: Any) -> Any:
+        return list(map(str, documents)) if isinstance(documents, list | tuple) else \
+            str(documents) if isinstance(documents, Path) else documents
 
 
 @dataclass(frozen=True)
@@ -96,13 +112,18 @@ def tokenize_corpus(settings: TokenizeSettings, output: Path, share: Part | Merg
 
     A part tokenizes its chunks of the corpus into a folder beside `output`; a merge joins those of all parts.
 
-    Raises UserError for a corpus or tokenizer that cannot be read, and for a document without a text.
+    Raises UserError for a corpus or tokenizer that cannot be read, for a tokenizer other than the one that counted the
+    documents' tokens, and for a document without a text.
     """
     tokenizer = load_tokenizer(settings.tokenizer, settings.encoder)
+    if not settings.other_tokenizer:
+        _refuse_other_tokenizer(settings, tokenizer)
+    corpus = _corpus(settings)
     more = {"encoder": tokenizer.reference, "tokenizer_sha256": tokenizer.sha256,
-            "eod_token_id": tokenizer.eod_token_id}
+            "eod_token_id": tokenizer.eod_token_id,
+            "bos_token_id": tokenizer.bos_token_id() if settings.prepend_bos else None} | corpus.request()
     request = request_settings(settings, more)
-    inputs = {"documents": settings.documents}
+    inputs = corpus.inputs("documents")
     if isinstance(share, Part):
         return make_artifact(share.folder(output), kind="tokenized_part", inputs=inputs, settings=settings,
                              more=more | {PART: [share.index, share.count]},
@@ -114,6 +135,19 @@ def tokenize_corpus(settings: TokenizeSettings, output: Path, share: Part | Merg
         return _make(folder, settings, tokenizer, shares)
 
     return make_artifact(output, kind="tokenized", settings=settings, more=more, inputs=inputs, make=make)
+
+
+def _refuse_other_tokenizer(settings: TokenizeSettings, tokenizer: TrainingTokenizer) -> None:
+    """Raise UserError when the documents are an artifact whose tokens another tokenizer counted."""
+    for place in [settings.documents] if isinstance(settings.documents, str) else settings.documents:
+        folder = Path(place).parent if Path(place).name == DOCUMENTS_FOLDER else Path(place)
+        if not is_documents_artifact(folder) or not is_finished(folder):
+            continue
+        counted_by = Artifact.open(folder).counts.get("tokenizer_sha256")
+        if counted_by not in (None, tokenizer.sha256):
+            raise UserError(f"the tokens of {folder} were counted by another tokenizer ({counted_by[:12]}…) than "
+                            f"{settings.tokenizer} ({tokenizer.sha256[:12]}…): its budget would not be what is "
+                            "trained on. Select with this tokenizer, or say other_tokenizer=true")
 
 
 def is_validation(document_id: str, split_seed: int, valid_fraction: float) -> bool:
@@ -140,7 +174,7 @@ def _make(folder: Path, settings: TokenizeSettings, tokenizer: TrainingTokenizer
             _join_bin(bin_path(folder / split), [_part_bin(part, split) for part in parts])
         counts = _join_metadata(folder, parts, dtype)
         _write_array(folder / TOKEN_BYTES, token_bytes(tokenizer.vocabulary_path))
-        counts |= {"eod_token_id": tokenizer.eod_token_id, "vocab_size": tokenizer.vocab_size,
+        counts |= {"eod_token_id": tokenizer.eod_token_id, "vocab_size": tokenizer.vocab_size} | _facts(parts) | {
                    "encoder": tokenizer.reference, "tokenizer_sha256": tokenizer.sha256,
                    "tokenizer_files": tokenizer.files}
         write_json(counts_path, counts)
@@ -151,7 +185,7 @@ def _make(folder: Path, settings: TokenizeSettings, tokenizer: TrainingTokenizer
 
 def _collect_parts(settings: TokenizeSettings, shares: Sequence[Path]) -> list[Path]:
     """The path prefix of every chunk's part, in order, in the folders of the machines that made them."""
-    num_chunks = len(_corpus(settings).chunks(CHUNK_BYTES))
+    num_chunks = len(_chunks(settings))
     return [shares[number % len(shares)] / f"{number:06d}" for number in range(num_chunks)]
 
 
@@ -159,7 +193,7 @@ def _make_parts(folder: Path, settings: TokenizeSettings, share: Part | None = N
     """Tokenize the chunks that have no finished part yet; returns the path prefix of every part, in order."""
     folder.mkdir(exist_ok=True)
     tasks = [_PartTask(settings, chunk, folder / f"{number:06d}")
-             for number, chunk in enumerate(_corpus(settings).chunks(CHUNK_BYTES))
+             for number, chunk in enumerate(_chunks(settings))
              if share is None or share.takes(number)]
     missing = [task for task in tasks if not _part_metadata(task.part).exists()]
     progress = Progress("tokenize", len(tasks), "parts", rate_unit="tokens", already_done=len(tasks) - len(missing))
@@ -173,19 +207,20 @@ def _make_part(task: _PartTask) -> int:
     settings = task.settings
     tokenizer = load_tokenizer(settings.tokenizer, settings.encoder, is_tried=True)
     dtype = token_dtype(tokenizer.vocab_size)
+    facts = IdFacts(tokenizer.special_token_ids, dtype, tokenizer.vocab_size)
     metadata = []
     temporary = [task.part.with_name(f"{task.part.name}.{split}.{os.getpid()}.tmp") for split in SPLITS]
     with open(temporary[0], "wb") as train, open(temporary[1], "wb") as valid:
         for batch in _of_styles(_corpus(settings).read(task.chunk), settings.styles):
-            encoded = _encode(batch, tokenizer, settings.append_eod, task.chunk.path)
-            in_valid = np.array([is_validation(document_id, settings.split_seed, settings.valid_fraction)
-                                 for document_id in batch.column("document_id").to_pylist()], dtype=bool)
+            encoded = _encode(batch, tokenizer, settings, task.chunk.name)
+            facts.add(encoded, _frame_ids(settings, tokenizer))
+            in_valid = _in_validation(batch, settings)
             for side, ids in _runs_of_one_side(encoded, in_valid):
                 (valid if side else train).write(memoryview(ids.astype(dtype, copy=False)))
             metadata.append(_metadata(batch, in_valid, encoded.lengths))
     for split, path in zip(SPLITS, temporary, strict=True):
         os.replace(path, _part_bin(task.part, split))
-    table = pa.Table.from_batches(metadata, schema=_PART_SCHEMA)
+    table = pa.Table.from_batches(metadata, schema=_PART_SCHEMA.with_metadata({_FACTS: json.dumps(facts.as_json())}))
     write_parquet(_part_metadata(task.part), table, row_group_rows=_METADATA_ROWS)
     return int(pc.sum(table.column("num_tokens")).as_py() or 0)
 
@@ -198,14 +233,29 @@ def _of_styles(batches: Iterable[pa.RecordBatch], styles: Sequence[str] | None) 
             yield chosen
 
 
-def _encode(batch: pa.RecordBatch, tokenizer: TrainingTokenizer, append_eod: bool, path: Path) -> Encoded:
+def _in_validation(batch: pa.RecordBatch, settings: TokenizeSettings) -> np.ndarray:
+    """Which documents are validation data, bool `[rows]`."""
+    if not settings.valid_fraction:
+        return np.zeros(len(batch), dtype=bool)
+    return np.array([is_validation(document_id, settings.split_seed, settings.valid_fraction)
+                     for document_id in batch.column("document_id").to_pylist()], dtype=bool)
+
+
+def _encode(batch: pa.RecordBatch, tokenizer: TrainingTokenizer, settings: TokenizeSettings, shard: str) -> Encoded:
     texts = batch.column("text")
     if texts.null_count:
         nameless = batch.column("id")[pc.index(pc.is_null(texts), True).as_py()]
-        raise UserError(f"{path}: document {nameless.as_py()!r} has no text (null); select the corpus first, or give "
+        raise UserError(f"{shard}: document {nameless.as_py()!r} has no text (null); select the corpus first, or give "
                         "it a text")
     # As Megatron-LM: no end of document where there is no document.
-    return tokenizer.encoder.encode(texts, end_id=tokenizer.eod_token_id if append_eod else None)
+    encoded = tokenizer.encoder.encode(texts, end_id=tokenizer.eod_token_id if settings.append_eod else None)
+    return with_begin(encoded, tokenizer.bos_token_id()) if settings.prepend_bos else encoded
+
+
+def _frame_ids(settings: TokenizeSettings, tokenizer: TrainingTokenizer) -> list[int]:
+    """The ids that every document gets besides those of its text."""
+    return ([tokenizer.bos_token_id()] if settings.prepend_bos else []) + (
+        [tokenizer.eod_token_id] if settings.append_eod else [])
 
 
 def _runs_of_one_side(encoded: Encoded, in_valid: np.ndarray) -> Iterator[tuple[bool, np.ndarray]]:
@@ -272,6 +322,11 @@ def _lengths(parts: Sequence[Path], split: str) -> Iterator[np.ndarray]:
         yield table.filter(pc.equal(table["split"], split))["num_tokens"].to_numpy()
 
 
+def _facts(parts: Sequence[Path]) -> dict[str, Any]:
+    """What is known of the ids in all parts."""
+    return IdFacts.joined([json.loads(pq.read_schema(_part_metadata(part)).metadata[_FACTS]) for part in parts])
+
+
 def _write_array(path: Path, array: np.ndarray) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
@@ -280,7 +335,14 @@ def _write_array(path: Path, array: np.ndarray) -> None:
 
 
 def _corpus(settings: TokenizeSettings) -> Corpus:
-    return Corpus(settings.documents, settings.text_column, settings.id_column, with_chunks=True)
+    return open_corpus(settings.documents, settings.text_column, settings.id_column, {}, with_chunks=True)
+
+
+def _chunks(settings: TokenizeSettings) -> list[Chunk]:
+    """The chunks of the corpus, after saying what is read."""
+    corpus = _corpus(settings)
+    print(f"documents: {corpus.describe()}", flush=True)
+    return corpus.chunks(CHUNK_BYTES)
 
 
 def _part_bin(part: Path, split: str) -> Path:

@@ -6,6 +6,7 @@ Which ids a text gets is stated in `megatron_ext.data.encoders`; which encoder c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from megatron_ext.artifacts import hash_file
@@ -42,8 +43,17 @@ class TrainingTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, added tokens included."""
+        """One more than the largest id, added tokens included."""
         return self.encoder.vocab_size
+
+    def bos_token_id(self) -> int:
+        """The tokenizer's begin-of-sequence id. Raises UserError when it has none."""
+        return self.choice.library.bos_token_id()
+
+    @cached_property
+    def special_token_ids(self) -> dict[str, int]:
+        """Special tokens, as texts may hold them, and their ids."""
+        return self.choice.library.special_token_ids()
 
     @property
     def vocabulary_path(self) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,9 +12,8 @@ from pathlib import Path
 from megatron_ext.artifacts import delete_artifact, is_finished
 from megatron_ext.errors import UserError
 from megatron_ext.manifest import is_current, read_manifest
-from megatron_ext.settings import load_settings
-from megatron_ext.study.config import StudyConfig, load_study
-from megatron_ext.study.graph import STAGES, Inside, Node, build_graph
+from megatron_ext.study.config import load_study
+from megatron_ext.study.graph import STAGES, build_graph
 from megatron_ext.study.plan import PlannedStudy
 from megatron_ext.study.reporting import STUDIES
 
