@@ -23,6 +23,8 @@ from megatron_ext.errors import UserError
 from megatron_ext.settings import Settings, read_layers, validate
 
 _COMPLETE = "stop"
+_FEW_WORDS = 12
+"""A source of so many may be shortened to any length."""
 _FEW_CONTENT_WORDS = 5
 """A headline in other words may share none with its source."""
 
@@ -35,7 +37,7 @@ class Thresholds(Settings):
     max_length_ratio: float = Field(gt=0)
     """The same, at most [too_long]."""
     length_slack_words: int = Field(ge=0)
-    """Rewrites of so many words are never too long, and sources of so many never shortened too much."""
+    """Rewrites of so many words are never too long."""
     max_copied_fraction: float = Field(ge=0, le=1)
     """Share of the rewrite's 5-grams of words that stand in the source [copied_source]."""
     max_copied_sentences: float = Field(ge=0, le=1)
@@ -63,8 +65,8 @@ class Thresholds(Settings):
     max_new_names: int = Field(ge=0)
     """Names that the source has not [names_new]."""
     check_polarity: bool
-    """Negation that appeared or vanished [negation], directions that turned [direction], numbers that swapped places or
-    units [numbers_swapped]."""
+    """Negation that appeared or vanished [negation], directions that turned [direction], numbers and names in
+    each other's places, numbers with other units or directions [swapped]."""
     min_qa_pairs: int = Field(ge=0)
     """Question and answer pairs, at least; above 0 nothing but pairs may stand there [wrong_qa_format]."""
 
@@ -110,7 +112,7 @@ def check(source: str, output: str, *, finish_reason: str, length_ratio: float, 
         return Verdict(text, ("empty", *unfinished), None)
     there, here = source_text(source, lexicon), Text(text, lexicon)
     pairs = read_qa(text, lexicon) if thresholds.min_qa_pairs else NO_PAIRS
-    measures = measure(there, here, length_ratio, pairs, lexicon)
+    measures = measure(there, Text(pairs.content, lexicon) if pairs.pairs else here, length_ratio, pairs, lexicon)
     faults = (_faults_of_form(there, here, measures, pairs, thresholds, lexicon)
               | _faults_of_meaning(there, here, measures, thresholds))
     return Verdict(text, (*unfinished, *(reason for reason, holds in faults.items() if holds)), measures)
@@ -126,7 +128,7 @@ def _faults_of_form(source: Text, text: Text, measures: Measures, pairs: QaText,
         "markdown": qa is None and bool(form.new_markdown(source, text)),
         "cut_off": form.is_cut(source, text, lexicon, qa),
         "too_short": (measures.length_ratio < limits.min_length_ratio
-                      and len(source.words) > limits.length_slack_words),
+                      and len(source.words) > _FEW_WORDS),
         "too_long": measures.length_ratio > limits.max_length_ratio and num_words > limits.length_slack_words,
         "copied_source": (measures.copied_fraction > limits.max_copied_fraction
                           or measures.copied_sentences > limits.max_copied_sentences
@@ -147,7 +149,7 @@ def _faults_of_meaning(source: Text, text: Text, measures: Measures, limits: Thr
                           and len(text.stems) > _FEW_CONTENT_WORDS),
         "numbers_lost": measures.number_retention < limits.min_number_retention,
         "numbers_new": measures.numbers_new > limits.max_new_numbers,
-        "numbers_swapped": limits.check_polarity and measures.numbers_swapped,
+        "swapped": limits.check_polarity and measures.swapped,
         "names_lost": measures.name_retention < limits.min_name_retention,
         "names_new": measures.names_new > limits.max_new_names,
         "negation": limits.check_polarity and (measures.negation_appeared or measures.negation_vanished),

@@ -98,4 +98,4 @@ def _is_announced(source: Text, text: Text, lexicon: Lexicon) -> bool:
 
 
 def _has_talk_phrase(source: Text, text: Text, lexicon: Lexicon) -> bool:
-    return bool(lexicon.talk_phrases.search(text.raw)) and not lexicon.talk_phrases.search(source.raw)
+    return any(phrase.search(text.raw) and not phrase.search(source.raw) for phrase in lexicon.talk_phrases)

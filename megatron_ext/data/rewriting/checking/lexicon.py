@@ -80,6 +80,9 @@ class Lexicon:
     loose_numbers: WordMap
     units: WordMap
     hour: str
+    and_a_half: str
+    hundredths: re.Pattern[str]
+    shared_scale: str
     half_past: re.Pattern[str]
     clock: re.Pattern[str]
     months: tuple[str, ...]
@@ -93,12 +96,13 @@ class Lexicon:
     negative_words: WordSet
     limiting_words: WordSet
     directions: Directions
+    clause_ends: re.Pattern[str]
     refusal_triggers: WordSet
     refusal: re.Pattern[str]
     meta_words: WordSet
     talk: WordSet
     talk_triggers: WordSet
-    talk_phrases: re.Pattern[str]
+    talk_phrases: tuple[re.Pattern[str], ...]
     labels: re.Pattern[str]
     question_labels: tuple[str, ...]
     answer_labels: tuple[str, ...]
@@ -121,7 +125,7 @@ def load_lexicon(language: str = DEFAULT_LANGUAGE) -> Lexicon:
             "negative_words", "limiting_words", "meta_words", "talk", "refusal_triggers",
             "talk_triggers")
     lists = ("other_languages", "months", "ranges", "question_labels", "answer_labels")
-    patterns = ("half_past", "clock", "refusal", "unanswered")
+    patterns = ("clause_ends", "hundredths", "half_past", "clock", "refusal", "unanswered")
     return Lexicon(**{
         **values, **{name: WordSet(values[name]) for name in sets}, **{name: tuple(values[name]) for name in lists},
         **{name: _pattern(values[name]) for name in patterns},
@@ -130,7 +134,7 @@ def load_lexicon(language: str = DEFAULT_LANGUAGE) -> Lexicon:
         "related_names": {word: tuple(names) for word, names in values["related_names"].items()},
         "not_negations": _any_of(values["not_negations"]),
         "directions": Directions(values["directions"]),
-        "talk_phrases": _pattern("|".join(f"(?:{phrase})" for phrase in values["talk_phrases"])),
+        "talk_phrases": tuple(map(_pattern, values["talk_phrases"])),
         "labels": _any_of(values["labels"]),
     })
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_ext.data.rewriting.checking import copies, language, names, polarity, qa, quantities
+from megatron_ext.data.rewriting.checking import copies, language, names, placing, polarity, qa, quantities
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 from megatron_ext.data.rewriting.checking.qa import QaText
 from megatron_ext.data.rewriting.checking.text import Text
@@ -44,8 +44,8 @@ class Measures:
     """Share of the source's numbers that the rewrite has; 1 for a source without numbers."""
     numbers_new: int
     """Numbers of the rewrite that the source has in no form."""
-    numbers_swapped: bool
-    """Whether numbers of the source stand in each other's places, or with other units."""
+    swapped: bool
+    """Whether numbers or names of the source stand in each other's places, or numbers with other units or directions."""
     num_source_names: int
     """Different names and acronyms of the source, as far as capitals tell."""
     names_lost: int
@@ -84,7 +84,7 @@ def measure(source: Text, text: Text, length_ratio: float, pairs: QaText, lexico
         unknown_words=len(language.unknown_words(source, text, lexicon)),
         shared_fraction=len(text.stems & source.stems) / max(1, len(text.stems)),
         num_source_numbers=num_numbers, numbers_lost=num_lost, number_retention=_share_kept(num_lost, num_numbers),
-        numbers_new=len(quantities.new(there, here)), numbers_swapped=quantities.has_mismatch(there, here),
+        numbers_new=len(quantities.new(there, here)), swapped=quantities.has_mismatch(there, here) or placing.has_swapped(source, text, (there, here), lexicon),
         num_source_names=num_names, names_lost=len(lost_names), name_retention=_share_kept(len(lost_names), num_names),
         names_new=len(names.new_names(source, text, lexicon)),
         negation_appeared=polarity.negation_appeared(source, text, lexicon),

@@ -11,7 +11,7 @@ from megatron_ext.data.rewriting.checking.text import WORD, Text, fold
 
 _CAPITAL = r"[A-ZÀ-ÖØ-Þ]"
 _NAME_WORD = rf"(?:d['’])?{_CAPITAL}[^\W\d_]*(?:['’]{_CAPITAL}[^\W\d_]+)?"
-_BEGINNING = re.compile(r"(?:^|[.!?…:;\n]|[—–-]\s|[\"“«(\[*#>])\W*$")
+_BEGINNING = re.compile(r"(?:^|[.!?…:;\nº°ª§•]|[—–-]\s|[\"“«(\[*#>])\W*$")
 _SHARED_LETTERS = 4
 _LONG_NAME = 3
 _LONGEST_ACRONYM = 6
@@ -43,9 +43,14 @@ def _find(raw: str, lexicon: Lexicon) -> list[Name]:
     return [name for name in found if name.words]
 
 
+def telling_names(text: Text, lexicon: Lexicon) -> list[Name]:
+    """Without those that may be the first word of a sentence, or words that are often written with a capital."""
+    return [name for name in find_names(text, lexicon) if _tells(name, lexicon)]
+
+
 def lost_names(source: Text, text: Text, lexicon: Lexicon) -> tuple[list[Name], int]:
     """(names of the source that the text has neither in part nor as acronym or written out, all of the source's)."""
-    names = _distinct([name for name in find_names(source, lexicon) if _tells(name, lexicon)])
+    names = _distinct(telling_names(source, lexicon))
     written = find_names(text, lexicon)
     lost = [name for name in names
             if not any(_is_word_of(word, text, lexicon) for word in name.words)
@@ -56,13 +61,12 @@ def lost_names(source: Text, text: Text, lexicon: Lexicon) -> tuple[list[Name], 
 def new_names(source: Text, text: Text, lexicon: Lexicon, tolerate_acronyms: bool = True) -> list[Name]:
     """Names of the text of which the source has no word, acronym or expansion."""
     written = find_names(source, lexicon)
-    strange = [name for name in _distinct(find_names(text, lexicon))
-               if _tells(name, lexicon) and not any(_is_word_of(word, source, lexicon) for word in name.words)
+    strange = [name for name in _distinct(telling_names(text, lexicon)) if not any(_is_word_of(word, source, lexicon) for word in name.words)
                and not _written_otherwise(name, written)]
     if not tolerate_acronyms:
         return strange
-    acronyms = [name for name in written if name.is_acronym]
-    return [name for name in strange if not (acronyms and _may_write_out(name, lexicon))]
+    short = [name for name in written if len(name.words) == 1 and name.words[0] not in text.folded]
+    return [name for name in strange if not (short and _may_write_out(name, lexicon))]
 
 
 def _name(match: re.Match[str], raw: str, lexicon: Lexicon) -> Name:
@@ -122,11 +126,11 @@ def _abbreviates(letters: str, name: Name) -> bool:
 
 
 def _without_written_out(lost: list[Name], strange: list[Name], lexicon: Lexicon) -> list[Name]:
-    """An acronym counts as written out where the text has a long name that the source has not (FAO is English)."""
+    """A short name counts as written out where the text has a long one that the source has not (FAO, Fiocruz)."""
     num_written_out = sum(_may_write_out(name, lexicon) for name in strange)
     kept = []
     for name in lost:
-        if name.is_acronym and num_written_out:
+        if len(name.words) == 1 and num_written_out:
             num_written_out -= 1
         else:
             kept.append(name)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 from megatron_ext.data.rewriting.checking.text import Clause, Text, words_of
 
+AROUND_NUMBERS = 0
+"""The pair of directions with words as common as `mais`, which tell something beside a number alone."""
 _MIN_SHARED = 2
 
 
@@ -45,17 +47,20 @@ def is_negated(clause: Clause, lexicon: Lexicon) -> bool:
 
 def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool:
     """Whether a clause without a word of denial says the same as the negated one."""
+    others = [one for one in others if not one.text.endswith("?")]
     shared = [len(negated.stems & one.stems) for one in others]
     most = max(shared, default=0)
     if most < _MIN_SHARED or 2 * most < len(negated.stems):
         return False
-    return not any(_may_deny(one, lexicon) for one, count in zip(others, shared, strict=True) if count == most)
+    return not any(_may_deny(one, negated, lexicon) for one, count in zip(others, shared, strict=True) if count == most)
 
 
-def _may_deny(clause: Clause, lexicon: Lexicon) -> bool:
-    return any(word in lexicon.negations or word in lexicon.negative_words or word in lexicon.limiting_words
-               for word in clause.words)
+def _may_deny(clause: Clause, negated: Clause, lexicon: Lexicon) -> bool:
+    """Whether it has a word of denial of its own; or its sentence has a negation, which may stand before a comma."""
+    return not lexicon.negations.exact.isdisjoint(clause.sentence_words) or any(
+        word in lexicon.negative_words or word in lexicon.limiting_words
+        for word in clause.words if word not in negated.words)
 
 
 def _directions(text: Text, lexicon: Lexicon) -> set[tuple[int, int]]:
-    return {place for word in text.word_set for place in lexicon.directions.of(word)}
+    return {place for word in text.word_set for place in lexicon.directions.of(word) if place[0] != AROUND_NUMBERS}

@@ -25,6 +25,12 @@ class QaText:
     """What belongs to no pair: text before the first, and paragraphs after an answer that are no list."""
 
 
+    @property
+    def content(self) -> str:
+        """All of it but the labels."""
+        return "\n".join([*(part for pair in self.pairs for part in pair), self.outside]).strip()
+
+
 NO_PAIRS = QaText((), 0, "")
 
 

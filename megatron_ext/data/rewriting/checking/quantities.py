@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache, lru_cache
+from itertools import pairwise
 
 from text_to_num import alpha2digit
 
@@ -25,7 +26,7 @@ _DATE = re.compile(r"(?<![\d/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/
 _ROMAN = re.compile(r"(?<!\w)(?=[IVXLC]{2,}(?!\w))(C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?!\w)")
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
 _LIST_MARK = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|\(\d{1,2}\))(?=\s)", re.MULTILINE)
-_NUMBER = re.compile(rf"(?P<money>(?:R|US|U)?\$|€|£)?\s?(?<![\w])(?P<digits>{_DIGITS})(?P<mark>[ºª°]|th|nd|rd)?(?P<letters>\w*)")
+_NUMBER = re.compile(rf"(?P<money>(?:R|US|U)?\$|€|£)?\s?(?<![\w])(?P<digits>{_DIGITS})(?P<mark>[ºª°ᵒᵃ]ˢ?|th|nd|rd)?(?P<letters>\w*)")
 _MONTH = "month"
 _ARTICLES = Decimal(2)
 _SMALL = Decimal(10)
@@ -58,7 +59,7 @@ class Quantity:
         return self.value == other.value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Quantities:
     """All numbers of a text."""
 
@@ -68,6 +69,8 @@ class Quantities:
     """Values that words like `metade` and `segundo` may stand for."""
     pairs: tuple[tuple[Quantity, Quantity], ...]
     """Ranges, scores, changes: `de 7 a 10`, `entre 1864 e 1870`, `3 a 1`."""
+    reworded: str
+    """The text in which the places of the numbers are."""
 
 
 @lru_cache(maxsize=1024)
@@ -76,13 +79,13 @@ def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
     text = _LIST_MARK.sub(" ", text)
     romans = {Decimal(_roman_value(match[1])) for match in _ROMAN.finditer(text)}
     digits_alone = _reworded(text, lexicon)
-    reworded = alpha2digit(digits_alone, lexicon.language, 0)
-    reworded = _half_hours(reworded, lexicon)
+    reworded = _with_parts(alpha2digit(digits_alone, lexicon.language, 0), lexicon)
     in_digits = {_value(match["digits"]) for match in _NUMBER.finditer(digits_alone)}
     exact = tuple(_exact(reworded, lexicon, in_digits))
-    loose = romans | {_value(match["digits"]) for match in _NUMBER.finditer(reworded) if match["mark"]} | {Decimal(value) for word in WORD.findall(digits_alone.lower())
-                      if (value := lexicon.loose_numbers.get(word)) is not None}
-    return Quantities(exact, frozenset(loose), tuple(_pairs(reworded, exact, lexicon)))
+    ordinals = {_value(match["digits"]) for match in _NUMBER.finditer(reworded) if match["mark"]}
+    words = {Decimal(value) for word in WORD.findall(digits_alone.lower())
+             for value in lexicon.loose_numbers.get(word) or ()}
+    return Quantities(exact, frozenset(romans | ordinals | words), tuple(_pairs(reworded, exact, lexicon)), reworded)
 
 
 def missing(source: Quantities, other: Quantities) -> list[Quantity]:
@@ -151,19 +154,25 @@ def _distinct(quantities: tuple[Quantity, ...]) -> list[Quantity]:
 
 def _reworded(text: str, lexicon: Lexicon) -> str:
     """Dates, hours and scaled numbers in plain digits, each number apart."""
-    text = _DATE.sub(lambda match: f" {match[1]} , {match[3]} , {match[4]} ", text)
-    hour = _hour_word(lexicon)
+    text = _DATE.sub(lambda match: f" {match[1]} / {match[3]} / {match[4]} ", text)
+    hour = lexicon.hour
     text = _CLOCK.sub(lambda match: f"{Decimal(int(match[1])) + Decimal(int(match[2] or match[3])) / 60} {hour}", text)
     text = _HOURS.sub(lambda match: f"{match[1]} {hour}", text)
     for pattern, words in lexicon.rewordings:
         text = pattern.sub(words, text)
-    return _scaled(lexicon).sub(lambda match: _plain(_value(match[1]) * lexicon.scales[match[2].lower()]), text)
+    scaled, shared, half = _scale_patterns(lexicon)
+    text = shared.sub(lambda match: f"{match[1]} {match[4]}{match[2]}{match[3]} {match[4]}", text)
+    text = half.sub(lambda match: f"{match[1]} <{lexicon.scales[match[1].lower()] // 2}>", text)
+    return scaled.sub(lambda match: _plain(_value(match[1]) * lexicon.scales[match[2].lower()]), text)
 
 
-def _half_hours(text: str, lexicon: Lexicon) -> str:
-    """`2 e meia` -> `2.5 horas`."""
-    return re.sub(rf"(?<![\w.,])(\d{{1,2}})(?: horas?)? {lexicon.half_past.pattern}(?: horas?)?",
-                  lambda match: f"{match[1]}.5 {_hour_word(lexicon)}", text)
+def _with_parts(text: str, lexicon: Lexicon) -> str:
+    """`2 e meia` -> `2.5 horas`, `2000000 <half of 1000000>` -> `2500000`, `1 metro e 20` -> `1.20 metro`."""
+    text = re.sub(rf"(?<![\w.,])(\d{{1,2}})(?: horas?)? {lexicon.half_past.pattern}(?: horas?)?",
+                  lambda match: f"{match[1]}.5 {lexicon.hour}", text)
+    text = re.sub(r"(\d+) <(\d+)>", lambda match: str(int(match[1]) + int(match[2])), text)
+    return re.sub(rf"(?<![\w.,])(\d+) {lexicon.hundredths.pattern}",
+                  lambda match: f"{int(match[1]) + Decimal(match[3]) / 100} {match[2]}", text)
 
 
 def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Quantity]:
@@ -199,7 +208,7 @@ def _unit(match: re.Match[str], following: str, lexicon: Lexicon) -> tuple[str, 
 def _pairs(text: str, exact: tuple[Quantity, ...], lexicon: Lexicon) -> Iterator[tuple[Quantity, Quantity]]:
     """Neighbours between which nothing but the words of a range stands, and the unit of the first."""
     ordered = sorted(exact, key=lambda one: one.place)
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in pairwise(ordered):
         between = text[first.end:second.place]
         before = text[max(0, first.place - 12):first.place]
         if len(between) < 40 and any(left.search(before) and middle.fullmatch(between)
@@ -220,14 +229,13 @@ def _range_patterns(lexicon: Lexicon) -> list[tuple[re.Pattern[str], re.Pattern[
 
 
 @cache
-def _scaled(lexicon: Lexicon) -> re.Pattern[str]:
+def _scale_patterns(lexicon: Lexicon) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    """(45 mil, 180 para 218 bilhões, milhões e meio)"""
     scales = "|".join(sorted(map(re.escape, lexicon.scales), key=len, reverse=True))
-    return re.compile(rf"(?<![\w.,])({_DIGITS})[ \u00a0]({scales})(?!\w)", re.IGNORECASE)
-
-
-@cache
-def _hour_word(lexicon: Lexicon) -> str:
-    return lexicon.hour
+    number = rf"(?<![\w.,])({_DIGITS})"
+    return (re.compile(rf"{number}[ \u00a0]({scales})(?!\w)", re.IGNORECASE),
+            re.compile(rf"{number}({lexicon.shared_scale})(?:R\$ ?)?({_DIGITS})[ \u00a0]({scales})(?!\w)", re.IGNORECASE),
+            re.compile(rf"(?<!\w)({scales}){lexicon.and_a_half}", re.IGNORECASE))
 
 
 def _value(digits: str) -> Decimal:

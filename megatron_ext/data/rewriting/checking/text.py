@@ -30,8 +30,13 @@ class Sentence:
         return content_stems(self.words, self._lexicon)
 
 
-Clause = Sentence
-"""A part of a sentence between commas, semicolons, colons, dashes and brackets."""
+class Clause(Sentence):
+    """A part of a sentence between commas, semicolons, colons, dashes and brackets."""
+
+    def __init__(self, text: str, sentence: Sentence, lexicon: Lexicon) -> None:
+        super().__init__(text, lexicon)
+        self.sentence_words = sentence.words
+        """Words of the whole sentence."""
 
 
 class Text:
@@ -51,7 +56,7 @@ class Text:
     @cached_property
     def clauses(self) -> list[Clause]:
         """The sentences at their commas, colons, dashes, brackets."""
-        return [Sentence(part, self._lexicon) for sentence in self.sentences
+        return [Clause(part, sentence, self._lexicon) for sentence in self.sentences
                 for part in _CLAUSE_END.split(sentence.text) if part]
 
     @cached_property

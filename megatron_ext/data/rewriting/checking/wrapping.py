@@ -21,6 +21,7 @@ _OPENINGS = (
 _CLOSING = re.compile(  # Espero que isso ajude! · Se precisar de mais alguma coisa, me avise.
     r"\n\s*(?:espero que (?:isso|isto|est[ea]|o texto|ajude|tenha)|se (?:você )?(?:precisar|quiser|desejar)"
     r"|caso (?:você )?(?:precise|queira|deseje)|(?:por favor, )?me (?:avise|diga))[^\n]*\s*$", re.IGNORECASE)
+_MORE = re.compile(r"\d|\b(?:posso|vers[ãõ]|reescr|nível|estilo)", re.IGNORECASE)
 _POLITE_WORDS = ("esper", "preci", "quise", "desej", "queir", "ajude", "avise", "texto")
 _FENCE = re.compile(r"```\w*\n(.*?)\n```", re.DOTALL)
 _QUOTES = re.compile(r'"""\s*(.*?)\s*"""', re.DOTALL)
@@ -45,7 +46,9 @@ def strip_wrapping(output: str, source: str) -> str:
 
 
 def _tells_of(line: str, source: str) -> bool:
-    """Whether a closing line says something of the source: has a number, or a longer word that begins as one there."""
+    """Whether a closing line is more than polite: has a number, a longer word that begins as one of the source, or talks
+    about the text, which the checks shall see.
+    """
     beginnings = {word[:5] for word in re.findall(r"[^\W\d_]{5,}", line.lower())} - set(_POLITE_WORDS)
     known = {word[:5] for word in re.findall(r"[^\W\d_]{5,}", source.lower())}
-    return bool(re.search(r"\d", line)) or bool(beginnings & known)
+    return bool(_MORE.search(line)) or bool(beginnings & known)

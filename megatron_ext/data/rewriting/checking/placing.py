@@ -1,0 +1,100 @@
+"""Does everything stand in its place? Numbers and names of a source that came to stand where others stood, and numbers
+that went up and now go down. Clause by clause, by the words around them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+from megatron_ext.data.rewriting.checking.lexicon import Lexicon
+from megatron_ext.data.rewriting.checking.names import telling_names
+from megatron_ext.data.rewriting.checking.polarity import AROUND_NUMBERS
+from megatron_ext.data.rewriting.checking.quantities import Quantities
+from megatron_ext.data.rewriting.checking.text import Text, content_stems, fold, words_of
+
+_STRONG, _VERY_STRONG = 2, 3
+
+Anchor = tuple[str, ...]
+"""A number (`#`, its size) or the words of a name."""
+
+
+@dataclass(frozen=True)
+class _Places:
+    words: dict[Anchor, frozenset[str]]
+    """Stems of the clauses in which an anchor stands, and the numbers there."""
+    directions: dict[Anchor, frozenset[int]]
+    """0: up, 1: down, of the clauses in which a number stands."""
+
+
+def has_swapped(source: Text, text: Text, numbers: tuple[Quantities, Quantities], lexicon: Lexicon) -> bool:
+    """Whether numbers or names of the source stand among the words of other ones: two that changed places, several that
+    moved on, or one without any of its own words among many of another.
+    """
+    anchors = frozenset(name.words for name in telling_names(source, lexicon))
+    there, here = (_places(one, anchors, lexicon) for one in numbers)
+    for is_number in (True, False):
+        shared = [anchor for anchor in there.words if anchor in here.words and (anchor[0] == "#") == is_number]
+        if _moved(shared, there.words, here.words):
+            return True
+    return any(_turned(there.directions[anchor], here.directions[anchor])
+               for anchor in there.directions if anchor in here.directions)
+
+
+def _moved(anchors: list[Anchor], there: dict[Anchor, frozenset[str]], here: dict[Anchor, frozenset[str]]) -> bool:
+    num_strong = 0
+    taken: dict[Anchor, Anchor] = {}
+    for one in anchors:
+        own, other, other_place = _best(one, anchors, there, here)
+        if other > own:
+            taken[one] = other_place
+        if own == 0 and other >= _VERY_STRONG:
+            return True
+        num_strong += own == 0 and other >= _STRONG
+    return num_strong > 1 or any(taken.get(place) == one for one, place in taken.items())
+
+
+def _best(one: Anchor, anchors: list[Anchor], there: dict[Anchor, frozenset[str]],
+          here: dict[Anchor, frozenset[str]]) -> tuple[int, int, Anchor]:
+    """(words that an anchor keeps, words it shares with the place of the likeliest other one, that one).
+
+    Words that both places have say nothing.
+    """
+    best = (0, 0, one)
+    for other in anchors:
+        if other != one:
+            common = there[one] & there[other]
+            own, taken = len(here[one] & there[one] - common), len(here[one] & there[other] - common)
+            if taken - own > best[1] - best[0]:
+                best = (own, taken, other)
+    return best
+
+
+def _turned(there: frozenset[int], here: frozenset[int]) -> bool:
+    return len(there) == len(here) == 1 and there != here
+
+
+@lru_cache(maxsize=1024)
+def _places(numbers: Quantities, names: frozenset[Anchor], lexicon: Lexicon) -> _Places:
+    words: dict[Anchor, set[str]] = {}
+    directions: dict[Anchor, set[int]] = {}
+    for start, end in _clauses(numbers.reworded, lexicon):
+        in_clause = words_of(numbers.reworded[start:end])
+        found: list[Anchor] = [("#", str(one.size)) for one in numbers.exact if start <= one.place < end]
+        stems = content_stems(in_clause, lexicon) | {size for _, size in found}
+        turns = {side for word in in_clause for pair, side in lexicon.directions.of(word) if pair == AROUND_NUMBERS}
+        if not lexicon.negations.exact.isdisjoint(in_clause):
+            turns = set()
+        for anchor in found:
+            directions.setdefault(anchor, set()).update(turns)
+        folded = set(map(fold, in_clause))
+        for anchor in [*found, *(name for name in names if folded.issuperset(name))]:
+            words.setdefault(anchor, set()).update(stems - set(anchor) - content_stems(anchor, lexicon))
+    return _Places({anchor: frozenset(found) for anchor, found in words.items()},
+                   {anchor: frozenset(found) for anchor, found in directions.items() if found})
+
+
+def _clauses(text: str, lexicon: Lexicon) -> list[tuple[int, int]]:
+    ends = [0, *(match.end() for match in lexicon.clause_ends.finditer(text)), len(text)]
+    return [(start, end) for start, end in pairwise(ends) if end > start]
