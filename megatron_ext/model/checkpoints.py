@@ -60,10 +60,15 @@ def sharded_model_state(chunks: list[GPTModel]) -> dict[str, Any]:
 
 
 def forget_place(folder: Path) -> None:
-    """Take the folder's path and the random name of the save out of a new checkpoint: equal states, equal bytes."""
+    """Take the folder's path, the random name of the save and the order in which its writers came to their ends out of
+    a new checkpoint: equal states, equal bytes."""
     metadata = FileSystemReader(folder).read_metadata()
     metadata.storage_meta = StorageMeta()
-    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    metadata.storage_data = dict(sorted(metadata.storage_data.items(), key=lambda item: str(item[0])))
+    with open(folder / ".metadata", "wb") as file:
+        pickler = pickle.Pickler(file)
+        pickler.fast = True  # whether two equal texts are one object does not count
+        pickler.dump(metadata)
 
 
 def _key(chunks: list[GPTModel], number: int) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from megatron_ext.artifacts import hash_json, partial_folder, reference
 from megatron_ext.config import ParallelConfig, RunConfig
 from megatron_ext.errors import UserError
-from megatron_ext.identity import WATCHING, role_at, with_roles
+from megatron_ext.identity import PLACE, WATCHING, role_at, with_roles
 from megatron_ext.settings import validate
 from megatron_ext.study.config import REWRITES, StudyConfig, planned_run
 from megatron_ext.study.names import BASE
@@ -60,8 +60,8 @@ class Node:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of what is asked for: the deciding settings, defaults included, and the inputs' identities."""
-        return hash_json([self.kind, self.program, self.deciding,
+        """Hash of what is asked for: the deciding settings, defaults included, names, and the inputs' identities."""
+        return hash_json([self.kind, self.program, self.deciding, self.named,
                           {key: _identity(value) for key, value in self.inputs.items()
                            if role_at(settings_of(self.program), key) is not WATCHING}])
 
@@ -69,6 +69,12 @@ class Node:
     def deciding(self) -> dict[str, Any]:
         """The settings that decide what the program makes."""
         return with_roles(validate(settings_of(self.program), self._filled_in(), where=self.name))
+
+    @cached_property
+    def named(self) -> dict[str, Any]:
+        """Places that are given by a name instead of an input, such as a model's id on a hub."""
+        return {key: value for key, value in self.settings.items()
+                if key not in self.inputs and role_at(settings_of(self.program), key) is PLACE}
 
     def _filled_in(self) -> dict[str, Any]:
         values = self._with_places(lambda value: ["."] * len(value) if isinstance(value, list) else ".")

@@ -59,7 +59,7 @@ BROKEN = {
                 ["overlap_param_gather needs use_distributed_optimizer", "fp8 needs model.layer_implementation"]),
     "transformer engine": ({"model": {"layer_implementation": "transformer_engine"},
                             "data": {"document_mask": True}}, 1,
-                           ["the package transformer_engine is not installed", "data.document_mask needs"]),
+                           ["the package transformer_engine is not installed"]),
     "data": ({"data": {"sources": {"b": {"path": "absent", "epochs": 1}}},
               "validation": {"sources": {"c": "absent too"}}}, 1,
              ["data.sources.b.path: absent", "validation.sources.c: absent too"]),

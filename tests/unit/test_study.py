@@ -111,7 +111,7 @@ CHANGES = {
     "a new condition": (["conditions.both.sources={low: {fill: true}, high: {fill: true}}"], {"compare/conditions"}),
     "fewer validation sources": (["validation_sources=[low]"], HELD_OUT),
     "another learning rate": (["run.optimizer.lr=1e-3"], FROM_ALL_RUNS),
-    "a new task": (["evaluation.settings.tasks=[tweetsentbr_greedy, assin_rte]"],
+    "a new task": (["evaluation.settings.tasks=[tweetsentbr_greedy, assin_rte_greedy]"],
                    {"evaluate/base", "evaluate/low/seed0", "evaluate/high/seed0", "compare/conditions"}),
     "another retention": (["run.checkpoint.keep_last=5"], set()),
     "another hang limit": (["run.guard.hang_minutes=5"], set()),
@@ -123,6 +123,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_made_again_when_a_finished_study_is_changed(load, study_values, change):
     study_values["evaluation"]["settings"] = {"tasks": ["tweetsentbr_greedy"]}
+    study_values["tokenize"] = {"valid_fraction": 0.1}
     overrides, expected = CHANGES[change]
     before = by_name(build_graph(load(study_values)))
     after = by_name(build_graph(load(study_values, *overrides)))
