@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.dict_utils import extract_matching_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject
@@ -69,6 +71,20 @@ def forget_place(folder: Path) -> None:
         pickler = pickle.Pickler(file)
         pickler.fast = True  # whether two equal texts are one object does not count
         pickler.dump(metadata)
+    common = folder / "common.pt"
+    torch.save(_with_shared_texts(torch.load(common, weights_only=False)), common)
+
+
+def _with_shared_texts(value: Any) -> Any:
+    """A copy in which equal texts are one object, as pickling tells them apart."""
+    match value:
+        case str():
+            return sys.intern(value)
+        case dict():
+            return {_with_shared_texts(key): _with_shared_texts(one) for key, one in value.items()}
+        case list() | tuple():
+            return type(value)(map(_with_shared_texts, value))
+    return value
 
 
 def _key(chunks: list[GPTModel], number: int) -> str:
