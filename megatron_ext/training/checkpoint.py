@@ -20,8 +20,9 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 
 from megatron_ext.artifacts import delete_artifact, partial_folder, publish_in_place, write_json, write_text
 from megatron_ext.config import RunConfig
-from megatron_ext.model.checkpoints import forget_place
+from megatron_ext.model.checkpoints import forget_place, without_absent_extras
 from megatron_ext.model.hf_weights import copy_hf_metadata
+from megatron_ext.training.optimizer_state import fit_to
 from megatron_ext.training.parallel import is_main_rank
 from megatron_ext.training.resume import changes_on_the_way
 from megatron_ext.training.run_folder import (
@@ -100,10 +101,12 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
     Raises UserError when it holds the optimizer's state in another form.
     """
     run_state = json.loads((folder / RUN_STATE).read_text(encoding="utf-8"))
-    loaded = dist_checkpointing.load(_sharded_state(state, is_loading=True), str(folder))
+    asked = without_absent_extras(_sharded_state(state, is_loading=True), folder)
+    loaded = dist_checkpointing.load(asked, str(folder))
     for number, chunk in enumerate(state.model):
         # Not strict: megatron's modules write `_extra_state` objects that hold nothing here.
         chunk.module.load_state_dict(loaded[_chunk_key(state, number)], strict=False)
+    fit_to(state.optimizer.optimizer, loaded["optimizer"])
     state.optimizer.load_state_dict(loaded["optimizer"])
     state.scheduler.load_state_dict(loaded["scheduler"])
     state.spikes.load_state_dict(run_state["spikes"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -210,36 +209,6 @@ def _sample(parts: list) -> object:
     return Sample(np.concatenate([part[:-1] for part in parts]), np.concatenate([part[1:] for part in parts]),
                   np.concatenate(masks).astype(np.float32),
                   np.concatenate([np.full(len(part) - 1, number) for number, part in enumerate(parts)]))
-
-
-def resumed_runs(base: dict, variants: dict[str, dict], first: int) -> None:
-    """Each variant once undisturbed, and once from its checkpoint after `first` iterations."""
-    from tests.cpu.cases_training import runs
-
-    runs(base, variants)
-    if os.environ["RANK"] == "0":
-        for name in variants:
-            _cut(Path(base["output"]) / name, Path(base["output"]) / f"{name}-resumed", first)
-    _wait_for_all()
-    runs(base, {f"{name}-resumed": changes for name, changes in variants.items()})
-
-
-def _cut(run: Path, copy: Path, iteration: int) -> None:
-    """A run's folder as it was after an iteration."""
-    shutil.copytree(run, copy)
-    (copy / "manifest.json").unlink()
-    last = max((copy / "checkpoints").glob("iter_*"))
-    shutil.rmtree(last)
-    (copy / "checkpoints" / "latest").write_text(f"iter_{iteration:07d}\n")
-
-
-def _wait_for_all() -> None:
-    import torch.distributed as dist
-
-    from megatron_ext.training.parallel import initialize_parallel
-
-    initialize_parallel(ParallelConfig())
-    dist.barrier()
 
 
 def kernels_of_runs(base: dict, variants: dict[str, dict]) -> None:
