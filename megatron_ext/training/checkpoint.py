@@ -15,13 +15,13 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
 from megatron_ext.artifacts import delete_artifact, partial_folder, publish_in_place, write_json, write_text
 from megatron_ext.config import RunConfig
 from megatron_ext.model.checkpoints import forget_place, without_absent_extras
 from megatron_ext.model.hf_weights import copy_hf_metadata
+from megatron_ext.model.versions import save_checkpoint
 from megatron_ext.training.optimizer_state import fit_to
 from megatron_ext.training.parallel import is_main_rank
 from megatron_ext.training.resume import changes_on_the_way
@@ -67,11 +67,9 @@ class CheckpointSaver:
             partial.mkdir(parents=True)
         dist.barrier()
         state.gather_weights()
-        request = dist_checkpointing.save(
-            _sharded_state(state, is_loading=False), str(partial),
-            async_sharded_save=state.config.checkpoint.asynchronous,
-            sharded_strategy=get_default_save_sharded_strategy("torch_dist"), content_metadata=_content_metadata(),
-        )
+        request = save_checkpoint(_sharded_state(state, is_loading=False), partial,
+                                  content_metadata=_content_metadata(),
+                                  asynchronous=state.config.checkpoint.asynchronous)
 
         def publish() -> None:
             dist.barrier()
