@@ -84,5 +84,14 @@ try-te: .venv/.ready-test
 	@$(MAKE) --no-print-directory te 2>.venv-te.log && rm .venv-te.log \
 	  || echo "Transformer Engine's Python cannot be installed here (see .venv-te.log): its tests will be skipped"
 
+# What a machine with NVIDIA GPUs needs besides .venv; compiles for minutes, with the CUDA toolkit.
+gpu: .venv/.ready requirements-gpu.txt
+	@$(PIP) setuptools ninja
+	@$(PIP) --no-build-isolation -r requirements-gpu.txt
+
+# Proof that the platform works on this machine's GPUs, and its figures, on one page: benchmarks/gpu.md.
+gpu-check: .venv/.ready
+	@.venv/bin/python -m benchmarks.gpu_check $(if $(SIZE),--size $(SIZE))
+
 clean:
 	rm -rf work .ruff_cache .hypothesis

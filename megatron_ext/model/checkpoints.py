@@ -25,14 +25,14 @@ CONTENT_METADATA = {"singleton_local_shards": False}
 def load_model(chunks: list[GPTModel], folder: Path) -> None:
     """Read this rank's parts of a model from a checkpoint, which may hold an optimizer too; all ranks call it."""
     with without_deprecation_warnings():
-        loaded = dist_checkpointing.load(_without_absent_extras(sharded_model_state(chunks), folder), str(folder))
+        loaded = dist_checkpointing.load(without_absent_extras(sharded_model_state(chunks), folder), str(folder))
     for number, chunk in enumerate(chunks):
         # Not strict: megatron's modules look for `_extra_state` objects, which hold nothing here.
         missing, _ = chunk.load_state_dict(loaded[_key(chunks, number)], strict=False)
         assert all(name.endswith("_extra_state") for name in missing), missing
 
 
-def _without_absent_extras(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
+def without_absent_extras(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Without the `_extra_state` objects that the checkpoint does not have.
 
     Which there are depends on the layers that saved it: Transformer Engine's norms have some, those of `local` none,

@@ -58,6 +58,17 @@ def test_shared_work_is_one_node_and_every_node_follows_its_inputs(load, study_v
         seen.add(node.identity)
 
 
+def test_parity_is_proved_with_the_layers_and_the_layout_that_train(load, study_values):
+    nodes = by_name(build_graph(load(
+        study_values, "data_parallel_size=3", "run.parallel.context_parallel_size=2", "run.data.seq_length=64",
+        "run.train.global_batch_size=6", "run.parallel.tensor_model_parallel_size=2",
+        "run.model.layer_implementation=transformer_engine")))
+    parity, run = nodes["import/parity"], nodes["run/low/seed0"]
+    assert parity.settings["layer_implementation"] == "transformer_engine"
+    assert parity.settings["parallel"] == run.settings["parallel"]
+    assert (parity.processes, run.processes) == (4, 12)
+
+
 def test_a_change_renames_what_depends_on_it_and_nothing_else(load, study_values, tmp_path):
     before = by_name(build_graph(load(study_values)))
     after = by_name(build_graph(load(study_values, "subsets.high.rule=stem > 3")))
