@@ -141,7 +141,8 @@ def build_graph(study: StudyConfig) -> list[Node]:
     comparison = Node("compare/conditions", "comparison", "evaluation.compare",
                       study.evaluation.model_dump(include={"baseline", "interactions", "matched_by"}),
                       evaluations | curves)
-    return in_order([*tokenized.values(), *held_out, comparison])  # a source that no condition uses is still wanted
+    wanted = [*tokenized.values(), comparison]  # a source that no condition uses is still wanted
+    return in_order([*wanted, *(held_out if study.held_out else [])])
 
 
 def in_order(wanted: Iterable[Node]) -> list[Node]:
@@ -243,7 +244,7 @@ def _run_node(study: StudyConfig, condition: str, seed: int, base: Node, tokeniz
         settings["data"]["sources"][name].pop("path")
         inputs[f"data.sources.{name}.path"] = tokenized[name]
     settings["validation"].pop("sources")
-    if config.validation.interval_tokens:  # else the stage of its own tells the losses before and after
+    if config.validation.interval_tokens and study.held_out:  # else the stage of its own tells the losses before and after
         inputs |= {f"validation.sources.{name}": tokenized[name] for name in config.data.sources}
     return Node(f"run/{condition}/seed{seed}", "run", "megatron_ext.train", settings, inputs, (parity,),
                 study.data_parallel_size * _replica_size(config.parallel))

@@ -21,7 +21,7 @@ def study_values(tmp_path):
         "name": "tiny", "corpus": {"path": str(tmp_path / "corpus")}, "base_model": "some/model",
         "subsets": {"high": {"rule": "stem > 2.5", "budget_tokens": 10},
                     "low": {"rule": "stem < 2", "budget_tokens": 10}},
-        "rewriter": {"model": "some/instruct", "subsets": ["high"]},
+        "rewriter": {"model": "some/instruct", "subsets": ["high"]}, "tokenize": {"valid_fraction": 0.0001},
         "run": {"train": {"budget_tokens": 512, "global_batch_size": 2}, "data": {"seq_length": 64}},
         "conditions": {
             "low": {"sources": {"low": {"fill": True}}},
@@ -111,7 +111,7 @@ CHANGES = {
     "a new condition": (["conditions.both.sources={low: {fill: true}, high: {fill: true}}"], {"compare/conditions"}),
     "fewer validation sources": (["validation_sources=[low]"], HELD_OUT),
     "another learning rate": (["run.optimizer.lr=1e-3"], FROM_ALL_RUNS),
-    "a new task": (["evaluation.settings.tasks=[tweetsentbr_greedy, assin_rte]"],
+    "a new task": (["evaluation.settings.tasks=[tweetsentbr_greedy, assin_rte_greedy]"],
                    {"evaluate/base", "evaluate/low/seed0", "evaluate/high/seed0", "compare/conditions"}),
     "another retention": (["run.checkpoint.keep_last=5"], set()),
     "another hang limit": (["run.guard.hang_minutes=5"], set()),
