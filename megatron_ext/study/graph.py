@@ -16,7 +16,7 @@ from typing import Any
 from megatron_ext.artifacts import hash_json, partial_folder, reference
 from megatron_ext.config import ParallelConfig, RunConfig
 from megatron_ext.errors import UserError
-from megatron_ext.identity import WATCHING, role_at, with_roles
+from megatron_ext.identity import PLACE, WATCHING, role_at, with_roles
 from megatron_ext.settings import validate
 from megatron_ext.study.config import REWRITES, StudyConfig, planned_run
 from megatron_ext.study.names import BASE
@@ -61,9 +61,11 @@ class Node:
     @cached_property
     def identity(self) -> str:
         """Hash of what is asked for: the deciding settings, defaults included, and the inputs' identities."""
-        return hash_json([self.kind, self.program, self.deciding,
-                          {key: _identity(value) for key, value in self.inputs.items()
-                           if role_at(settings_of(self.program), key) is not WATCHING}])
+        cls = settings_of(self.program)
+        read = {key: _identity(value) for key, value in self.inputs.items() if role_at(cls, key) is not WATCHING}
+        named = {key: _identity_of_place(value) for key, value in self.settings.items()
+                 if value is not None and role_at(cls, key) is PLACE}
+        return hash_json([self.kind, self.program, self.deciding, read | named])
 
     @cached_property
     def deciding(self) -> dict[str, Any]:
@@ -244,7 +246,7 @@ def _run_node(study: StudyConfig, condition: str, seed: int, base: Node, tokeniz
         settings["data"]["sources"][name].pop("path")
         inputs[f"data.sources.{name}.path"] = tokenized[name]
     settings["validation"].pop("sources")
-    if config.validation.interval_tokens and study.held_out:  # else the stage of its own tells the losses before and after
+    if config.validation.interval_tokens and study.held_out:  # else a stage of its own tells the losses
         inputs |= {f"validation.sources.{name}": tokenized[name] for name in config.data.sources}
     return Node(f"run/{condition}/seed{seed}", "run", "megatron_ext.train", settings, inputs, (parity,),
                 study.data_parallel_size * _replica_size(config.parallel))
@@ -288,6 +290,12 @@ def _identity(value: Input) -> Any:
             return [value.node.identity, value.folder]
         case Path():
             return reference(value)["content_hash"] if value.exists() else f"absent: {value}"
+
+
+def _identity_of_place(value: Any) -> Any:
+    """A place that the user names among a stage's settings (prompts, test items) by its bytes; a name as it is."""
+    place = Path(str(value)).expanduser()
+    return reference(place)["content_hash"] if place.exists() else str(value)
 
 
 def _places(value: Input, work: Path) -> Any:
