@@ -51,9 +51,14 @@ class ModelSettings(StageSettings):
     @field_validator("model")
     @classmethod
     def _can_be_had(cls, model: str) -> str:
-        if model.lower() != EMBEDDED_MODEL and not Path(model).is_dir() and not _HUB_ID.fullmatch(model):
-            raise ValueError(f"no such folder, and no Hugging Face id (owner/name); without a hub use {EMBEDDED_MODEL}")
-        return model
+        return obtainable(model)
+
+
+def obtainable(model: str) -> str:
+    """The model, if it is a folder or has a form that can be fetched. Raises ValueError for what has not."""
+    if model.lower() != EMBEDDED_MODEL and not (model and Path(model).is_dir()) and not _HUB_ID.fullmatch(model):
+        raise ValueError(f"no such folder, and no Hugging Face id (owner/name); without a hub use {EMBEDDED_MODEL}")
+    return model
 
 
 def fetch_model(settings: ModelSettings, output: Path) -> Artifact:

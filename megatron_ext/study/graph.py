@@ -60,10 +60,11 @@ class Node:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of what is asked for: the deciding settings, defaults included, names, and the inputs' identities."""
-        return hash_json([self.kind, self.program, self.deciding, self.named,
-                          {key: _identity(value) for key, value in self.inputs.items()
-                           if role_at(settings_of(self.program), key) is not WATCHING}])
+        """Hash of what is asked for: the deciding settings, defaults included, and the inputs' identities."""
+        read = {key: _identity(value) for key, value in self.inputs.items()
+                if role_at(settings_of(self.program), key) is not WATCHING}
+        named = {key: _identity_of_place(value) for key, value in self.named.items()}
+        return hash_json([self.kind, self.program, self.deciding, read | named])
 
     @cached_property
     def deciding(self) -> dict[str, Any]:
@@ -72,9 +73,9 @@ class Node:
 
     @cached_property
     def named(self) -> dict[str, Any]:
-        """Places that are given by a name instead of an input, such as a model's id on a hub."""
+        """Places among the settings instead of the inputs: of prompts, of raw data, or a model's id on a hub."""
         return {key: value for key, value in self.settings.items()
-                if key not in self.inputs and role_at(settings_of(self.program), key) is PLACE}
+                if value is not None and key not in self.inputs and role_at(settings_of(self.program), key) is PLACE}
 
     def _filled_in(self) -> dict[str, Any]:
         values = self._with_places(lambda value: ["."] * len(value) if isinstance(value, list) else ".")
@@ -147,7 +148,8 @@ def build_graph(study: StudyConfig) -> list[Node]:
     comparison = Node("compare/conditions", "comparison", "evaluation.compare",
                       study.evaluation.model_dump(include={"baseline", "interactions", "matched_by"}),
                       evaluations | curves)
-    return in_order([*tokenized.values(), *held_out, comparison])  # a source that no condition uses is still wanted
+    wanted = [*tokenized.values(), comparison]  # a source that no condition uses is still wanted
+    return in_order([*wanted, *(held_out if study.held_out else [])])
 
 
 def in_order(wanted: Iterable[Node]) -> list[Node]:
@@ -249,7 +251,7 @@ def _run_node(study: StudyConfig, condition: str, seed: int, base: Node, tokeniz
         settings["data"]["sources"][name].pop("path")
         inputs[f"data.sources.{name}.path"] = tokenized[name]
     settings["validation"].pop("sources")
-    if config.validation.interval_tokens:  # else the stage of its own tells the losses before and after
+    if config.validation.interval_tokens and study.held_out:  # else a stage of its own tells the losses
         inputs |= {f"validation.sources.{name}": tokenized[name] for name in config.data.sources}
     return Node(f"run/{condition}/seed{seed}", "run", "megatron_ext.train", settings, inputs, (parity,),
                 study.data_parallel_size * _replica_size(config.parallel))
@@ -293,6 +295,12 @@ def _identity(value: Input) -> Any:
             return [value.node.identity, value.folder]
         case Path():
             return reference(value)["content_hash"] if value.exists() else f"absent: {value}"
+
+
+def _identity_of_place(value: Any) -> Any:
+    """A place that the user names among a stage's settings (prompts, test items) by its bytes; a name as it is."""
+    place = Path(str(value)).expanduser()
+    return reference(place)["content_hash"] if place.exists() else str(value)
 
 
 def _places(value: Input, work: Path) -> Any:

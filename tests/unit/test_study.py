@@ -21,7 +21,7 @@ def study_values(tmp_path):
         "name": "tiny", "corpus": {"path": str(tmp_path / "corpus")}, "base_model": "some/model",
         "subsets": {"high": {"rule": "stem > 2.5", "budget_tokens": 10},
                     "low": {"rule": "stem < 2", "budget_tokens": 10}},
-        "rewriter": {"model": "some/instruct", "subsets": ["high"]},
+        "rewriter": {"model": "some/instruct", "subsets": ["high"]}, "tokenize": {"valid_fraction": 0.0001},
         "run": {"train": {"budget_tokens": 512, "global_batch_size": 2}, "data": {"seq_length": 64}},
         "conditions": {
             "low": {"sources": {"low": {"fill": True}}},

@@ -285,7 +285,7 @@ def test_two_studies_of_one_name_are_refused(setting):
 
 def test_a_kept_study_is_the_same_study(setting):
     study = setting.load("seeds=[3]", "jobs.import.time=1:00:00").studies[0].study
-    file = keep_study(study, setting.folder)
+    file = keep_study(study, [], setting.folder)
     assert load_study(file, []) == study
 
 
