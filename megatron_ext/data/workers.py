@@ -1,4 +1,4 @@
-"""Run a function over tasks in worker processes, results in the order of the tasks."""
+"""Run a function over tasks in worker processes or threads, results in the order of the tasks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import TypeVar
@@ -24,24 +24,31 @@ def available_cores() -> int:
 
 
 class Workers:
-    """Processes that run functions over tasks; they start when they are first needed, and end with the `with` block."""
+    """Processes and threads that run functions over tasks; they start when they are first needed, and end with the
+    `with` block.
+    """
 
     def __init__(self, num: int) -> None:
         self.num = num
-        self._pool: ProcessPoolExecutor | None = None
+        self._processes: Executor | None = None
+        self._threads: Executor | None = None
 
-    def map_in_order(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    def map_in_order(self, function: Callable[[Task], Result], tasks: Iterable[Task],
+                     in_threads: bool = False) -> Iterator[Result]:
         """Yield `function(task)` for each task, in order; at most two tasks a worker are under way or waiting.
 
-        Tasks are drawn as they are needed. `function` must be importable (no lambda). One worker, or one task, runs in
-        this process.
+        Tasks are drawn as they are needed. One worker, or one task, runs in this thread.
+
+        Args:
+            function: importable (no lambda), unless it runs in threads.
+            in_threads: for what leaves Python for most of its time: nothing is started or sent.
 
         Raises what the function raised, and UserError when a worker was killed.
         """
         if self.num <= 1 or (isinstance(tasks, Sized) and len(tasks) <= 1):
             yield from map(function, tasks)
             return
-        pool = self._pool = self._pool or self._start()
+        pool = self._pool(in_threads)
         waiting: deque[Future[Result]] = deque()
         try:
             for task in tasks:
@@ -59,8 +66,16 @@ class Workers:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        for pool in (self._processes, self._threads):
+            if pool is not None:
+                pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    def _pool(self, in_threads: bool) -> Executor:
+        if in_threads:
+            self._threads = self._threads or ThreadPoolExecutor(self.num)
+            return self._threads
+        self._processes = self._processes or self._start()
+        return self._processes
 
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")  # a fork would copy the locks of Arrow's threads

@@ -122,7 +122,7 @@ def test_too_small_a_corpus(corpus, tokenizer, tmp_path):
     tokens = sum(count_tokens(tokenizer, row["text"]) for row in ROWS if row["id"] in PASSING)
     with pytest.raises(UserError, match=f"{len(PASSING)} documents that pass have {tokens:,} tokens, fewer"):
         select(corpus, tokenizer, tmp_path / "out", budget_tokens=tokens + 10)
-    artifact = select(corpus, tokenizer, tmp_path / "out", budget_tokens=2 * tokens, on_shortage="allow")
+    artifact = select(corpus, tokenizer, tmp_path / "all", budget_tokens=2 * tokens, on_shortage="allow")
     assert artifact.counts["missing_tokens"] == tokens
     assert artifact.counts["epochs_for_budget"] == 2.0
     assert set(chosen(artifact)) == PASSING
@@ -133,7 +133,7 @@ def test_too_small_a_corpus(corpus, tokenizer, tmp_path):
 def test_nothing_passes(corpus, tokenizer, tmp_path):
     with pytest.raises(UserError, match="0 documents that pass have 0 tokens"):
         select(corpus, tokenizer, tmp_path / "out", rule="stem > 100", budget_tokens=5)
-    artifact = select(corpus, tokenizer, tmp_path / "out", rule="stem > 100")
+    artifact = select(corpus, tokenizer, tmp_path / "none", rule="stem > 100")
     assert chosen(artifact) == []
     assert artifact.counts["mean_scores"] == {"stem": None, "edu": None}
 
@@ -143,14 +143,14 @@ def test_duplicate_ids_are_named(tokenizer, tmp_path):
     write_jsonl(tmp_path / "c" / "b.jsonl", [row | {"text": row["text"] + "!"} for row in ROWS[8:10]] + ROWS[:1])
     with pytest.raises(UserError, match=r"the same id: 'd00[89]' \([ab].jsonl\), 'd00[89]' .*id_column=null"):
         select(tmp_path / "c", tokenizer, tmp_path / "out", rule=None)
-    artifact = select(tmp_path / "c", tokenizer, tmp_path / "out", rule=None, id_column=None)
+    artifact = select(tmp_path / "c", tokenizer, tmp_path / "made", rule=None, id_column=None)
     assert artifact.counts["rejected"]["duplicate_text"] == 1
     assert len(chosen(artifact)) == len(set(chosen(artifact))) == 252
 
 
 def test_wrong_names_are_answered_with_the_right_ones(corpus, tokenizer, tmp_path):
-    with pytest.raises(UserError, match="names stemm; the scores are: edu, stem"):
-        select(corpus, tokenizer, tmp_path / "out", rule="stemm > 2")
+    with pytest.raises(UserError, match="names stemm; the scores are: stem"):
+        validate(SelectSettings, {"corpus": "c", "tokenizer": "t", "scores": {"stem": "s"}, "rule": "stemm > 2"}, "")
     with pytest.raises(UserError, match="no column 'stem'; its columns are: id, text, stem_score, edu_score"):
         select(corpus, tokenizer, tmp_path / "out", scores={"stem": "stem", "edu": "edu_score"})
     with pytest.raises(UserError, match="'text' cannot be the name of a score"):

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from megatron_ext.data.selection.contamination import Hits, load_matcher
 from megatron_ext.data.selection.rows import Rows
-from megatron_ext.data.selection.runs import Piece, open_run, plan_pieces, write_arrays
+from megatron_ext.data.selection.runs import Piece, Run, open_run, plan_pieces, write_arrays
 from megatron_ext.data.tokenizers import EncoderName, load_tokenizer
 from megatron_ext.data.workers import Workers
 from megatron_ext.progress import Progress
@@ -60,7 +60,7 @@ class Measured:
         return np.where(np.isin(places, self.hits.documents), 0, num_tokens) if removes_hits else num_tokens
 
 
-def measure_all(folder: Path, measure: Measure, runs: Sequence[Path], rows: Rows, places: np.ndarray,
+def measure_all(folder: Path, measure: Measure, runs: Sequence[Run], rows: Rows, places: np.ndarray,
                 workers: Workers, label: str = "count tokens") -> Measured:
     """Measure the documents at these places; what an earlier call left in `folder` is not done again."""
     if measure.tokenizer is None and measure.items is None:
@@ -75,7 +75,7 @@ def measure_all(folder: Path, measure: Measure, runs: Sequence[Path], rows: Rows
     return load_measured([task.path for task in tasks], len(rows))
 
 
-def measure_up_to(budget_tokens: int, folder: Path, measure: Measure, runs: Sequence[Path], rows: Rows,
+def measure_up_to(budget_tokens: int, folder: Path, measure: Measure, runs: Sequence[Run], rows: Rows,
                   places: np.ndarray, workers: Workers) -> Measured:
     """Measure the documents at these places in order, in rounds, until their tokens reach the budget, or all."""
     byte_ends = np.cumsum(rows.num_bytes[places], dtype=np.int64)

@@ -20,7 +20,7 @@ from megatron_ext.data.documents import (
 )
 from megatron_ext.data.selection.judging import REASONS
 from megatron_ext.data.selection.rows import Rows
-from megatron_ext.data.selection.runs import Piece, open_run, plan_pieces
+from megatron_ext.data.selection.runs import Piece, Run, open_run, plan_pieces
 from megatron_ext.data.workers import Workers
 from megatron_ext.progress import Progress
 
@@ -36,7 +36,7 @@ class GatherTask:
     path: Path
 
 
-def gather_documents(folder: Path, runs: Sequence[Path], rows: Rows, places: np.ndarray, num_tokens: np.ndarray | None,
+def gather_documents(folder: Path, runs: Sequence[Run], rows: Rows, places: np.ndarray, num_tokens: np.ndarray | None,
                      schema: pa.Schema, workers: Workers) -> None:
     """Write the documents at these places as a documents folder of this schema (see `data.documents`).
 
@@ -47,7 +47,7 @@ def gather_documents(folder: Path, runs: Sequence[Path], rows: Rows, places: np.
     _gather(folder, runs, rows, places, column, schema, workers, "write")
 
 
-def gather_rejected(folder: Path, runs: Sequence[Path], rows: Rows, places: np.ndarray, codes: np.ndarray,
+def gather_rejected(folder: Path, runs: Sequence[Run], rows: Rows, places: np.ndarray, codes: np.ndarray,
                     schema: pa.Schema, workers: Workers) -> None:
     """Write the documents at these places with the column `reason` instead of `num_tokens`."""
     schema = pa.schema([pa.field("reason", pa.string()) if field.name == "num_tokens" else field for field in schema])
@@ -67,7 +67,7 @@ def mean_scores(artifact: Path, score_names: Sequence[str]) -> dict[str, float |
     return {name: sums[name] / counts[name] if counts[name] else None for name in score_names}
 
 
-def _gather(folder: Path, runs: Sequence[Path], rows: Rows, places: np.ndarray, column: pa.Array, schema: pa.Schema,
+def _gather(folder: Path, runs: Sequence[Run], rows: Rows, places: np.ndarray, column: pa.Array, schema: pa.Schema,
             workers: Workers, label: str) -> None:
     """`folder/part-*.parquet`; parts that are there already are not written again."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,8 +77,7 @@ def _gather(folder: Path, runs: Sequence[Path], rows: Rows, places: np.ndarray, 
     progress = Progress(label, len(parts), "parts", rate_unit="documents", already_done=len(parts) - len(missing))
     tasks = (GatherTask(tuple(plan_pieces(runs, rows, places[start:stop])), column.slice(start, stop - start), schema,
                         path) for path, (start, stop) in missing.items())
-    write_parts = workers.map_in_order if len(missing) > 1 else map
-    for num_documents in write_parts(write_part, tasks):
+    for num_documents in workers.map_in_order(write_part, tasks, in_threads=True):
         progress.advance(1, num_documents)
 
 

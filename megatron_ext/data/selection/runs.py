@@ -1,8 +1,9 @@
-"""Sorted runs: the documents of one stretch of the corpus on disk, in the order of selection, ready to be gathered.
+"""Runs: the documents of one stretch of the corpus, ready to be gathered.
 
 What a selection takes lies scattered over the corpus. So the corpus is read once, and what passes is laid down in runs
-of bounded size, as uncompressed Arrow files: a stretch of the order is then a slice of each run, which is mapped into
-memory and copied, nothing being parsed. They take as much disk as the passing texts, for as long as the stage runs.
+of bounded size: in memory as far as that reaches, else on disk, in the order of selection, as uncompressed Arrow files.
+A stretch of the order is then a slice of each of these, which is mapped into memory and copied, nothing being parsed.
+They take as much disk as the passing texts, for as long as the stage runs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,29 @@ from megatron_ext.data.selection.near_duplicates import NearDuplicates, signatur
 from megatron_ext.data.selection.rows import Rows, selection_order
 
 RUN_BYTES = 64 * 2**20  # of text
+Run = Path | pa.RecordBatch
+"""An Arrow file, or documents in memory in any order."""
+
+
+class Memory:
+    """How many bytes of runs may still be held in memory; threads share it."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._left = num_bytes
+        self._lock = Lock()
+
+    def take(self, num_bytes: int) -> bool:
+        """Take so many bytes, if they are left."""
+        with self._lock:
+            if num_bytes > self._left:
+                return False
+            self._left -= num_bytes
+            return True
+
+    def give_back(self, num_bytes: int) -> None:
+        """The reverse."""
+        with self._lock:
+            self._left += num_bytes
 
 
 @dataclass(frozen=True)
@@ -37,13 +62,15 @@ class RunTask:
     near_duplicates: NearDuplicates | None
     path: Path
     """The numbers of its rows, written last; the runs lie beside it."""
+    memory: Memory | None = None
+    """Where runs go first; None: to disk."""
 
 
 @dataclass(frozen=True)
 class Runs:
     """All runs of a corpus and the numbers of their rows."""
 
-    paths: list[Path]
+    runs: list[Run]
     shards: list[str]
     """Name of the file that each run comes from."""
     rows: Rows
@@ -59,10 +86,10 @@ class Runs:
     @staticmethod
     def join(parts: Sequence[Runs]) -> Runs:
         """The runs of several parts of a corpus."""
-        offsets = np.cumsum([0, *(len(part.paths) for part in parts)])
+        offsets = np.cumsum([0, *(len(part.runs) for part in parts)])
         rows = [part.rows.with_run_offset(offset) for part, offset in zip(parts, offsets, strict=False)
                 if len(part.rows)] or [Rows.none()]
-        return Runs([path for part in parts for path in part.paths], [name for part in parts for name in part.shards],
+        return Runs([run for part in parts for run in part.runs], [name for part in parts for name in part.shards],
                     Rows.concatenate(rows), sum(part.rejected for part in parts),
                     sum(part.num_documents for part in parts))
 
@@ -71,23 +98,41 @@ class Runs:
 class Piece:
     """Rows of one run."""
 
-    run: Path
-    rows: np.ndarray  # int64 [n], ascending
+    run: Run
+    rows: np.ndarray  # int64 [n]
     places: np.ndarray  # int64 [n]: where they stand in the order of selection
 
 
-def make_runs(task: RunTask) -> None:
-    """Judge the documents of a chunk and lay down, sorted, those that pass (and on demand the rejected)."""
+def make_runs(task: RunTask) -> Runs | None:
+    """Judge the documents of a chunk and lay down those that pass (and on demand the rejected).
+
+    Returns them if memory holds them all. Else they are on disk, sorted, also for the next start.
+    """
     read = np.zeros(1 + len(REASONS), dtype=np.int64)  # documents by code
-    parts = [Rows.none(task.near_duplicates.num_bands if task.near_duplicates else 0)]
+    rows = [Rows.none(task.near_duplicates.num_bands if task.near_duplicates else 0)]
+    runs: list[Run] = []
     for number, (batch, codes) in enumerate(_in_groups(_judged(task, read))):
-        rows = _rows(batch, codes, task, number)
-        order = selection_order(rows)
-        _write_run(_run_path(task.path, number), batch.take(pa.array(order)))
-        parts.append(replace(rows.take(order), row=np.arange(len(rows), dtype=np.int32)))
-    arrays = vars(Rows.concatenate(parts))
-    write_arrays(task.path, read=read, num_runs=np.int64(len(parts) - 1), shard=np.array(task.chunk.name),
-                 **arrays)
+        rows.append(_rows(batch, codes, task, number))
+        is_held = task.memory is not None and task.memory.take(batch.nbytes)
+        runs.append(batch if is_held else _lay_down(task, number, batch, rows))
+    if task.memory is not None and not any(isinstance(run, Path) for run in runs):
+        return Runs(runs, [task.chunk.name] * len(runs), Rows.concatenate(rows), read[1:], int(read.sum()))
+    for number, run in enumerate(runs):
+        if task.memory is not None and isinstance(run, pa.RecordBatch):
+            _lay_down(task, number, run, rows)
+            task.memory.give_back(run.nbytes)
+    write_arrays(task.path, read=read, num_runs=np.int64(len(runs)), shard=np.array(task.chunk.name),
+                 **vars(Rows.concatenate(rows)))
+    return None
+
+
+def _lay_down(task: RunTask, number: int, batch: pa.RecordBatch, rows: list[Rows]) -> Path:
+    """Write a run in the order of selection; its rows, after an empty first entry, are put into that order, too."""
+    order = selection_order(rows[number + 1])
+    rows[number + 1] = replace(rows[number + 1].take(order), row=np.arange(len(batch), dtype=np.int32))
+    path = _run_path(task.path, number)
+    _write_run(path, batch.take(pa.array(order)))
+    return path
 
 
 def load_runs(paths: Sequence[Path]) -> Runs:
@@ -101,16 +146,18 @@ def load_runs(paths: Sequence[Path]) -> Runs:
     return Runs.join(found)
 
 
-def plan_pieces(runs: Sequence[Path], rows: Rows, places: np.ndarray) -> list[Piece]:
+def plan_pieces(runs: Sequence[Run], rows: Rows, places: np.ndarray) -> list[Piece]:
     """Where the documents at these places lie, one piece a run."""
     by_run = places[np.argsort(rows.run[places], kind="stable")]
     starts = np.flatnonzero(np.diff(rows.run[by_run], prepend=-1))
     return [Piece(runs[rows.run[part[0]]], rows.row[part], part) for part in np.split(by_run, starts[1:]) if len(part)]
 
 
-def open_run(path: Path, columns: Sequence[str]) -> pa.RecordBatch:
-    """The documents of a run, mapped into memory."""
-    with pa.memory_map(str(path)) as source:
+def open_run(run: Run, columns: Sequence[str]) -> pa.RecordBatch:
+    """The documents of a run; of one on disk, mapped into memory."""
+    if isinstance(run, pa.RecordBatch):
+        return run.select(columns)
+    with pa.memory_map(str(run)) as source:
         return pa.ipc.open_file(source).get_batch(0).select(columns)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from megatron_ext.artifacts import Artifact, write_json
+from megatron_ext.data.batches import Chunk
 from megatron_ext.data.corpus import Corpus
 from megatron_ext.data.documents import DOCUMENTS_FOLDER, document_schema
 from megatron_ext.data.hub import open_corpus
@@ -42,8 +43,9 @@ from megatron_ext.data.selection.gathering import gather_documents, gather_rejec
 from megatron_ext.data.selection.judging import PASSED, REASONS, Criteria
 from megatron_ext.data.selection.rows import selection_order
 from megatron_ext.data.selection.rules import parse_rule
-from megatron_ext.data.selection.runs import Runs, RunTask, load_runs, make_runs
+from megatron_ext.data.selection.runs import Memory, Runs, RunTask, load_runs, make_runs
 from megatron_ext.data.selection.settings import SelectSettings
+from megatron_ext.data.shards import format_of
 from megatron_ext.data.tokenizers import TrainingTokenizer, load_tokenizer
 from megatron_ext.data.workers import Workers, available_cores
 from megatron_ext.parts import PART, Merge, Part, check_parts
@@ -58,6 +60,7 @@ _WORK = "work"
 RUNS, MEASURED = "runs", "measured"
 _MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES = 16 * 2**20, 128 * 2**20
 _CHUNKS = 256
+_HELD_BYTES = 256 * 2**20  # of documents in memory; more go to disk
 
 
 def select_corpus(settings: SelectSettings, output: Path, share: Part | Merge | None = None) -> Artifact:
@@ -132,7 +135,7 @@ class Stage:
         runs = self._read(work / RUNS)
         rows = runs.rows.take(selection_order(runs.rows))
         found = find_candidates(runs, rows, self.settings)
-        arguments = (work / MEASURED, self.measure, runs.paths, rows, found.places, self.workers)
+        arguments = (work / MEASURED, self.measure, runs.runs, rows, found.places, self.workers)
         budget = self.settings.budget_tokens
         return found, measure_all(*arguments) if budget is None else measure_up_to(budget, *arguments)
 
@@ -141,7 +144,7 @@ class Stage:
         runs = self._read(folder / RUNS, share)
         rows = runs.rows.take(selection_order(runs.rows))
         places = np.flatnonzero(rows.codes == PASSED)
-        measured = measure_all(folder / MEASURED, self.measure, runs.paths, rows, places, self.workers)
+        measured = measure_all(folder / MEASURED, self.measure, runs.runs, rows, places, self.workers)
         return {"input_documents": runs.num_documents, "documents": len(places),
                 "tokens": int(measured.num_tokens[places].sum())}
 
@@ -161,15 +164,30 @@ class Stage:
         settings = self.settings
         print(f"corpus: {self.corpus.describe()}", flush=True)
         criteria = Criteria(self.rule, settings.min_chars, settings.max_chars)
+        chunks = self.corpus.chunks(_chunk_bytes(self.corpus))
+        in_threads = self._reads_in_threads(chunks)
+        is_read_again = share is None and not self._measures and all(isinstance(chunk.path, Path) for chunk in chunks)
+        memory = Memory(_HELD_BYTES) if in_threads and is_read_again else None  # what memory held, a restart reads again
         tasks = [RunTask(self.corpus, chunk, criteria, settings.seed, settings.keep_rejected, settings.near,
-                         folder / f"{number:06d}.npz")
-                 for number, chunk in enumerate(self.corpus.chunks(_chunk_bytes(self.corpus)))
-                 if share is None or share.takes(number)]
+                         folder / f"{number:06d}.npz", memory)
+                 for number, chunk in enumerate(chunks) if share is None or share.takes(number)]
         missing = [task for task in tasks if not task.path.exists()]
         progress = Progress("read", len(tasks), "chunks", already_done=len(tasks) - len(missing))
-        for _ in self.workers.map_in_order(make_runs, missing):
+        held: dict[Path, Runs] = {}
+        for task, made in zip(missing, self.workers.map_in_order(make_runs, missing, in_threads), strict=True):
             progress.advance()
-        return load_runs([task.path for task in tasks])
+            if made is not None:
+                held[task.path] = made
+        return Runs.join([Runs.none(), *(held.get(task.path) or load_runs([task.path]) for task in tasks)])
+
+    @property
+    def _measures(self) -> bool:
+        """Whether documents are measured, which is done in other processes."""
+        return self.tokenizer is not None or self.settings.test_items is not None
+
+    def _reads_in_threads(self, chunks: Sequence[Chunk]) -> bool:
+        """Whether reading hardly needs Python, which one thread at a time can use: tables, without MinHash."""
+        return self.settings.near is None and all(format_of(chunk.path) == "parquet" for chunk in chunks)
 
 
 def make_selection(folder: Path, stage: Stage,
@@ -189,11 +207,11 @@ def make_selection(folder: Path, stage: Stage,
 def _write(folder: Path, stage: Stage, candidates: Candidates, measured: Measured, decision: Decision) -> None:
     chosen = decision.chosen
     num_tokens = measured.num_tokens[chosen] if stage.tokenizer else None
-    gather_documents(folder / DOCUMENTS_FOLDER, candidates.runs.paths, candidates.rows, chosen, num_tokens,
+    gather_documents(folder / DOCUMENTS_FOLDER, candidates.runs.runs, candidates.rows, chosen, num_tokens,
                      stage.schema, stage.workers)
     if stage.settings.keep_rejected:
         rejected = np.flatnonzero(decision.codes != PASSED)
-        gather_rejected(folder / REJECTED_FOLDER, candidates.runs.paths, candidates.rows, rejected,
+        gather_rejected(folder / REJECTED_FOLDER, candidates.runs.runs, candidates.rows, rejected,
                         decision.codes[rejected], stage.schema, stage.workers)
 
 
