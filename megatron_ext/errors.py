@@ -115,6 +115,8 @@ def _storage_message(place: str | None, what: str) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # libraries raise errors that are their own cause
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__

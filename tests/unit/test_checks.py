@@ -1,5 +1,4 @@
 import pytest
-
 from megatron_ext.data.rewriting.checks import check, load_thresholds
 from megatron_ext.data.rewriting.measures import (
     entity_retention,
@@ -8,8 +7,9 @@ from megatron_ext.data.rewriting.measures import (
     repeated_fraction,
     words_of,
 )
-from megatron_ext.data.rewriting.prompts import PROMPTS_FOLDER
 from megatron_ext.data.rewriting.wrapping import strip_wrapping
+
+from megatron_ext.data.rewriting.prompts import PROMPTS_FOLDER
 from megatron_ext.errors import UserError
 
 SOURCE = ("A fotossíntese é o processo pelo qual as plantas convertem a energia da luz do sol em energia química. Em "

@@ -82,6 +82,8 @@ class Lexicon:
     hour: str
     and_a_half: str
     hundredths: re.Pattern[str]
+    share_of: re.Pattern[str]
+    share_turned: re.Pattern[str]
     shared_scale: str
     half_past: re.Pattern[str]
     clock: re.Pattern[str]
@@ -125,7 +127,8 @@ def load_lexicon(language: str = DEFAULT_LANGUAGE) -> Lexicon:
             "negative_words", "limiting_words", "meta_words", "talk", "refusal_triggers",
             "talk_triggers")
     lists = ("other_languages", "months", "ranges", "question_labels", "answer_labels")
-    patterns = ("clause_ends", "hundredths", "half_past", "clock", "refusal", "unanswered")
+    patterns = ("clause_ends", "hundredths", "share_of", "share_turned",
+                "half_past", "clock", "refusal", "unanswered")
     return Lexicon(**{
         **values, **{name: WordSet(values[name]) for name in sets}, **{name: tuple(values[name]) for name in lists},
         **{name: _pattern(values[name]) for name in patterns},

@@ -67,7 +67,7 @@ class Measures:
 
 
 def measure(source: Text, text: Text, length_ratio: float, pairs: QaText, lexicon: Lexicon) -> Measures:
-    """Measure a rewrite; `length_ratio` comes from whoever counts tokens, `pairs` from whoever knows that it has some."""
+    """Measure a rewrite; `length_ratio` comes from whoever counts tokens, `pairs` from whoever expects some."""
     foreign_fraction, other = language.foreign_words(source, text, lexicon)
     lost_names, num_names = names.lost_names(source, text, lexicon)
     there, here = (quantities.read_quantities(one.raw, lexicon) for one in (source, text))

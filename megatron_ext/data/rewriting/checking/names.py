@@ -13,6 +13,7 @@ _CAPITAL = r"[A-ZÀ-ÖØ-Þ]"
 _NAME_WORD = rf"(?:d['’])?{_CAPITAL}[^\W\d_]*(?:['’]{_CAPITAL}[^\W\d_]+)?"
 _BEGINNING = re.compile(r"(?:^|[.!?…:;\nº°ª§•]|[—–-]\s|[\"“«(\[*#>])\W*$")
 _SHARED_LETTERS = 4
+_ROMAN = re.compile(r"[IVXLCDM]{2,}")
 _LONG_NAME = 3
 _LONGEST_ACRONYM = 6
 
@@ -70,7 +71,8 @@ def new_names(source: Text, text: Text, lexicon: Lexicon, tolerate_acronyms: boo
 
 
 def _name(match: re.Match[str], raw: str, lexicon: Lexicon) -> Name:
-    words = [word for word in WORD.findall(match[0]) if word.lower() not in lexicon.name_particles]
+    words = [word for word in WORD.findall(match[0])
+             if word.lower() not in lexicon.name_particles and not _ROMAN.fullmatch(word)]
     begins = bool(_BEGINNING.search(raw[max(0, match.start() - 8):match.start()]))
     if begins and words and len(words) > 1 and words[0].lower() in lexicon.function_words:
         words, begins = words[1:], False  # `Em Lisboa`
@@ -116,7 +118,8 @@ def _written_otherwise(name: Name, others: list[Name]) -> bool:
         return any(letters in (other.initials, other.initials.replace(" ", "")) or
                    (len(other.words) >= 2 and _abbreviates(letters, other)) for other in others)
     return len(name.words) >= 2 and any(
-        other.is_acronym and (other.words[0] == name.initials or _abbreviates(other.words[0], name)) for other in others)
+        other.is_acronym and (other.words[0] == name.initials or _abbreviates(other.words[0], name))
+        for other in others)
 
 
 def _abbreviates(letters: str, name: Name) -> bool:

@@ -56,8 +56,8 @@ def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool
 
 
 def _may_deny(clause: Clause, negated: Clause, lexicon: Lexicon) -> bool:
-    """Whether it has a word of denial of its own; or its sentence has a negation, which may stand before a comma."""
-    return not lexicon.negations.exact.isdisjoint(clause.sentence_words) or any(
+    """Whether it has a word of denial of its own, or a negation stands before it in its sentence."""
+    return not lexicon.negations.exact.isdisjoint([*clause.words, *clause.words_before]) or any(
         word in lexicon.negative_words or word in lexicon.limiting_words
         for word in clause.words if word not in negated.words)
 
