@@ -6,7 +6,7 @@ import pytest
 
 from megatron_ext.artifacts import ASIDE, Artifact
 from tests.cpu.launch import run_distributed
-from tests.cpu.test_grid import ITERATIONS, num_different, settings
+from tests.cpu.test_grid import ITERATIONS, PP2, SP, TP2, VPP2, num_different, settings
 from tests.cpu.test_training import events, losses
 
 pytestmark = pytest.mark.slow
@@ -29,8 +29,9 @@ def runs(tmp_path_factory):
     base = settings(folder)
     base["checkpoint"] = {"interval_tokens": 2 * ITERATION_TOKENS, "keep_last": 2,
                           "keep_tokens": [4 * ITERATION_TOKENS]}
-    base["validation"] = {}
-    run_distributed("tests.cpu.cases_training:runs", 2, base=base, variants=VARIANTS)
+    validation = base.pop("validation")
+    run_distributed("tests.cpu.cases_training:runs", 2, base=base,
+                    variants=VARIANTS | {"validated": {"validation": validation}})
     return folder / "runs"
 
 
@@ -92,3 +93,20 @@ def test_a_change_on_the_way_is_in_the_runs_and_the_checkpoints_manifest(runs):
     assert run.counts["changes"] == changes
     assert Artifact.open(run.path / run.counts["checkpoint"]).counts["changes"] == changes
     assert Artifact.open(runs / "twin").counts["changes"] == []
+
+
+@pytest.mark.parametrize("layout", [{}, TP2 | SP, PP2 | VPP2], ids=["dp2", "tp2_sp", "pp2_vpp2"])
+def test_the_stage_of_its_own_measures_what_training_measured(runs, tmp_path, layout):
+    """Of the base model and of a checkpoint, under any layout."""
+    folder = runs.parent
+    common = {"sources": {name: str(folder / name) for name in "ab"}, "seq_length": 32, "dtype": "float32",
+              "micro_batch_size": 2, "parallel": layout}
+    checkpoint = runs / "validated" / "checkpoints" / "iter_0000010"
+    variants = {0: {**common, "model": str(folder / "model"), "output": str(tmp_path / "0")},
+                ITERATIONS: {**common, "checkpoint": str(checkpoint), "output": str(tmp_path / str(ITERATIONS))}}
+    run_distributed("tests.cpu.cases_training:held_out", 2, variants=variants)
+    for row in events(runs / "validated", "validation"):
+        measured = json.loads((tmp_path / str(row["iteration"]) / "losses.json").read_text())
+        assert measured.keys() == row["sources"].keys()
+        for source, losses_there in row["sources"].items():
+            assert measured[source] == pytest.approx(losses_there, rel=1e-5)

@@ -6,7 +6,7 @@ import yaml
 
 from megatron_ext.artifacts import produce
 from megatron_ext.errors import UserError
-from megatron_ext.study.arms import missing_conditions, narrowed, why_unfinished
+from megatron_ext.study.arms import RefusedArm, missing_conditions, narrowed, refuse_pointless, why_unfinished
 from megatron_ext.study.config import load_study
 from megatron_ext.study.graph import Node, build_graph
 from megatron_ext.study.programs import PROGRAMS, settings_of
@@ -231,3 +231,48 @@ def test_the_comparison_is_made_of_what_is_there_and_again_when_more_is(program,
     shutil.rmtree(arms["low"][0].output(work))
     shutil.rmtree(arms["low"][1].output(work))
     assert narrowed(asked, work) is None  # without a baseline
+
+
+@pytest.fixture
+def trainable(tmp_path):
+    """run(name, sources) -> a run node whose model and sources are there; sources: name -> (folder, tokens, amount)."""
+    def source(folder, tokens):
+        def make(place):
+            (place / "train.bin").write_bytes(folder.encode() * tokens)
+            return {"train": {"tokens": tokens}, "valid": {"tokens": 0}}
+
+        return produce(tmp_path / folder, kind="tokenized", settings={}, inputs={}, make=make).path
+
+    def run(name, sources, seed=0):
+        (tmp_path / "base").mkdir(exist_ok=True)
+        settings = {"model": {}, "train": {"budget_tokens": 640, "global_batch_size": 2, "seed": seed},
+                    "data": {"seq_length": 64, "sources": {key: amount for key, (_, _, amount) in sources.items()}}}
+        inputs = {"model.hf_folder": tmp_path / "base"}
+        inputs |= {f"data.sources.{key}.path": source(folder, tokens) for key, (folder, tokens, _) in sources.items()}
+        return Node(f"run/{name}/seed{seed}", "run", "megatron_ext.train", settings, inputs)
+
+    return run
+
+
+FILL = {"fill": True}
+
+
+@pytest.mark.parametrize(("sources", "message"), [
+    ({"low": ("low", 1000, FILL), "rewrites": ("none", 0, {"epochs": 1})}, "nothing of rewrites"),
+    ({"low": ("low", 1000, FILL), "more": ("more", 1000, {"epochs": 0.0001})}, "nothing of more"),
+    ({"again": ("copy", 1000, FILL)}, "the same text as run/high/seed0"),
+])
+def test_an_arm_that_would_show_nothing_of_its_own_is_refused(trainable, tmp_path, sources, message):
+    first = trainable("high", {"high": ("copy", 1000, FILL)})
+    arm = trainable("arm", sources)
+    with pytest.raises(RefusedArm, match=message):
+        refuse_pointless(arm, [first, arm], tmp_path / "work")
+
+
+def test_arms_that_differ_train(trainable, tmp_path):
+    first = trainable("high", {"high": ("copy", 1000, FILL)})
+    others = [trainable("low", {"low": ("low", 1000, FILL)}), trainable("high", {"high": ("copy", 1000, FILL)}, seed=1),
+              trainable("both", {"high": ("copy", 1000, FILL), "low": ("low", 1000, {"fraction": 0.5})})]
+    for node in others:
+        refuse_pointless(node, [first, *others], tmp_path / "work")
+    refuse_pointless(first, [first, *others], tmp_path / "work")
