@@ -6,10 +6,12 @@ unique, so writers never share one, and recognisable, so what a killed writer le
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 from megatron_ext.errors import UserError
 
 _TEMPORARY = re.compile(r".+\.[0-9a-f]{12}\.tmp")
+_FICLONE = 0x40049409  # from linux/fs.h
 
 
 def temporary_path(path: Path) -> Path:
@@ -41,6 +44,15 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file's bytes atomically; where the file system can, the copy shares them until one of the two changes."""
+    with replacing(path) as temporary, open(source, "rb") as read, open(temporary, "wb") as written:
+        try:
+            fcntl.ioctl(written.fileno(), _FICLONE, read.fileno())
+        except OSError:
+            shutil.copyfileobj(read, written, 2**24)
 
 
 def flush_to_disk(path: Path) -> None:

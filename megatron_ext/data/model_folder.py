@@ -20,6 +20,7 @@ from pydantic import field_validator
 
 from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.errors import UserError
+from megatron_ext.files import copy_file
 from megatron_ext.identity import PLACE
 from megatron_ext.settings import Place
 from megatron_ext.stage import StageSettings, make_artifact
@@ -124,7 +125,7 @@ def _source(settings: ModelSettings) -> tuple[dict[str, Any], dict[str, Path], C
     if Path(model).is_dir():
         source = Path(model)
         _read_config(source)
-        return {"revision": None}, {"model": source}, lambda folder: _link_folder(source, folder)
+        return {"revision": None}, {"model": source}, lambda folder: _copy_folder(source, folder)
     request = {"model": model, "revision": settings.revision}
     return request, {}, lambda folder: _download(model, settings.revision, folder)
 
@@ -175,17 +176,11 @@ def _tidy_tokenizer_config(folder: Path) -> None:
     write_json(path, values)
 
 
-def _link_folder(source: Path, folder: Path) -> None:
-    """Hard-link the model's files into `folder`; copy where the file system does not allow links."""
+def _copy_folder(source: Path, folder: Path) -> None:
+    """Copy the model's files into `folder`; as links they would change with their source."""
     for pattern in (*_NEEDED_FILES, *_WEIGHTS, *_OLD_WEIGHTS):
         for file in sorted(source.glob(pattern)):
-            target, temporary = folder / file.name, folder / (file.name + ".tmp")
-            temporary.unlink(missing_ok=True)
-            try:
-                os.link(file.resolve(), temporary)
-            except OSError:
-                shutil.copyfile(file, temporary)
-            os.replace(temporary, target)
+            copy_file(file, folder / file.name)
 
 
 def _download(model: str, revision: str | None, folder: Path) -> None:
@@ -213,11 +208,15 @@ def _download(model: str, revision: str | None, folder: Path) -> None:
 def _convert_old_weights(folder: Path) -> None:
     """Turn pytorch_model*.bin into safetensors where a model has nothing newer."""
     old_weights = [file for pattern in _OLD_WEIGHTS for file in folder.glob(pattern)]
+    converted = folder / "converted"
+    if converted.exists():  # a conversion was interrupted: what it had written is made again
+        for file in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]:
+            file.unlink()
+        shutil.rmtree(converted)
     if old_weights and not any(folder.glob("*.safetensors")):
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
-        converted = folder / "converted"
         model.save_pretrained(converted)
         for file in sorted(converted.glob("*.safetensors*")):
             os.replace(file, folder / file.name)

@@ -8,7 +8,6 @@ They take as much disk as the passing texts, for as long as the stage runs.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from megatron_ext.data.hashing import hash_strings
 from megatron_ext.data.selection.judging import PASSED, REASONS, Criteria, judge, judge_scores
 from megatron_ext.data.selection.near_duplicates import NearDuplicates, signatures
 from megatron_ext.data.selection.rows import Rows, selection_order
+from megatron_ext.files import replacing
 
 RUN_BYTES = 64 * 2**20  # of text
 Run = Path | pa.RecordBatch
@@ -163,10 +163,8 @@ def open_run(run: Run, columns: Sequence[str]) -> pa.RecordBatch:
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write named arrays (`.npz`) atomically."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
-    os.replace(temporary, path)
 
 
 def _judged(task: RunTask, read: np.ndarray) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
@@ -222,7 +220,5 @@ def _run_path(path: Path, number: int) -> Path:
 
 
 def _write_run(path: Path, batch: pa.RecordBatch) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with pa.ipc.new_file(str(temporary), batch.schema) as writer:
+    with replacing(path) as temporary, pa.ipc.new_file(str(temporary), batch.schema) as writer:
         writer.write_batch(batch)
-    os.replace(temporary, path)
