@@ -3,8 +3,8 @@
     python -m tools.check_rewrites pairs.jsonl --language pt --output judged.jsonl
 
 FILE is JSONL or Parquet with the columns `source`, `text`, `style` (others are kept). Each row is written again with
-`accepted`, `reasons`, `text` as it would be kept, and the measures. With a column `label` (good, bad) the false rates are
-printed, by `kind` where there is one.
+`accepted`, `reasons`, `text` as it would be kept, and the measures. With a column `label` (good, bad) the false rates
+are printed, by `kind` where there is one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="JSONL or Parquet (.parquet)")
     parser.add_argument("--language", default=DEFAULT_LANGUAGE, help=f"of the texts: {', '.join(languages())}")
     parser.add_argument("--output", type=Path, required=True, help="JSONL to write")
-    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer; without one, lengths are compared in bytes")
+    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer that counts; without one, bytes count")
     parser.add_argument("--thresholds", type=Path, help="YAML file of thresholds by style, instead of the built-in one")
     parser.add_argument("--processes", type=int, default=1, help="processes that judge (default 1)")
     arguments = parser.parse_args()

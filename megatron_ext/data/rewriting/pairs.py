@@ -68,10 +68,11 @@ class Tally:
 
 def judge_pairs(file: Path, output: Path, language: str, tokenizer: Path | None = None,
                 thresholds_file: Path | None = None, num_processes: int = 1) -> Tally:
-    """Judge the rows of a JSONL or Parquet file; they are written to `output` (JSONL), in their order, each with
+    """Judge the rows of a JSONL or Parquet file.
 
-    `accepted`, `reasons`, `text` as it would be kept, and the measures (none for an empty text). Lengths are compared in
-    tokens of `tokenizer`, without one in bytes of UTF-8. A column `finish_reason` other than "stop" speaks against a row.
+    They are written to `output` (JSONL), in their order, each with `accepted`, `reasons`, `text` as it would be kept,
+    and the measures (none for an empty text). Lengths are compared in tokens of `tokenizer`, without one in bytes of
+    UTF-8. A column `finish_reason` other than "stop" speaks against a row.
 
     Raises UserError for a file that cannot be read, a missing column or value, and an unknown language.
     """

@@ -66,16 +66,17 @@ def unknown_words(source: Text, text: Text, lexicon: Lexicon) -> list[str]:
     """
     small = {word for word in WORD.findall(text.raw) if word.islower() and len(word) >= 4}
     unknown = small - source.word_set - _all_words(lexicon.language)
-    return sorted(word for word in unknown if not _is_formed(word, lexicon.language))
+    return sorted(word for word in unknown if not _is_formed(word, lexicon))
 
 
 @lru_cache(maxsize=2**16)
-def _is_formed(word: str, language: str) -> bool:
+def _is_formed(word: str, lexicon: Lexicon) -> bool:
     """A known word with another ending or a beginning before it: rare forms are no mistakes."""
-    known = _all_words(language)
-    stems = [word[:-cut] for cut in range(1, 6) if len(word) - cut >= _MIN_STEM]
-    return any(one + ending in known for one in stems for ending in ("", "r", "o", "a")) or any(
-        word[cut:] in known for cut in range(2, 7) if len(word) - cut >= _MIN_STEM)
+    known = _all_words(lexicon.language)
+    endings, beginnings = lexicon.word_endings.exact, lexicon.word_beginnings.exact
+    stems = [word[:-cut] for cut in range(1, len(word) - _MIN_STEM + 1) if word[-cut:] in endings]
+    return any(one + ending in known for one in stems for ending in endings) or any(
+        word[cut:] in known for cut in range(1, len(word) - _MIN_STEM + 1) if word[:cut] in beginnings)
 
 
 @lru_cache(maxsize=2**18)

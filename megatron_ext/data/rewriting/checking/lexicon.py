@@ -74,6 +74,8 @@ class Lexicon:
     punkt: str
     other_languages: tuple[str, ...]
     function_words: WordSet
+    word_endings: WordSet
+    word_beginnings: WordSet
     dangling_words: WordSet
     scales: dict[str, int]
     rewordings: tuple[tuple[re.Pattern[str], str], ...]
@@ -95,6 +97,7 @@ class Lexicon:
     institutions: WordSet
     negations: WordSet
     not_negations: re.Pattern[str]
+    without: WordSet
     negative_words: WordSet
     limiting_words: WordSet
     directions: Directions
@@ -123,9 +126,9 @@ def load_lexicon(language: str = DEFAULT_LANGUAGE) -> Lexicon:
         raise UserError(f"language = {language!r}: there is no such folder in {LANGUAGES_FOLDER}; there are "
                         f"{', '.join(languages())}")
     values = yaml.safe_load((LANGUAGES_FOLDER / language / LEXICON_FILE).read_text(encoding="utf-8"))
-    sets = ("function_words", "dangling_words", "name_particles", "common_capitals", "institutions", "negations",
-            "negative_words", "limiting_words", "meta_words", "talk", "refusal_triggers",
-            "talk_triggers")
+    sets = ("function_words", "word_endings", "word_beginnings", "dangling_words", "name_particles", "common_capitals",
+            "institutions", "negations", "without", "negative_words", "limiting_words", "meta_words", "talk",
+            "refusal_triggers", "talk_triggers")
     lists = ("other_languages", "months", "ranges", "question_labels", "answer_labels")
     patterns = ("clause_ends", "hundredths", "share_of", "share_turned",
                 "half_past", "clock", "refusal", "unanswered")

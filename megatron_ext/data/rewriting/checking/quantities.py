@@ -29,6 +29,7 @@ _LIST_MARK = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|\(\d{1,2}\))(?=\s)", re.MULTILIN
 _NUMBER = re.compile(rf"(?P<money>(?:R|US|U)?\$|€|£)?\s?(?<![\w])(?P<digits>{_DIGITS})"
                      r"(?P<mark>[ºª°ᵒᵃ]ˢ?|th|nd|rd)?(?P<letters>\w*)")
 _BEFORE = re.compile(r"[^\W\d_]+(?:\s+[^\W\d_]{1,4}){0,2}\s*$")
+_SIGN = r"[-−+]?(?:R\$\s?|€\s?)?"
 _MONTH = "month"
 ARTICLES = Decimal(2)
 _SMALL, _THOUSAND = Decimal(10), Decimal(1000)
@@ -95,14 +96,16 @@ def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
 def missing(source: Quantities, other: Quantities) -> list[Quantity]:
     """Numbers of the source that the other text has in no form."""
     return [one for one in _distinct(source.exact)
-            if (one.in_digits or one.value > ARTICLES) and one.value not in other.loose and not any(one.equals(found) for found in other.exact)]
+            if (one.in_digits or one.value > ARTICLES) and one.value not in other.loose
+            and not any(one.equals(found) for found in other.exact)]
 
 
 def new(source: Quantities, other: Quantities) -> list[Quantity]:
     """Numbers of the other text that the source has in no form; small ones in words may count what the source lists."""
     has_months = any(one.dimension == _MONTH for one in source.exact)
     return [one for one in _distinct(other.exact)
-            if (has_months or one.dimension != _MONTH) and one.value not in source.loose and (one.in_digits or one.value > _SMALL)
+            if (has_months or one.dimension != _MONTH) and one.value not in source.loose
+            and (one.in_digits or one.value > _SMALL)
             and not any(one.equals(found) for found in source.exact)]
 
 
@@ -115,8 +118,8 @@ def has_mismatch(source: Quantities, other: Quantities) -> bool:
     """Whether numbers of the source came to stand where others stood: pairs in another order or of others, values whose
     unit is another, values that count what another value counted.
     """
-    return any(_is_new_pair(pair, source) for pair in other.pairs) or any(
-        _has_other_unit(one, source) or _counts_other(one, source) for one in other.exact) or _have_exchanged(source, other)
+    return (any(_is_new_pair(pair, source) for pair in other.pairs) or _have_exchanged(source, other)
+            or any(_has_other_unit(one, source) or _counts_other(one, source) for one in other.exact))
 
 
 def _is_new_pair(pair: tuple[Quantity, Quantity], source: Quantities) -> bool:
@@ -167,7 +170,7 @@ def _distinct(quantities: tuple[Quantity, ...]) -> list[Quantity]:
 
 def _reworded(text: str, lexicon: Lexicon) -> str:
     """Dates, hours and scaled numbers in plain digits, each number apart."""
-    text = _DATE.sub(lambda match: f" {match[1]} / {match[3]} / {match[4]} ", text)
+    text = _DATE.sub(lambda match: f" {match[1]} / {_month(match[3], lexicon)} / {match[4]} ", text)
     hour = lexicon.hour
     text = _CLOCK.sub(lambda match: f"{Decimal(int(match[1])) + Decimal(int(match[2] or match[3])) / 60} {hour}", text)
     text = _HOURS.sub(lambda match: f"{match[1]} {hour}", text)
@@ -180,8 +183,12 @@ def _reworded(text: str, lexicon: Lexicon) -> str:
     return scaled.sub(lambda match: _plain(_value(match[1]) * lexicon.scales[match[2].lower()]), text)
 
 
+def _month(digits: str, lexicon: Lexicon) -> str:
+    return lexicon.months[int(digits) - 1] if 1 <= int(digits) <= len(lexicon.months) else digits
+
+
 def _with_parts(text: str, lexicon: Lexicon) -> str:
-    """`2 e meia` -> `2.5 horas`, `2000000 <half of 1000000>` -> `2500000`, `1 metro e 20` -> `1.20 metro`, shares -> percent."""
+    """`2 e meia` -> `2.5 horas`, `2000000 <500000>` -> `2500000`, `1 metro e 20` -> `1.20 metro`, shares -> percent."""
     text = re.sub(rf"(?<![\w.,])(\d{{1,2}})(?: horas?)? {lexicon.half_past.pattern}(?: horas?)?",
                   lambda match: f"{match[1]}.5 {lexicon.hour}", text)
     text = re.sub(r"(\d+) <(\d+)>", lambda match: str(int(match[1]) + int(match[2])), text)
@@ -253,9 +260,9 @@ def _range_patterns(lexicon: Lexicon) -> list[tuple[re.Pattern[str], re.Pattern[
     patterns = []
     for form in lexicon.ranges:
         before, between, _ = (part.strip() for part in form.split("{}"))
-        left = rf"(?:^|\W){before}\s+[-−+]?(?:R\$\s?|€\s?)?$" if before else ""
-        patterns.append((re.compile(left, re.IGNORECASE),
-                         re.compile(rf"\s*(?:%|[^\W\d_]+)?\s*(?:{between})\s+(?:[ao]s? )?[-−+]?(?:R\$\s?|€\s?)?", re.IGNORECASE)))
+        left = rf"(?:^|\W){before}\s+{_SIGN}$" if before else ""
+        middle = rf"\s*(?:%|[^\W\d_]+)?\s*(?:{between})\s+(?:[ao]s? )?{_SIGN}"
+        patterns.append((re.compile(left, re.IGNORECASE), re.compile(middle, re.IGNORECASE)))
     return patterns
 
 
@@ -265,7 +272,7 @@ def _scale_patterns(lexicon: Lexicon) -> tuple[re.Pattern[str], re.Pattern[str],
     scales = "|".join(sorted(map(re.escape, lexicon.scales), key=len, reverse=True))
     number = rf"(?<![\w.,])({_DIGITS})"
     return (re.compile(rf"{number}[ \u00a0]({scales})(?!\w)", re.IGNORECASE),
-            re.compile(rf"{number}({lexicon.shared_scale})(?:R\$ ?)?({_DIGITS})[ \u00a0]({scales})(?!\w)", re.IGNORECASE),
+            re.compile(rf"{number}({lexicon.shared_scale}{_SIGN})({_DIGITS})[ \u00a0]({scales})(?!\w)", re.IGNORECASE),
             re.compile(rf"(?<!\w)({scales}){lexicon.and_a_half}", re.IGNORECASE))
 
 
@@ -288,4 +295,4 @@ def _plain(value: Decimal) -> str:
 
 def _roman_value(digits: str) -> int:
     values = [_ROMAN_VALUES[digit] for digit in digits]
-    return sum(-value if value < following else value for value, following in zip(values, [*values[1:], 0], strict=True))
+    return sum(-value if value < following else value for value, following in pairwise([*values, 0]))

@@ -57,11 +57,13 @@ class Text:
     def clauses(self) -> list[Clause]:
         """The sentences at their commas, colons, dashes, brackets."""
         clauses: list[Clause] = []
+        question: Sequence[str] = ()
         for sentence in self.sentences:
-            before: Sequence[str] = ()
+            before = question  # what an answer leaves out stands in its question
             for part in filter(None, _CLAUSE_END.split(sentence.text)):
                 clauses.append(Clause(part, before, self._lexicon))
                 before = [*before, *clauses[-1].words]
+            question = sentence.words if sentence.text.endswith("?") else ()
         return clauses
 
     @cached_property

@@ -46,8 +46,8 @@ def strip_wrapping(output: str, source: str) -> str:
 
 
 def _tells_of(line: str, source: str) -> bool:
-    """Whether a closing line is more than polite: has a number, a longer word that begins as one of the source, or talks
-    about the text, which the checks shall see.
+    """Whether a closing line is more than polite: has a number or a longer word that begins as one of the source, or
+    talks about the text, which the checks shall see.
     """
     beginnings = {word[:5] for word in re.findall(r"[^\W\d_]{5,}", line.lower())} - set(_POLITE_WORDS)
     known = {word[:5] for word in re.findall(r"[^\W\d_]{5,}", source.lower())}
