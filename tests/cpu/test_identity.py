@@ -19,6 +19,8 @@ VARIANTS = {
     "bf16": {"model": {"dtype": "bfloat16"}}, "bf16-again": {"model": {"dtype": "bfloat16"}},
     "back": {}, "back#again": BACK, "back#once more": BACK,
     "skipping": SKIPPED, "back-and-skipping": {}, "back-and-skipping#again": BACK | SKIPPED,
+    "kept": {"train": {"exit_duration_minutes": 1e-9}, "checkpoint": {"keep_tokens": [ITERATION_TOKENS]}},
+    "kept#again": {"checkpoint": {"keep_tokens": [], "keep_last": 1, "interval_tokens": ITERATION_TOKENS}},
     "changed": {"train": {"exit_duration_minutes": 1e-9}}, "changed#again": {"guard": {"spike_factor": 100.0}},
 }
 
@@ -61,6 +63,11 @@ def test_a_run_that_went_back_ends_with_the_bits_of_one_that_did_not(runs):
 def test_kept_checkpoints_are_there_in_the_end(runs):
     kept = sorted(path.name for path in (runs / "twin" / "checkpoints").glob("iter_???????"))
     assert kept == ["iter_0000004", "iter_0000008", "iter_0000010"]
+
+
+def test_a_kept_checkpoint_stays_though_the_next_launch_does_not_ask_for_it(runs):
+    left = sorted(path.name for path in (runs / "kept" / "checkpoints").glob("iter_???????"))
+    assert left == ["iter_0000001", "iter_0000010"]
 
 
 def test_skipped_iterations_change_the_ledger_and_the_schedule_goes_on(runs):
