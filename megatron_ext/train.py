@@ -58,19 +58,19 @@ def _train(config: RunConfig) -> None:
     initialize_parallel(config.parallel)
     try:
         with ExitStack() as held:
-            on_main_rank(lambda: held.enter_context(_lease(config.output)))
+            on_main_rank(lambda: held.enter_context(_lease(config)))
             on_first_rank_of_each_node(lambda: check_inputs(_inputs(config)))
             train(config)
     finally:
         shut_down_parallel()
 
 
-def _lease(output: Path) -> AbstractContextManager[None]:
-    """The right to write into the run folder; a finished run is not written to."""
-    if is_finished(output):
+def _lease(config: RunConfig) -> AbstractContextManager[None]:
+    """The right to write into the run folder; a finished run is not written to, unless it is to go back."""
+    if is_finished(config.output) and config.resume_from is None:
         return nullcontext()
-    output.mkdir(parents=True, exist_ok=True)
-    return lease(output / LEASE, output)
+    config.output.mkdir(parents=True, exist_ok=True)
+    return lease(config.output / LEASE, config.output)
 
 
 def _inputs(config: RunConfig) -> list[Path]:
