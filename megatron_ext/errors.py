@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import select
 import sys
 import tempfile
 import traceback
@@ -60,12 +61,12 @@ def _reader_has_left(error: Exception) -> bool:
     """Whether the error is that nobody reads our output any more (`… | head`); what is left of it is dropped."""
     if not isinstance(error, BrokenPipeError):
         return False
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False  # another pipe's trouble
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def users_mistake(error: Exception) -> str | None:

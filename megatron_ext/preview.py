@@ -22,7 +22,7 @@ def describe_stage(settings: Settings, output: Path) -> Iterator[str]:
     """
     values = settings.model_dump(mode="json")
     yield f"output: {output}: {_state(output, values)}"
-    places = list(paths_in(values, Slot(type(settings))))
+    places = list(dict.fromkeys(paths_in(values, Slot(type(settings)))))
     missing = [f"{key} = {place}: nothing is there" for key, place in places if not place.exists()]
     if missing:
         raise UserError("; ".join(missing))

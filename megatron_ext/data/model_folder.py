@@ -83,7 +83,7 @@ def describe_model_folder(folder: Path) -> dict[str, Any]:
     The result has `architecture`, `num_parameters` (as stored: tied weights once), `vocab_size`, `eos_token`,
     `has_chat_template`. Raises UserError that names what is missing.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise UserError(f"{folder} holds no *.safetensors weights")
@@ -124,7 +124,7 @@ def _source(settings: ModelSettings) -> tuple[dict[str, Any], dict[str, Path], C
         return {"model": EMBEDDED_MODEL, "revision": None}, {"gguf": gguf}, lambda folder: _convert_gguf(gguf, folder)
     if Path(model).is_dir():
         source = Path(model)
-        _read_config(source)
+        read_config(source)
         return {"revision": None}, {"model": source}, lambda folder: _copy_folder(source, folder)
     request = {"model": model, "revision": settings.revision}
     return request, {}, lambda folder: _download(model, settings.revision, folder)
@@ -225,7 +225,8 @@ def _convert_old_weights(folder: Path) -> None:
         file.unlink()
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises UserError where it is none."""
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
