@@ -29,7 +29,7 @@ def study_values(model):
         "tokenize": {"valid_fraction": 0.2},
         "rewriter": {"model": str(model), "subsets": ["high"], "note": "a random model",
                      "settings": {"max_documents": 2, "max_chunks_per_document": 1, "chunk_tokens": 60, "retries": 0,
-                                  "max_new_tokens_ratio": 0.5, "styles": ["easy", "qa"]}},
+                                  "max_new_tokens_ratio": 0.5, "styles": ["easy", "qa"], "min_survived_fraction": 0}},
         "run": {"model": {"dtype": "float32"}, "data": {"seq_length": 64},
                 "train": {"budget_tokens": 16 * 4 * 64, "global_batch_size": 4},
                 "optimizer": {"lr": 1e-3, "min_lr": 1e-4},
