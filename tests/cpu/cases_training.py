@@ -31,15 +31,16 @@ def held_out(variants: dict[str, dict]) -> None:
     """Measure each variant: settings of the stage, with its `output`."""
     from pathlib import Path
 
-    from megatron_ext.model.distributed import process_groups
     from megatron_ext.training.held_out import measure_held_out
+    from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel
     from megatron_ext.training.settings import HeldOutSettings
 
     for settings in variants.values():
         output = Path(settings.pop("output"))
         config = validate(HeldOutSettings, settings, where="held out")
-        with process_groups(config.parallel):
-            measure_held_out(config, output)
+        initialize_parallel(config.parallel)
+        measure_held_out(config, output)
+    shut_down_parallel()
 
 
 def packed_pair_is_two_documents(model: str) -> None:
