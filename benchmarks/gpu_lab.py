@@ -111,7 +111,7 @@ def run_program(module: str, arguments: list[str], num_processes: int = 1, pytho
                             env={**os.environ, **(environment or {})})
     if result.returncode:
         raise CheckFailed("\n".join([f"{module} {' '.join(arguments)}: exit code {result.returncode}",
-                                     *(result.stdout + result.stderr).splitlines()[-30:]]))
+                                     *result.stdout.splitlines()[-10:], *result.stderr.splitlines()[-30:]]))
     return result.stdout
 
 

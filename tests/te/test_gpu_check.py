@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON.exists(), reason="
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("check")
-    model = write_tiny_model(folder / "model")
+    model = write_tiny_model(folder / "model", initializer_range=0.1)
     done = subprocess.run([PYTHON, "-m", "benchmarks.gpu_check", "--size", "tiny", "--model", str(model), "--work",
                            str(folder / "work")], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
                           capture_output=True, text=True, timeout=580, check=False)
