@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.measuring import describe_machine
 from benchmarks.train import prepare, run_peer_apart, run_trainer, table
-from megatron_ext.artifacts import write_json
+from megatron_ext.artifacts import is_finished, write_json
 from megatron_ext.config import RunConfig
 from megatron_ext.data.model_folder import ModelSettings, fetch_model
 from megatron_ext.model.checkpoint_reader import CheckpointReader
@@ -75,11 +75,11 @@ class Lab:
             deterministic: without attention kernels that add up in any order.
             sections: settings that differ.
         """
-        settings = overlay(self._settings(name), sections)
-        write_json(self.work / f"{name}.json", settings)
+        write_json(self.work / f"{name}.json", overlay(self._settings(name), sections))
         environment = {"NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0"} if deterministic else {}
-        run_program("megatron_ext.train", ["--config", str(self.work / f"{name}.json")],
-                    num_processes or self.num_processes, environment=environment)
+        if not is_finished(self.work / name):
+            run_program("megatron_ext.train", ["--config", str(self.work / f"{name}.json")],
+                        num_processes or self.num_processes, environment=environment)
         rows = [json.loads(line) for line in (self.work / name / "metrics.jsonl").read_text().splitlines()]
         return [row for row in rows if row["event"] == "train"]
 
