@@ -90,6 +90,8 @@ def _select(arguments: argparse.Namespace, tokenizer: Path | None) -> dict[str, 
     from megatron_ext.data.selection import SelectSettings, select_corpus
     from megatron_ext.data.tokenizers import load_tokenizer
 
+    import pandas  # noqa: F401 (pyarrow imports it at its first array)
+
     if tokenizer:
         load_tokenizer(tokenizer)
     settings = SelectSettings(corpus=str(arguments.corpus), tokenizer=tokenizer, scores=SCORES, rule=RULE,

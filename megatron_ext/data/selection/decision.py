@@ -130,7 +130,7 @@ def _refuse_repeated_ids(runs: Runs, rows: Rows, places: np.ndarray, settings: S
     for place in repeated[:_NAMED_DUPLICATES]:
         run = rows.run[place]
         ids = open_run(runs.runs[run], ["id"]).column("id")
-        names.append(f"{ids[rows.row[place]].as_py()!r} ({runs.shards[run]})")
+        names.append(f"{ids[rows.row[place]].as_py()!r} ({runs.shard_of(run, rows.row[place])})")
     more = f" and {len(repeated) - len(names):,} more" if len(repeated) > len(names) else ""
     raise UserError(f"{settings.corpus}: several documents have the same id: {', '.join(names)}{more}. Ids have to be "
                     "unique; choose another id_column, or id_column=null to make ids from the texts (then with "

@@ -93,14 +93,22 @@ def _row_groups(task: GatherTask) -> Iterator[pa.Table]:
         return
     decided = next(name for name in task.schema.names if name in ("num_tokens", "reason"))
     names = [name for name in task.schema.names if name != decided]
-    # Copied run after run: the pages of all runs, were they mapped at once, would count as this process's memory.
-    found = pa.concat_batches([open_run(piece.run, names).take(pa.array(piece.rows)) for piece in task.pieces])
-    order = np.argsort(np.concatenate([piece.places for piece in task.pieces]))
+    if len(task.pieces) == 1 and isinstance(task.pieces[0].run, pa.RecordBatch):
+        found, order = task.pieces[0].run.select(names), task.pieces[0].rows  # all in memory: copied once
+    else:
+        found, order = _collected(task.pieces, names)
     for start in range(0, len(order), ROW_GROUP_ROWS):
         rows = found.take(pa.array(order[start:start + ROW_GROUP_ROWS]))
         values = dict(zip(names, rows.columns, strict=True))
         values[decided] = task.column.slice(start, ROW_GROUP_ROWS)
         yield pa.table([values[name] for name in task.schema.names], schema=task.schema)
+
+
+def _collected(pieces: Sequence[Piece], names: Sequence[str]) -> tuple[pa.RecordBatch, np.ndarray]:
+    """The documents of some pieces, and their rows in the order of selection."""
+    # Copied run after run: the pages of all runs, were they mapped at once, would count as this process's memory.
+    found = pa.concat_batches([open_run(piece.run, names).take(pa.array(piece.rows)) for piece in pieces])
+    return found, np.argsort(np.concatenate([piece.places for piece in pieces]))
 
 
 def _part_bounds(num_bytes: np.ndarray) -> Iterator[tuple[int, int]]:

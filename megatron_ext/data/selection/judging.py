@@ -34,7 +34,7 @@ def judge(batch: pa.RecordBatch, criteria: Criteria) -> np.ndarray:
     """PASSED or the code of a reason, uint8 `[rows]`, for documents with `text` and the scores that the rule reads."""
     codes = judge_scores(batch, criteria)
     open_rows = np.flatnonzero(codes == PASSED)
-    codes[open_rows] = _judge_texts(batch.column("text").take(pa.array(open_rows)), criteria)
+    codes[open_rows] = judge_texts(batch.column("text").take(pa.array(open_rows)), criteria)
     return codes
 
 
@@ -57,7 +57,8 @@ def _judge_by_rule(batch: pa.RecordBatch, rule: Rule, codes: np.ndarray) -> None
         codes[nulls[name]] = code_of("score_missing")
 
 
-def _judge_texts(texts: pa.StringArray, criteria: Criteria) -> np.ndarray:
+def judge_texts(texts: pa.StringArray, criteria: Criteria) -> np.ndarray:
+    """The same by the texts alone."""
     codes = np.full(len(texts), PASSED, dtype=np.uint8)
     chars = pc.fill_null(pc.utf8_length(texts), 0).to_numpy(zero_copy_only=False)
     if criteria.max_chars is not None:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from megatron_ext.data.corpus import Chunk, Corpus
 from megatron_ext.data.hashing import hash_strings
-from megatron_ext.data.selection.judging import PASSED, REASONS, Criteria, judge, judge_scores
+from megatron_ext.data.selection.judging import PASSED, REASONS, Criteria, judge, judge_scores, judge_texts
 from megatron_ext.data.selection.near_duplicates import NearDuplicates, signatures
 from megatron_ext.data.selection.rows import Rows, selection_order
 from megatron_ext.files import replacing
@@ -71,12 +71,16 @@ class Runs:
     """All runs of a corpus and the numbers of their rows."""
 
     runs: list[Run]
-    shards: list[str]
-    """Name of the file that each run comes from."""
+    shards: list[list[tuple[int, str]]]
+    """Of each run, names of the files that its rows come from, each with the first such row."""
     rows: Rows
     rejected: np.ndarray  # int64 [reasons]: documents that were rejected for what they are
     num_documents: int
     """Documents that were read."""
+
+    def shard_of(self, run: int, row: int) -> str:
+        """Name of the file that a document comes from."""
+        return [name for first, name in self.shards[run] if first <= row][-1]
 
     @staticmethod
     def none() -> Runs:
@@ -116,7 +120,7 @@ def make_runs(task: RunTask) -> Runs | None:
         is_held = task.memory is not None and task.memory.take(batch.nbytes)
         runs.append(batch if is_held else _lay_down(task, number, batch, rows))
     if task.memory is not None and not any(isinstance(run, Path) for run in runs):
-        return Runs(runs, [task.chunk.name] * len(runs), Rows.concatenate(rows), read[1:], int(read.sum()))
+        return Runs(runs, [[(0, task.chunk.name)]] * len(runs), Rows.concatenate(rows), read[1:], int(read.sum()))
     for number, run in enumerate(runs):
         if task.memory is not None and isinstance(run, pa.RecordBatch):
             _lay_down(task, number, run, rows)
@@ -141,9 +145,25 @@ def load_runs(paths: Sequence[Path]) -> Runs:
     for path in paths:
         with np.load(path) as file:
             num_runs, read = int(file["num_runs"]), file["read"]
-            found.append(Runs([_run_path(path, number) for number in range(num_runs)], [str(file["shard"])] * num_runs,
-                              Rows.of(file), read[1:], int(read.sum())))
+            runs: list[Run] = [_run_path(path, number) for number in range(num_runs)]
+            found.append(Runs(runs, [[(0, str(file["shard"]))]] * num_runs, Rows.of(file), read[1:], int(read.sum())))
     return Runs.join(found)
+
+
+def joined_in_memory(runs: Runs) -> Runs:
+    """The same with all that memory holds as one run, the last: one place to copy from."""
+    held = [number for number, run in enumerate(runs.runs) if isinstance(run, pa.RecordBatch)]
+    if len(held) < 2:
+        return runs
+    on_disk = [number for number in range(len(runs.runs)) if number not in set(held)]
+    numbers, offsets = np.empty(len(runs.runs), np.int32), np.zeros(len(runs.runs), np.int32)
+    numbers[on_disk], numbers[held] = np.arange(len(on_disk)), len(on_disk)
+    offsets[held] = np.cumsum([0, *(len(runs.runs[number]) for number in held[:-1])])
+    rows = replace(runs.rows, run=numbers[runs.rows.run], row=runs.rows.row + offsets[runs.rows.run])
+    batch = pa.concat_batches([runs.runs[number] for number in held])
+    shards = [(int(offsets[number]) + first, name) for number in held for first, name in runs.shards[number]]
+    return replace(runs, runs=[*(runs.runs[number] for number in on_disk), batch], rows=rows,
+                   shards=[*(runs.shards[number] for number in on_disk), shards])
 
 
 def plan_pieces(runs: Sequence[Run], rows: Rows, places: np.ndarray) -> list[Piece]:
@@ -179,7 +199,7 @@ def _judged(task: RunTask, read: np.ndarray) -> Iterator[tuple[pa.RecordBatch, n
 
     keeps_all = task.keep_rejected or task.criteria.rule is None
     for batch in task.corpus.read(task.chunk, None if keeps_all else keep):
-        codes = judge(batch, task.criteria)
+        codes = judge(batch, task.criteria) if keeps_all else judge_texts(batch.column("text"), task.criteria)
         count(codes)
         if not task.keep_rejected and codes.any():
             passed = np.flatnonzero(codes == PASSED)

@@ -43,7 +43,7 @@ from megatron_ext.data.selection.gathering import gather_documents, gather_rejec
 from megatron_ext.data.selection.judging import PASSED, REASONS, Criteria
 from megatron_ext.data.selection.rows import selection_order
 from megatron_ext.data.selection.rules import parse_rule
-from megatron_ext.data.selection.runs import Memory, Runs, RunTask, load_runs, make_runs
+from megatron_ext.data.selection.runs import Memory, Runs, RunTask, joined_in_memory, load_runs, make_runs
 from megatron_ext.data.selection.settings import SelectSettings
 from megatron_ext.data.shards import format_of
 from megatron_ext.data.tokenizers import TrainingTokenizer, load_tokenizer
@@ -167,7 +167,7 @@ class Stage:
         chunks = self.corpus.chunks(_chunk_bytes(self.corpus))
         in_threads = self._reads_in_threads(chunks)
         is_read_again = share is None and not self._measures and all(isinstance(chunk.path, Path) for chunk in chunks)
-        memory = Memory(_HELD_BYTES) if in_threads and is_read_again else None  # what memory held, a restart reads again
+        memory = Memory(_HELD_BYTES) if in_threads and is_read_again else None
         tasks = [RunTask(self.corpus, chunk, criteria, settings.seed, settings.keep_rejected, settings.near,
                          folder / f"{number:06d}.npz", memory)
                  for number, chunk in enumerate(chunks) if share is None or share.takes(number)]
@@ -178,7 +178,8 @@ class Stage:
             progress.advance()
             if made is not None:
                 held[task.path] = made
-        return Runs.join([Runs.none(), *(held.get(task.path) or load_runs([task.path]) for task in tasks)])
+        found = [held.pop(task.path, None) or load_runs([task.path]) for task in tasks]
+        return joined_in_memory(Runs.join([Runs.none(), *found]))
 
     @property
     def _measures(self) -> bool:
