@@ -22,9 +22,9 @@ VLLM_PIP := .venv-vllm/bin/python -m pip --quiet --quiet --disable-pip-version-c
 .PHONY: quickstart test lint setup native vllm try-vllm te try-te gpu gpu-check clean
 
 quickstart: .venv/.ready native
-	@.venv/bin/python -m tools.run_study examples/quickstart/study.yaml --work $(WORK) \
+	@.venv/bin/python -m tools.run_study examples/quickstart/study.yaml --work "$(WORK)" \
 	  run.parallel.tensor_model_parallel_size=$(TP) run.parallel.pipeline_model_parallel_size=$(PP) \
-	  $(if $(CORPUS),corpus.path=$(CORPUS)) $(if $(REWRITER),rewriter.model=$(REWRITER) rewriter.note=)
+	  $(if $(CORPUS),corpus.path="$(CORPUS)") $(if $(REWRITER),rewriter.model="$(REWRITER)" rewriter.note=)
 
 test: .venv/.ready-test lint native try-vllm try-te
 	@.venv/bin/python -m pytest --numprocesses 2 --no-loadscope-reorder

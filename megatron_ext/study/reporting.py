@@ -28,6 +28,11 @@ def keep_study(study: StudyConfig, nodes: Sequence[Node], work: Path) -> Path:
     return file
 
 
+def is_kept(work: Path, slug: str) -> bool:
+    """Whether a study of this name was run or submitted in the work folder."""
+    return (work / STUDIES / f"{slug}.json").exists()
+
+
 def folders_file(study_file: Path) -> Path:
     """Where the folders are listed that a kept study uses, one a line, relative to the work folder."""
     return study_file.with_suffix(".folders.txt")

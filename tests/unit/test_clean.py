@@ -1,6 +1,5 @@
 """tools.clean finds what no study uses, tells its size, and deletes nothing that is used, held or older."""
 
-import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 import yaml
 
 from megatron_ext.artifacts import produce
+from megatron_ext.lease import lease
 from megatron_ext.study.config import load_study
 from megatron_ext.study.graph import build_graph
 from megatron_ext.study.reporting import keep_study
@@ -92,10 +92,9 @@ def test_unfinished_work_and_parts_of_no_study_can_go_and_held_ones_stay(study, 
         (work / name).mkdir(parents=True)
     kept = places["tokenize/high"].with_name(places["tokenize/high"].name + ".partial")
     kept.mkdir(parents=True)
-    with open(work / "rewrite/held-00000000.partial" / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lease(work / "rewrite/held-00000000.lease", work / "rewrite/held-00000000"):
         told = cleaned(capsys, work, "--delete")[1]
-    assert "held-00000000.partial; stays: a process holds it" in told
+    assert "held-00000000.partial; stays: held by process" in told
     assert (work / "rewrite/held-00000000.partial").exists()
     assert not (work / "select/old-00000000.partial").exists()
     assert not (work / "rewrite/old-00000000.parts").exists()

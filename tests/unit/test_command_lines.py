@@ -42,7 +42,8 @@ OPTIONS = {"an unknown option": ["--no-such-option"], "an option cut short": ["-
            "a dash": ["-"], "dashes": ["---"]}
 PARTS = {"a part of none": ["--part", "0/0"], "a part past the end": ["--part", "3/3"],
          "a part in words": ["--part", "one"],
-         "a negative part": ["--part=-1/3"], "a merge of none": ["--merge", "0"], "a merge in words": ["--merge", "all"],
+         "a negative part": ["--part=-1/3"], "a merge of none": ["--merge", "0"],
+         "a merge in words": ["--merge", "all"],
          "both": ["--part", "0/2", "--merge", "2"]}
 SHARED = ("tools.select_corpus", "tools.rewrite_corpus", "tools.tokenize_corpus")
 
@@ -110,7 +111,8 @@ def test_a_stage_that_is_called_wrongly_says_so(program, folder):
 PLACES_THAT_ARE_NONE = {
     "tools.fetch_model": ["model=./nowhere", "model=no model", "model=", "model=plain", "model=nothing"],
     "tools.select_corpus": ["corpus=nowhere tokenizer=null", "corpus=nothing tokenizer=null",
-                            "corpus=plain tokenizer=null", "corpus=nothing tokenizer=nowhere", "corpus= tokenizer=null"],
+                            "corpus=plain tokenizer=null", "corpus=nothing tokenizer=nowhere",
+                            "corpus= tokenizer=null"],
     "tools.rewrite_corpus": ["documents=nowhere model=model tokenizer=model", "documents=plain model=x tokenizer=y"],
     "tools.tokenize_corpus": ["documents=nowhere tokenizer=model", "documents=nothing tokenizer=nowhere",
                               "documents=nothing tokenizer=plain"],
@@ -159,8 +161,8 @@ def test_a_study_that_is_called_wrongly_says_so(program, folder, monkeypatch):
 OF_OTHERS = {
     "megatron_ext.train": [[], ["--config"], ["--config", "nowhere.yaml"], ["--config", "empty.yaml"],
                            ["--config", "empty.yaml", "--num-processes", "many"], ["--config", "twice.yaml"],
-                           ["--config", "empty.yaml", "output=plain", "model.hf_folder=nowhere", "train.budget_tokens=1",
-                            "data.sources.a={path: nowhere, fill: true}"],
+                           ["--config", "empty.yaml", "output=plain", "model.hf_folder=nowhere",
+                            "train.budget_tokens=1", "data.sources.a={path: nowhere, fill: true}"],
                            ["--config", "empty.yaml", "output=x", "model.hf_folder=model", "train.budget_tokens=1",
                             "data.sources={}", "--num-processes", "0"],
                            ["--config", "empty.yaml", "output=x", "train.budget_tokens=-1", "--dry-run"]],
