@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from megatron_ext.processes import start_of
+from megatron_ext.redaction import redact_text
 
 MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
 _USERS_TO_MEND = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
@@ -85,6 +86,7 @@ def users_mistake(error: Exception) -> str | None:
 
 
 def _tell(message: str, details: str = "") -> None:
+    message, details = redact_text(message), redact_text(details)
     if not _is_one_of_many():
         print(f"error: {message}", file=sys.stderr, flush=True)
     elif _is_first_to_tell(message):

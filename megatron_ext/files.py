@@ -71,14 +71,16 @@ def remove_temporaries(folder: Path) -> None:
             Path(parent, name).unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically and durably."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+def write_json(path: Path, value: Any, private: bool = False) -> None:
+    """Write JSON atomically and durably; if it is private, for the user's eyes only."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", private)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically and durably."""
+def write_text(path: Path, text: str, private: bool = False) -> None:
+    """Write a text file atomically and durably; if it is private, for the user's eyes only."""
     with replacing(path) as temporary:
+        if private:
+            temporary.touch(0o600)
         temporary.write_text(text, encoding="utf-8")
 
 

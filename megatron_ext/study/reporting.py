@@ -22,7 +22,7 @@ def keep_study(study: StudyConfig, nodes: Sequence[Node], work: Path) -> Path:
     uses, for tools.clean; returns the study's file."""
     file = work / STUDIES / f"{study.slug}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, study.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+    write_json(file, study.model_dump(mode="json", by_alias=True, exclude_defaults=True), private=True)
     folders = sorted(str(node.output(work).relative_to(work)) for node in nodes)
     write_text(folders_file(file), "".join(f"{folder}\n" for folder in folders))
     return file
