@@ -12,8 +12,8 @@ from megatron_ext.data.rewriting.pairs import judge_pairs
 OTHERS = Path(__file__).parents[3] / "shared" / "cases" / "rewrites_labelled.jsonl"
 SETS = [LANGUAGES_FOLDER / "pt" / "labelled.jsonl",
         pytest.param(OTHERS, marks=pytest.mark.skipif(not OTHERS.exists(), reason="is not part of the project"))]
-MEANING = {"acronym", "appeared", "currency", "decimal", "direction", "hallucinated", "invented", "lost", "months", "neg",
-           "negation", "opposite", "other", "price", "roles", "scale", "summary", "swapped", "tenfold", "unit",
+MEANING = {"acronym", "appeared", "currency", "decimal", "direction", "hallucinated", "invented", "lost", "months",
+           "neg", "negation", "opposite", "other", "price", "roles", "scale", "summary", "swapped", "tenfold", "unit",
            "wrong"}
 
 

@@ -284,7 +284,7 @@ def test_two_workers_killed_ten_times_at_random_moments_end_with_the_same_bytes(
     selection = make_selection(tmp_path / "selection", {f"{name}{copy}": text for copy in range(6)
                                                         for name, text in TEXTS.items()})
     arguments = [f"documents={selection}", f"model={model}", f"tokenizer={model}", "chunk_tokens=45", "batch_size=4",
-                 "max_new_tokens_ratio=0.5", "min_new_tokens=8", "window_tokens=150"]
+                 "max_new_tokens_ratio=0.5", "min_new_tokens=8", "window_tokens=150", "min_survived_fraction=0"]
     settings = load_settings(RewriteSettings, None, arguments)
     undisturbed = rewrite_corpus(settings, tmp_path / "undisturbed")
     num_answers = len(chunk_rows(undisturbed.path))

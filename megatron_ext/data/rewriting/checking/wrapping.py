@@ -31,6 +31,12 @@ _TAGS = re.compile(r"^<texto?>\s*|\s*</texto?>$", re.IGNORECASE)  # those of the
 def strip_wrapping(output: str, source: str) -> str:
     """The text without "Aqui está …:" before it, "Espero que …" after it, tags, fences or triple quotes around it."""
     text = output.strip()
+    while (inner := _strip_once(text, source)) != text:  # a fence around an announcement around the text
+        text = inner
+    return text
+
+
+def _strip_once(text: str, source: str) -> str:
     for opening in _OPENINGS:
         if opening.match(text) and not opening.match(source.strip()):
             text = opening.sub("", text, count=1)
