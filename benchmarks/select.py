@@ -87,10 +87,10 @@ def _run_turn(name: str, arguments: argparse.Namespace, corpus: Path, work: Path
 
 def _select(arguments: argparse.Namespace, tokenizer: Path | None) -> dict[str, Any]:
     """A turn of the selecting stage, with all it does."""
+    import pandas  # noqa: F401 (pyarrow imports it at its first array)
+
     from megatron_ext.data.selection import SelectSettings, select_corpus
     from megatron_ext.data.tokenizers import load_tokenizer
-
-    import pandas  # noqa: F401 (pyarrow imports it at its first array)
 
     if tokenizer:
         load_tokenizer(tokenizer)
