@@ -51,6 +51,14 @@ def plain_content_hash(path: Path, cached: bool = True) -> str:
     return content_hash({name: {"sha256": digest} for name, digest in digests.items()})
 
 
+def file_hashes(paths: Sequence[Path]) -> dict[Path, str]:
+    """sha256 of files; those that this machine has read, and that have not changed since, are not read again."""
+    folders = sorted({path.parent for path in paths})
+    return {folder / name: digest for folder in folders
+            for name, digest in _hash_files(folder, [path.name for path in paths if path.parent == folder],
+                                            KnownHashes(folder)).items()}
+
+
 def plain_files(folder: Path) -> Iterator[str]:
     """Names, relative to `folder`, of all regular files below it, through links to folders too."""
     for path in sorted(_regular_files(str(folder), ())):

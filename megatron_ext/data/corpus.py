@@ -105,7 +105,8 @@ class Corpus:
         check_columns(shards, self.columns())
         return [chunk for shard in shards for chunk in split(shard, chunk_bytes)]
 
-    def read(self, chunk: Chunk, keep: Keep | None = None) -> Iterator[pa.RecordBatch]:
+    def read(self, chunk: Chunk, keep: Keep | None = None,
+             rows: np.ndarray | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of a chunk in batches of about 4 MiB, at most 1,024 rows.
 
         Columns: `id`, `document_id`, `style`, `text` (strings; only `text` may be null), on demand `chunks`, the
@@ -115,9 +116,16 @@ class Corpus:
         Args:
             keep: says by the scores and labels which rows are of interest; the others are dropped without a look at
                 their texts.
+            rows: the same by the number in the chunk, bool, False beyond its end.
         """
         judged = [*self.score_columns, *self.label_columns]
+        first = 0
         for raw in self.read_raw(chunk):
+            if rows is not None:
+                wanted = np.zeros(raw.num_rows, dtype=bool)
+                here = rows[first:first + raw.num_rows]
+                wanted[:len(here)] = here
+                first, raw = first + raw.num_rows, raw.filter(wanted)
             if keep is not None:
                 raw = raw.filter(keep(pa.record_batch([self._array(raw, name, chunk) for name in judged],
                                                       names=judged)))

@@ -17,7 +17,7 @@ ROWS = [{"id": f"d{i:03d}", "text": f"{i}: {TEXTS[i % 4]}" * (2 + i % 3), "stem_
 
 
 def select(corpus, tokenizer, output, share=None, **values):
-    values = {"scores": SCORES, "rule": RULE, "workers": 1} | values
+    values = {"scores": SCORES, "rule": RULE, "workers": 1, "keep_measures": False} | values
     return select_corpus(SelectSettings(corpus=corpus, tokenizer=tokenizer, **values), output, share)
 
 

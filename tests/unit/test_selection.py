@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_ext.data.documents import read_documents
-from megatron_ext.data.selection import SelectSettings, counting, gathering, runs, stage
+from megatron_ext.data.selection import SelectSettings, counting, gathering, laying, stage
 from megatron_ext.data.tokenizers import load_tokenizer
 from megatron_ext.errors import UserError
 from megatron_ext.settings import validate
@@ -82,7 +82,7 @@ def test_the_result_is_independent_of_layout_workers_and_runs(corpus, tokenizer,
     rows = random.Random(0).sample(ROWS, len(ROWS))
     for number in range(7):
         write_jsonl(tmp_path / "shards" / f"{number}.jsonl", rows[number::7])
-    monkeypatch.setattr(runs, "RUN_BYTES", 2_000)
+    monkeypatch.setattr(laying, "RUN_BYTES", 2_000)
     monkeypatch.setattr(counting, "_MIN_ROUND_DOCUMENTS", 1)
     for workers in (1, 2):
         artifact = select(tmp_path / "shards", tokenizer, tmp_path / f"jsonl{workers}", budget_tokens=4_000,
@@ -162,7 +162,7 @@ def test_wrong_names_are_answered_with_the_right_ones(corpus, tokenizer, tmp_pat
 def test_an_interrupted_selection_goes_on(tokenizer, tmp_path, monkeypatch, module, function):
     for number in range(5):
         write_jsonl(tmp_path / "c" / f"{number}.jsonl", ROWS[number::5])
-    monkeypatch.setattr(runs, "RUN_BYTES", 2_000)
+    monkeypatch.setattr(laying, "RUN_BYTES", 2_000)
     monkeypatch.setattr(counting, "_TASK_BYTES", 3_000)
     monkeypatch.setattr(gathering, "MAX_PART_ROWS", 30)
     whole = select(tmp_path / "c", tokenizer, tmp_path / "whole", budget_tokens=8_000)

@@ -14,7 +14,7 @@ import pytest
 
 from megatron_ext.data.corpus import Corpus
 from megatron_ext.data.documents import read_documents
-from megatron_ext.data.selection import counting, runs, stage
+from megatron_ext.data.selection import counting, laying, stage
 from megatron_ext.errors import UserError
 from megatron_ext.parts import Merge, Part
 from tests.unit.selecting import ROWS, chosen, select, write_jsonl_zst, write_parquet_shards
@@ -34,7 +34,7 @@ def tokenizer(tmp_path_factory):
 def in_small_pieces(monkeypatch):
     monkeypatch.setattr(stage, "_MIN_CHUNK_BYTES", 1_000)
     monkeypatch.setattr(stage, "_CHUNKS", 100)
-    monkeypatch.setattr(runs, "RUN_BYTES", 2_000)
+    monkeypatch.setattr(laying, "RUN_BYTES", 2_000)
     monkeypatch.setattr(counting, "_TASK_BYTES", 3_000)
     monkeypatch.setattr(counting, "_MIN_ROUND_DOCUMENTS", 1)
 

@@ -45,6 +45,14 @@ class Hits:
     documents: np.ndarray  # int64 [num_pairs]
     items: np.ndarray  # int32 [num_pairs]
 
+    def moved(self, documents: np.ndarray, to: np.ndarray) -> Hits:
+        """The hits of these documents, int `[n]`, each under its other number, int `[n]`."""
+        order = np.argsort(documents)
+        at = np.searchsorted(documents, self.documents, sorter=order)
+        places = order[np.minimum(at, len(order) - 1)] if len(order) else np.zeros(len(at), np.int64)
+        is_there = documents[places] == self.documents if len(order) else np.zeros(len(at), bool)
+        return Hits(to[places[is_there]].astype(np.int64), self.items[is_there])
+
     @staticmethod
     def none() -> Hits:
         """No pairs."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from megatron_ext.data.selection.contamination import Hits, load_matcher
+from megatron_ext.data.selection.measures import Measured
 from megatron_ext.data.selection.rows import Rows
 from megatron_ext.data.selection.runs import Piece, Run, open_run, plan_pieces, write_arrays
 from megatron_ext.data.tokenizers import EncoderName, load_tokenizer
@@ -47,19 +48,6 @@ class CountTask:
     path: Path
 
 
-@dataclass
-class Measured:
-    """What is known of documents, by their place in the order of selection."""
-
-    num_tokens: np.ndarray  # int64 [n]; -1: not counted
-    hits: Hits = field(default_factory=Hits.none)
-
-    def counted_tokens(self, places: np.ndarray, removes_hits: bool) -> np.ndarray:
-        """The tokens of these documents, 0 for one that is dropped or was not reached; int64."""
-        num_tokens = np.maximum(self.num_tokens[places], 0)
-        return np.where(np.isin(places, self.hits.documents), 0, num_tokens) if removes_hits else num_tokens
-
-
 def measure_all(folder: Path, measure: Measure, runs: Sequence[Run], rows: Rows, places: np.ndarray,
                 workers: Workers, label: str = "count tokens") -> Measured:
     """Measure the documents at these places; what an earlier call left in `folder` is not done again."""
@@ -75,9 +63,13 @@ def measure_all(folder: Path, measure: Measure, runs: Sequence[Run], rows: Rows,
     return load_measured([task.path for task in tasks], len(rows))
 
 
-def measure_up_to(budget_tokens: int, folder: Path, measure: Measure, runs: Sequence[Run], rows: Rows,
-                  places: np.ndarray, workers: Workers) -> Measured:
-    """Measure the documents at these places in order, in rounds, until their tokens reach the budget, or all."""
+def measure_up_to(budget_tokens: int, rows: Rows, places: np.ndarray, removes_hits: bool,
+                  measure_some: Callable[[np.ndarray, str], Measured]) -> Measured:
+    """Measure the documents at these places in order, in rounds, until their tokens reach the budget, or all.
+
+    Args:
+        measure_some: measures documents, given their places and what to call it.
+    """
     byte_ends = np.cumsum(rows.num_bytes[places], dtype=np.int64)
     measured = Measured(np.full(len(rows), -1, dtype=np.int64))
     bytes_per_token, done, num_rounds, num_tokens = _FIRST_BYTES_PER_TOKEN, 0, 0, 0
@@ -85,12 +77,11 @@ def measure_up_to(budget_tokens: int, folder: Path, measure: Measure, runs: Sequ
         wanted = (budget_tokens - num_tokens) * bytes_per_token
         stop = int(np.searchsorted(byte_ends, (byte_ends[done - 1] if done else 0) + wanted)) + 1
         stop = min(max(stop, done + _MIN_ROUND_DOCUMENTS), len(places))
-        found = measure_all(folder / f"round-{num_rounds:03d}", measure, runs, rows, places[done:stop], workers,
-                            label=f"count tokens, round {num_rounds + 1}")
+        found = measure_some(places[done:stop], f"count tokens, round {num_rounds + 1}")
         measured.num_tokens[places[done:stop]] = found.num_tokens[places[done:stop]]
         measured.hits = Hits.concatenate([measured.hits, found.hits])
         done, num_rounds = stop, num_rounds + 1
-        num_tokens = int(measured.counted_tokens(places[:done], measure.removes_hits).sum())
+        num_tokens = int(measured.counted_tokens(places[:done], removes_hits).sum())
         bytes_per_token = _MARGIN * int(byte_ends[done - 1]) / max(1, num_tokens)
     return measured
 

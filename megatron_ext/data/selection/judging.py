@@ -59,10 +59,15 @@ def _judge_by_rule(batch: pa.RecordBatch, rule: Rule, codes: np.ndarray) -> None
 
 def judge_texts(texts: pa.StringArray, criteria: Criteria) -> np.ndarray:
     """The same by the texts alone."""
-    codes = np.full(len(texts), PASSED, dtype=np.uint8)
-    chars = pc.fill_null(pc.utf8_length(texts), 0).to_numpy(zero_copy_only=False)
+    return judge_lengths(pc.utf8_length(texts), criteria)
+
+
+def judge_lengths(chars: pa.Array, criteria: Criteria) -> np.ndarray:
+    """The same by the lengths of the texts, in characters; null: there is no text."""
+    codes = np.full(len(chars), PASSED, dtype=np.uint8)
+    num_chars = pc.fill_null(chars, 0).to_numpy(zero_copy_only=False)
     if criteria.max_chars is not None:
-        codes[chars > criteria.max_chars] = code_of("too_long")
-    codes[chars < criteria.min_chars] = code_of("too_short")
-    codes[pc.is_null(texts).to_numpy(zero_copy_only=False)] = code_of("missing_text")
+        codes[num_chars > criteria.max_chars] = code_of("too_long")
+    codes[num_chars < criteria.min_chars] = code_of("too_short")
+    codes[pc.is_null(chars).to_numpy(zero_copy_only=False)] = code_of("missing_text")
     return codes

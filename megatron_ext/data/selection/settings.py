@@ -73,6 +73,10 @@ class SelectSettings(StageSettings):
     encoder: Annotated[EncoderName, LAYOUT] = "auto"
     """What encodes; auto: the fastest with the ids of `tokenizers` (where there is a tokenizer.json) or
     `sentencepiece`."""
+    keep_measures: Annotated[bool, WATCHING] = True
+    """Keep what is counted of each shard, under the hash of its bytes, in `.measures` beside the output: another rule,
+    budget or a grown corpus then costs only what is new. (Nothing is kept where nothing is counted, and of near
+    duplicates, data sets of the hub and parts.)"""
     workers: Annotated[int | None, WATCHING] = Field(default=None, ge=1)
     """Processes; default: one a core. Does not change the result."""
 

@@ -8,6 +8,8 @@
    budget by less than one document, whatever was guessed.
 4. Gather: the chosen documents are copied from the runs into `documents/part-*.parquet`, in that order.
 
+What is measured of a shard is kept beside the output, under the hash of the shard's bytes (`index`): for another rule,
+another budget or a corpus that has grown, only what is new is read and counted.
 The result depends on documents, settings and tokenizer alone: not on shards, their order, workers or interruptions.
 On many machines, each does 1 for its share of the chunks and counts all tokens that pass there; one does the rest.
 """
@@ -17,33 +19,32 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
-from megatron_ext.artifacts import Artifact, write_json
+from megatron_ext.artifacts import Artifact, reference, write_json
+from megatron_ext.contents import file_hashes, hash_json
 from megatron_ext.data.batches import Chunk
 from megatron_ext.data.corpus import Corpus
 from megatron_ext.data.documents import DOCUMENTS_FOLDER, document_schema
 from megatron_ext.data.hub import open_corpus
-from megatron_ext.data.selection.contamination import contamination_counts
-from megatron_ext.data.selection.counting import (
-    Measure,
-    Measured,
-    join_measured,
-    load_measured,
-    measure_all,
-    measure_up_to,
-)
+from megatron_ext.data.selection.contamination import Hits, contamination_counts
+from megatron_ext.data.selection.counting import Measure, join_measured, load_measured, measure_all, measure_up_to
 from megatron_ext.data.selection.decision import Candidates, Decision, budget_notes, decide, find_candidates
 from megatron_ext.data.selection.gathering import gather_documents, gather_rejected, mean_scores
+from megatron_ext.data.selection.index import KnownMeasures, runs_of
 from megatron_ext.data.selection.judging import PASSED, REASONS, Criteria
+from megatron_ext.data.selection.laying import Memory, RunTask, laid_down, make_runs
+from megatron_ext.data.selection.measures import Measured
 from megatron_ext.data.selection.rows import selection_order
 from megatron_ext.data.selection.rules import parse_rule
-from megatron_ext.data.selection.runs import Memory, Runs, RunTask, joined_in_memory, load_runs, make_runs
+from megatron_ext.data.selection.runs import ChunkRun, Runs, joined_in_memory, load_runs
 from megatron_ext.data.selection.settings import SelectSettings
 from megatron_ext.data.shards import format_of
 from megatron_ext.data.tokenizers import TrainingTokenizer, load_tokenizer
@@ -57,9 +58,12 @@ __all__ = ["SelectSettings", "select_corpus"]
 REJECTED_FOLDER = "rejected"
 _COUNTS = "counts.json"
 _WORK = "work"
-RUNS, MEASURED = "runs", "measured"
+RUNS, MEASURED, LAID = "runs", "measured", "laid"
+KEPT = ".measures"
+"""Folder beside the output."""
 _MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES = 16 * 2**20, 128 * 2**20
 _CHUNKS = 256
+_KEPT_VERSION = 1  # of what files of measures mean
 _HELD_BYTES = 256 * 2**20  # of documents in memory; more go to disk
 
 
@@ -72,7 +76,7 @@ def select_corpus(settings: SelectSettings, output: Path, share: Part | Merge | 
     Raises UserError for a corpus, rule or tokenizer that cannot be used, duplicate ids, and too small a corpus.
     """
     with Workers(settings.workers or available_cores()) as workers:
-        return _select(Stage(settings, workers), output, share)
+        return _select(Stage(settings, workers, output.parent / KEPT), output, share)
 
 
 def _select(stage: Stage, output: Path, share: Part | Merge | None) -> Artifact:
@@ -91,11 +95,19 @@ def _select(stage: Stage, output: Path, share: Part | Merge | None) -> Artifact:
                          make=lambda folder: make_selection(folder, stage, find))
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Files for what is kept of each chunk."""
+
+    indexes: list[Path]
+    measures: list[Path]
+
+
 class Stage:
     """A selection about to be made: its settings, with what they name opened and checked."""
 
-    def __init__(self, settings: SelectSettings, workers: Workers) -> None:
-        self.settings, self.workers = settings, workers
+    def __init__(self, settings: SelectSettings, workers: Workers, kept_at: Path) -> None:
+        self.settings, self.workers, self.kept_at = settings, workers, kept_at
         self.tokenizer: TrainingTokenizer | None = None
         if settings.tokenizer is not None:
             self.tokenizer = load_tokenizer(settings.tokenizer, settings.encoder)
@@ -132,16 +144,57 @@ class Stage:
 
     def candidates(self, work: Path) -> tuple[Candidates, Measured]:
         """All documents of the corpus in order, measured as far as the budget needs."""
-        runs = self._read(work / RUNS)
+        chunks = self.corpus.chunks(_chunk_bytes(self.corpus))
+        kept = self._kept(chunks)
+        runs = self._read(work / RUNS, chunks, kept=kept)
         rows = runs.rows.take(selection_order(runs.rows))
         found = find_candidates(runs, rows, self.settings)
-        arguments = (work / MEASURED, self.measure, runs.runs, rows, found.places, self.workers)
+        measure_some = partial(self._measure_some, work, found, KnownMeasures(kept.measures) if kept else None)
         budget = self.settings.budget_tokens
-        return found, measure_all(*arguments) if budget is None else measure_up_to(budget, *arguments)
+        if budget is None:
+            return found, measure_some(found.places, "count tokens")
+        return found, measure_up_to(budget, rows, found.places, self.measure.removes_hits, measure_some)
+
+    def _measure_some(self, work: Path, found: Candidates, known: KnownMeasures | None, places: np.ndarray,
+                      label: str) -> Measured:
+        """Measure the documents at these places that are not known, and keep what was found."""
+        measured = known.of(found.rows, places) if known else Measured(np.full(len(found.rows), -1, dtype=np.int64))
+        missing = places[measured.num_tokens[places] < 0]
+        if len(missing) < len(places):
+            print(f"{label}: {len(places) - len(missing):,} of {len(places):,} documents were counted before")
+        # By what it holds: what an interrupted start had counted may be known by now.
+        folder = work / MEASURED / xxhash.xxh3_64_hexdigest(missing.tobytes())
+        runs, rows = laid_down(found.runs, found.rows, missing, work / LAID, self.workers)
+        new = measure_all(folder, self.measure, runs.runs, rows, missing, self.workers, label)
+        if known:
+            known.note(found.rows, missing, new)
+        measured.num_tokens[missing] = new.num_tokens[missing]
+        return Measured(measured.num_tokens, Hits.concatenate([measured.hits, new.hits]))
+
+    def _kept(self, chunks: Sequence[Chunk]) -> Kept | None:
+        """Where to keep what is measured of the chunks; None: nowhere."""
+        settings = self.settings
+        is_local = all(isinstance(chunk.path, Path) for chunk in chunks)
+        if not settings.keep_measures or not self._measures or not is_local or settings.near is not None:
+            return None
+        hashes = file_hashes(list({Path(chunk.path): None for chunk in chunks}))
+        read = [settings.text_column, settings.id_column, settings.seed, self.corpus.is_documents_artifact,
+                dict(self.corpus.score_columns), dict(self.corpus.label_columns)]
+        measured = [settings.text_column, self.corpus.is_documents_artifact, self.more["encoder"],
+                    self.more["tokenizer_sha256"], settings.test_items and reference(settings.test_items),
+                    settings.ngram, settings.short_ngram]
+        places = [f"{chunk.start}-{'end' if chunk.end is None else chunk.end}" for chunk in chunks]
+        folders = [self.kept_at / hashes[Path(chunk.path)] for chunk in chunks]
+
+        def paths(prefix: str, what: Any, suffix: str) -> list[Path]:
+            name = hash_json([_KEPT_VERSION, what])[:16]
+            return [folder / f"{prefix}-{name}-{place}{suffix}" for folder, place in zip(folders, places, strict=True)]
+
+        return Kept(paths("index", read, ".arrow"), paths("measures", measured, ".npz"))
 
     def make_part(self, folder: Path, share: Part) -> dict[str, Any]:
         """Read a share of the chunks and measure all that passes there, as nobody knows yet where the budget ends."""
-        runs = self._read(folder / RUNS, share)
+        runs = self._read(folder / RUNS, self.corpus.chunks(_chunk_bytes(self.corpus)), share)
         rows = runs.rows.take(selection_order(runs.rows))
         places = np.flatnonzero(rows.codes == PASSED)
         measured = measure_all(folder / MEASURED, self.measure, runs.runs, rows, places, self.workers)
@@ -158,19 +211,29 @@ class Stage:
         order = selection_order(runs.rows)
         return (find_candidates(runs, runs.rows.take(order), self.settings), join_measured(measured, orders, order))
 
-    def _read(self, folder: Path, share: Part | None = None) -> Runs:
+    def _read(self, folder: Path, chunks: Sequence[Chunk], share: Part | None = None,
+              kept: Kept | None = None) -> Runs:
         """Lay down the runs of the corpus, or of a share; chunks that were done before are not read again."""
         folder.mkdir(parents=True, exist_ok=True)
         settings = self.settings
         print(f"corpus: {self.corpus.describe()}", flush=True)
         criteria = Criteria(self.rule, settings.min_chars, settings.max_chars)
-        chunks = self.corpus.chunks(_chunk_bytes(self.corpus))
         in_threads = self._reads_in_threads(chunks)
         is_read_again = share is None and not self._measures and all(isinstance(chunk.path, Path) for chunk in chunks)
         memory = Memory(_HELD_BYTES) if in_threads and is_read_again else None
         tasks = [RunTask(self.corpus, chunk, criteria, settings.seed, settings.keep_rejected, settings.near,
-                         folder / f"{number:06d}.npz", memory)
+                         folder / f"{number:06d}.npz", memory, number, kept.indexes[number] if kept else None)
                  for number, chunk in enumerate(chunks) if share is None or share.takes(number)]
+        known = {task.path for task in tasks if task.index and task.index.exists() and not task.path.exists()}
+        if known:
+            print(f"read: {len(known):,} of {len(tasks):,} chunks are known from an earlier selection", flush=True)
+        held = self._make_runs([task for task in tasks if task.path not in known], in_threads)
+        found = [held.pop(task.path, None) or (_runs_of_index(task) if task.path in known else load_runs([task.path]))
+                 for task in tasks]
+        return joined_in_memory(Runs.join([Runs.none(), *found]))
+
+    def _make_runs(self, tasks: Sequence[RunTask], in_threads: bool) -> dict[Path, Runs]:
+        """Do the tasks that were not done before; returns what memory holds."""
         missing = [task for task in tasks if not task.path.exists()]
         progress = Progress("read", len(tasks), "chunks", already_done=len(tasks) - len(missing))
         held: dict[Path, Runs] = {}
@@ -178,8 +241,7 @@ class Stage:
             progress.advance()
             if made is not None:
                 held[task.path] = made
-        found = [held.pop(task.path, None) or load_runs([task.path]) for task in tasks]
-        return joined_in_memory(Runs.join([Runs.none(), *found]))
+        return held
 
     @property
     def _measures(self) -> bool:
@@ -207,12 +269,14 @@ def make_selection(folder: Path, stage: Stage,
 
 def _write(folder: Path, stage: Stage, candidates: Candidates, measured: Measured, decision: Decision) -> None:
     chosen = decision.chosen
+    needed = np.arange(len(candidates.rows)) if stage.settings.keep_rejected else chosen
+    runs, rows = laid_down(candidates.runs, candidates.rows, needed, folder / _WORK / LAID, stage.workers)
     num_tokens = measured.num_tokens[chosen] if stage.tokenizer else None
-    gather_documents(folder / DOCUMENTS_FOLDER, candidates.runs.runs, candidates.rows, chosen, num_tokens,
+    gather_documents(folder / DOCUMENTS_FOLDER, runs.runs, rows, chosen, num_tokens,
                      stage.schema, stage.workers)
     if stage.settings.keep_rejected:
         rejected = np.flatnonzero(decision.codes != PASSED)
-        gather_rejected(folder / REJECTED_FOLDER, candidates.runs.runs, candidates.rows, rejected,
+        gather_rejected(folder / REJECTED_FOLDER, runs.runs, rows, rejected,
                         decision.codes[rejected], stage.schema, stage.workers)
 
 
@@ -241,7 +305,14 @@ def _counts(folder: Path, stage: Stage, candidates: Candidates, measured: Measur
     return counts
 
 
+def _runs_of_index(task: RunTask) -> Runs:
+    assert task.index is not None
+    return runs_of(task.index, ChunkRun(task.corpus, task.chunk), task.number, task.criteria, task.keep_rejected)
+
+
 def _chunk_bytes(corpus: Corpus) -> int:
     """Size of the pieces that the corpus is read in: small enough for all workers of a small corpus, and for the memory
-    of one; large enough that a large corpus does not fall into too many runs."""
-    return min(max(corpus.num_bytes() // _CHUNKS, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES)
+    of one; large enough that a large corpus does not fall into too many runs. A corpus has to double for another one:
+    what is kept of a shard is kept by pieces."""
+    wanted = 1 << (corpus.num_bytes() // _CHUNKS).bit_length()
+    return min(max(wanted, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES)
