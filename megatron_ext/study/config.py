@@ -205,9 +205,22 @@ class StudyConfig(Settings):
                 for name, rewriter in self.rewriters.items() for subset in rewriter.subsets}
 
     @property
+    def originals(self) -> dict[str, str]:
+        """Source of the originals of exactly the accepted chunks -> the rewritten source that it is matched to."""
+        return {f"{subset}_{'rewritten' if name == REWRITES else name}_originals": source
+                for source, (subset, name) in self.rewritten_sources.items()}
+
+    @property
+    def used_originals(self) -> dict[str, str]:
+        """Those that something in the study names; the others are not made."""
+        named = {name for condition in self.conditions.values() for name in condition.sources}
+        named |= {part.rewrites for part in self.style_sources.values()} | set(self.validation_sources)
+        return {name: source for name, source in self.originals.items() if name in named}
+
+    @property
     def sources(self) -> list[str]:
-        """Names of all sources: subsets, their rewrites, single styles of these."""
-        return [*self.subsets, *self.rewritten_sources, *self.style_sources]
+        """Names of all sources: subsets, their rewrites, originals of these, single styles."""
+        return [*self.subsets, *self.rewritten_sources, *self.used_originals, *self.style_sources]
 
     @property
     def held_out(self) -> list[str]:

@@ -23,7 +23,8 @@ from megatron_ext.study.names import BASE
 from megatron_ext.study.older import made_by_older_version
 from megatron_ext.study.programs import settings_of
 
-STAGES = ("model", "select", "rewrite", "tokenize", "import", "run", "validate", "export", "evaluate", "compare")
+STAGES = ("model", "select", "rewrite", "originals", "tokenize", "import", "run", "validate", "export", "evaluate",
+          "compare")
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def checkpoint_name(iteration: int) -> str:
 
 
 def _source_nodes(study: StudyConfig, base: Node) -> dict[str, Node]:
-    """Tokenized sources by name: each subset's original text, its rewrites, single styles of these."""
+    """Tokenized sources by name: each subset's original text, its rewrites, originals of these, single styles."""
     tokenizer = base if study.tokenizer in (None, study.base_model) else _model_node("tokenizer", study.tokenizer)
     selections = {name: _selection_node(study, name, tokenizer) for name in study.subsets}
     rewrites = {source: _rewrite_node(study, subset, rewriter, selections[subset], base, tokenizer)
@@ -198,9 +199,12 @@ def _source_nodes(study: StudyConfig, base: Node) -> dict[str, Node]:
         return Node(f"tokenize/{name}", "tokenized", "tools.tokenize_corpus", {**study.tokenize, **settings},
                     {"documents": documents, "tokenizer": tokenizer})
 
-    parts = {name: tokenize(name, rewrites[part.rewrites], styles=part.styles)
+    originals = {name: Node(f"originals/{name}", "rewritten_originals", "tools.take_originals", {},
+                            {"rewrites": rewrites[source], "tokenizer": tokenizer})
+                 for name, source in study.used_originals.items()}
+    parts = {name: tokenize(name, (rewrites | originals)[part.rewrites], styles=part.styles)
              for name, part in study.style_sources.items()}
-    return {name: tokenize(name, node) for name, node in (selections | rewrites).items()} | parts
+    return {name: tokenize(name, node) for name, node in (selections | rewrites | originals).items()} | parts
 
 
 def _rewrite_node(study: StudyConfig, subset: str, rewriter: str, documents: Node, base: Node,

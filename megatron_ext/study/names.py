@@ -43,9 +43,11 @@ def _source_problems(study: StudyConfig) -> Iterator[str]:
         yield from _unknown(f"{where}.subsets", rewriter.subsets, study.subsets, "subset")
     for name, part in study.style_sources.items():
         where = f"style_sources.{name}"
-        yield from _unknown(f"{where}.rewrites", [part.rewrites], study.rewritten_sources, _source(study, "rewritten "))
-        if part.rewrites in study.rewritten_sources:
-            _, rewriter_name = study.rewritten_sources[part.rewrites]
+        yield from _unknown(f"{where}.rewrites", [part.rewrites], [*study.rewritten_sources, *study.originals],
+                            _source(study, "rewritten "))
+        source = study.originals.get(part.rewrites, part.rewrites)
+        if source in study.rewritten_sources:
+            _, rewriter_name = study.rewritten_sources[source]
             yield from _unknown(f"{where}.styles", part.styles, study.styles_of(rewriter_name), "style of its rewriter")
     yield from (f"{name!r} cannot be a name: letters, digits, _ and - alone"
                 for name in [*study.sources, *study.conditions] if not _NAME.fullmatch(name))
