@@ -71,10 +71,14 @@ def read_documents(artifact: Path) -> Iterator[Document]:
     Raises UserError when a column is missing.
     """
     for batch in read_document_batches(artifact):
-        score_names = [name for name in batch.schema.names if name not in (*FIELDS, CHUNKS)]
-        for row in batch.to_pylist():
-            scores = {name: row[name] for name in score_names}
-            yield Document(**{name: row[name] for name in FIELDS}, scores=scores)
+        yield from documents_of(batch)
+
+
+def documents_of(rows: pa.RecordBatch | pa.Table) -> Iterator[Document]:
+    """The documents of rows with all their columns."""
+    score_names = [name for name in rows.schema.names if name not in (*FIELDS, CHUNKS)]
+    for row in rows.to_pylist():
+        yield Document(**{name: row[name] for name in FIELDS}, scores={name: row[name] for name in score_names})
 
 
 def read_document_batches(artifact: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

@@ -52,7 +52,8 @@ def make_selection(folder, texts):
 
 def settings_for(selection, model, **values):
     return load_settings(RewriteSettings, None, [f"documents={selection}", f"model={model}", f"tokenizer={model}",
-                                                 *(f"{key}={json.dumps(value)}" for key, value in values.items())])
+                                                 *(f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+                                                   for key, value in values.items())])
 
 
 class ScriptedEngine:

@@ -57,9 +57,10 @@ def token_counter(tokenizer: Path) -> CountTokens:
 
 def load_items(tools: Tools, plan: Plan, window: WindowPlan) -> list[Item]:
     """The items of a window in the order in which they are asked for."""
-    items = [item for name, num_tokens, text in read_window(tools.settings.documents, window)
-             if plan.takes(name, num_tokens, tools.settings)
-             for item in document_items(name, text, tools.settings, tools.count_tokens, tools.fits_model)]
+    items = [item for document in read_window(tools.settings.documents, window)
+             if plan.takes(document.id, document.num_tokens, tools.settings)
+             for item in document_items(document.id, document.text, tools.settings, tools.count_tokens,
+                                        tools.fits_model, tuple(sorted(document.scores.items())))]
     return sorted(items, key=lambda item: item.place(tools.settings.order))
 
 

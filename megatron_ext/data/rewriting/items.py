@@ -28,6 +28,8 @@ class Item:
     style: str
     source: str
     num_source_tokens: int
+    scores: tuple[tuple[str, float], ...] = ()
+    """(name, value) of the document's scores in the selection."""
 
     def place(self, order: Order) -> tuple[str | int, ...]:
         """Sort key: longest first, and side by side what shares the beginning of its prompt."""
@@ -71,14 +73,14 @@ def max_new_tokens(settings: RewriteSettings, num_source_tokens: int) -> int:
 
 
 def document_items(document_id: str, text: str, settings: RewriteSettings, count_tokens: CountTokens,
-                   fits_model: FitsModel) -> Iterator[Item]:
+                   fits_model: FitsModel, scores: tuple[tuple[str, float], ...] = ()) -> Iterator[Item]:
     """The items of one document, chunk by chunk, each in all styles."""
     chunks = [chunk for chunk in document_chunks(text, settings.chunk_tokens, count_tokens, fits_model)
               if chunk.strip()]
     taken = chunks[:settings.max_chunks_per_document]
     for index, (chunk, size) in enumerate(zip(taken, count_tokens(taken), strict=True)):
         for style in settings.styles:
-            yield Item(document_id, index, len(chunks), style, chunk, int(size))
+            yield Item(document_id, index, len(chunks), style, chunk, int(size), scores)
 
 
 def document_chunks(text: str, bound: int, count_tokens: CountTokens, fits_model: FitsModel) -> Iterator[str]:

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from megatron_ext.data.documents import CHUNKS, DOCUMENTS_FOLDER, rewrite_schema, write_parquet
+from megatron_ext.data.rewriting.acceptance import NUMBERS, SCORES
+from megatron_ext.data.rewriting.checking.lexicon import load_lexicon
 from megatron_ext.data.rewriting.checking.measures import Measures
+from megatron_ext.data.rewriting.checking.quantities import numbers_per_100_words
 from megatron_ext.data.rewriting.window import Attempt
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ _CHUNK_SCHEMA = pa.schema({
     "reasons": pa.list_(pa.string()), "source": pa.string(), "output": pa.string(), "text": pa.string(),
     "finish_reason": pa.string(), "problem": pa.string(), "num_source_tokens": pa.int64(), "num_tokens": pa.int64(),
     "num_prompt_tokens": pa.int64(), "num_completion_tokens": pa.int64(),
+    NUMBERS: pa.float64(), SCORES: pa.map_(pa.string(), pa.float64()),
     **{field.name: _MEASURE_TYPES[str(field.type)] for field in fields(Measures)},
 })
 
@@ -41,7 +45,8 @@ def write_window(tools: Tools, folder: Path, index: int, attempts: Sequence[Atte
     chunks/part-*.parquet has a row an attempt, sorted by document, style, chunk and attempt. `output` is what the
     rewriter wrote, `text` what is left of it without its wrapping. `num_source_tokens` and `num_tokens` (of `text`)
     are counted by the training tokenizer, `num_prompt_tokens` and `num_completion_tokens` by the engine (null where it
-    does not count). `problem` says in a line why a request got no answer.
+    does not count); `numbers_per_100_words` and the document's `scores` tell of the source. `problem` says why
+    a request got no answer.
     """
     attempts = sorted(attempts, key=lambda one: (one.item.document_id, one.item.style, one.item.chunk, one.attempt))
     documents = pa.Table.from_pylist(list(_documents(tools, attempts)), schema=rewrite_schema())
@@ -104,5 +109,7 @@ def _chunk_row(attempt: Attempt, prompt_version: int) -> dict[str, Any]:
         "finish_reason": completion.finish_reason, "problem": completion.problem,
         "num_source_tokens": item.num_source_tokens,
         "num_tokens": attempt.num_tokens, "num_prompt_tokens": completion.num_prompt_tokens,
-        "num_completion_tokens": completion.num_tokens, **(asdict(verdict.measures) if verdict.measures else {}),
+        "num_completion_tokens": completion.num_tokens, SCORES: list(item.scores),
+        NUMBERS: numbers_per_100_words(item.source, load_lexicon()),
+        **(asdict(verdict.measures) if verdict.measures else {}),
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from megatron_ext.data.documents import document_parts, read_document_batches
+from megatron_ext.data.documents import Document, document_parts, documents_of, read_document_batches
 from megatron_ext.data.rewriting.settings import RewriteSettings
 from megatron_ext.errors import UserError
 
@@ -62,18 +62,17 @@ def make_plan(settings: RewriteSettings) -> Plan:
     return plan
 
 
-def read_window(artifact: Path, window: WindowPlan) -> Iterator[tuple[str, int, str]]:
-    """(id, num_tokens, text) of the rows of a window; only the row groups that hold them are read."""
+def read_window(artifact: Path, window: WindowPlan) -> Iterator[Document]:
+    """The documents of a window; only the row groups that hold them are read."""
     first = 0
     for part in document_parts(artifact):
         with pq.ParquetFile(part) as file:
             for group in range(file.num_row_groups):
                 end = first + file.metadata.row_group(group).num_rows
                 if first < window.end_row and window.first_row < end:
-                    table = file.read_row_group(group, ["id", "num_tokens", "text"], use_threads=False)
+                    table = file.read_row_group(group, use_threads=False)
                     rows = table.slice(max(0, window.first_row - first), window.end_row - max(first, window.first_row))
-                    for row in rows.to_pylist():
-                        yield row["id"], row["num_tokens"], row["text"]
+                    yield from documents_of(rows)
                 first = end
         if first >= window.end_row:
             return

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.data.rewriting.acceptance import LENGTH, NUMBERS
 from megatron_ext.data.rewriting.settings import RewriteSettings
 from megatron_ext.data.rewriting.summary import DISTRIBUTIONS, NUM_PAIRS, style_totals
 from megatron_ext.files import write_text
 
 REPORT_FILE = "report.html"
+PROPERTIES = {LENGTH: "tokens", NUMBERS: "numbers per 100 words"}
 _TITLES = {
     "length_ratio": "length ratio", "copied_fraction": "copied from the source",
     "shared_fraction": "content words that the source has", "number_retention": "numbers kept",
@@ -31,7 +33,7 @@ def write_report(folder: Path, settings: RewriteSettings, summary: dict[str, Any
         styles=summary["styles"], totals=style_totals(list(summary["styles"].values())),
         selection=summary["selection"], rewrites=summary["rewrites"], settings=settings,
         distributions={name: {"title": _TITLES[name], "upper": upper} for name, upper in DISTRIBUTIONS.items()},
-        pairs=_in_turn(samples))
+        pairs=_in_turn(samples), properties=PROPERTIES)
     write_text(folder / REPORT_FILE, page)
 
 

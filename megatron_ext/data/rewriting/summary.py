@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from megatron_ext.data.documents import DOCUMENTS_FOLDER
+from megatron_ext.data.rewriting.acceptance import Acceptance
 from megatron_ext.data.rewriting.outputs import CHUNKS_FOLDER
 from megatron_ext.data.rewriting.plan import Plan
 from megatron_ext.data.rewriting.settings import RewriteSettings
@@ -61,6 +62,7 @@ class _StyleSummary:
     first_attempt_reasons: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
     sums: Counter[str] = field(default_factory=Counter)
+    acceptance: Acceptance = field(default_factory=Acceptance)
     distributions: dict[str, _Distribution] = field(
         default_factory=lambda: {name: _Distribution(upper) for name, upper in DISTRIBUTIONS.items()})
 
@@ -78,6 +80,7 @@ class _StyleSummary:
         self.reasons.update(_reasons(rows, rejected_at_last))
         self.first_attempt_reasons.update(_reasons(rows, first))
         self.languages.update(language or "" for language in survivors["language"].to_pylist())
+        self.acceptance.add(rows.filter(pa.array(first)), survivors)
         self.sums["asked_source_tokens"] += int(_numbers(rows, "num_source_tokens")[first].sum())
         for name in _SUMS:
             self.sums[name] += int(_numbers(rows, name).sum())
@@ -101,7 +104,7 @@ class _StyleSummary:
             "num_completion_tokens": self.sums["num_completion_tokens"],
             "num_discarded_completion_tokens":
                 self.sums["num_completion_tokens"] - self.sums["survivor_num_completion_tokens"],
-            "languages": _by_count(self.languages),
+            "languages": _by_count(self.languages), "acceptance": self.acceptance.result(),
             "distributions": {name: one.result() for name, one in self.distributions.items()},
         }
 
@@ -113,7 +116,8 @@ def summarize(folder: Path, settings: RewriteSettings, plan: Plan) -> tuple[dict
     failed), `dropped` or `empty`, and the `tokens` written. `styles`, each: `reasons` counts chunks by the reasons of
     their last attempt (a chunk can have several), `first_attempt_reasons` by those of their first; tokens are the
     training tokenizer's but for prompts and completions, which the engine counts; `length_ratio` is tokens out / in of
-    survivors; `distributions` are histograms over survivors. The pairs are survivors drawn by their seeds.
+    survivors; `acceptance` tells which sources survive; `distributions` are histograms over survivors. The pairs are
+    survivors drawn by their seeds.
     """
     styles = {style: _StyleSummary() for style in settings.styles}
     samples: dict[str, list[tuple[int, Any]]] = {style: [] for style in settings.styles}

@@ -114,6 +114,11 @@ def num_distinct(quantities: Quantities) -> int:
     return len(_distinct(quantities.exact))
 
 
+def numbers_per_100_words(text: str, lexicon: Lexicon) -> float:
+    """Number density of a text."""
+    return 100 * num_distinct(read_quantities(text, lexicon)) / max(1, len(WORD.findall(text)))
+
+
 def has_mismatch(source: Quantities, other: Quantities) -> bool:
     """Whether numbers of the source came to stand where others stood: pairs in another order or of others, values whose
     unit is another, values that count what another value counted.
