@@ -11,6 +11,7 @@ from megatron_ext.artifacts import Artifact
 
 _SHOWN_PAIRS = 4
 _SHOWN_CHARS = 420
+_PROPERTIES = {"num_source_tokens": "tokens of the source", "numbers_per_100_words": "numbers per 100 words"}
 
 
 def selection_section(record: StudyRecord) -> list[dict[str, Any]]:
@@ -81,6 +82,8 @@ def _style(style: str, values: dict[str, Any]) -> dict[str, Any]:
         "reasons": [{"reason": label(reason), "count": number} for reason, number in reasons if number],
         "tokens_in": values["num_survivor_source_tokens"], "tokens_out": values["num_survivor_tokens"],
         "length_ratio": values["length_ratio"],
+        "acceptance": [{"property": _PROPERTIES.get(name, name), **found}
+                       for name, found in values.get("acceptance", {}).items()],
     }
 
 

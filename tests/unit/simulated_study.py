@@ -200,7 +200,11 @@ class _Writer:
                 "reasons": {"too_short": 4 + 2 * k, "copied_source": 9, "wrong_language": 9 * k, "finish_length": 2},
                 "num_source_tokens": 21_400, "num_survivor_source_tokens": 17_000 - 2000 * k,
                 "num_survivor_tokens": 15_800 - 1700 * k, "length_ratio": 0.93, "num_prompt_tokens": 30_100,
-                "num_completion_tokens": 24_000} for k, style in enumerate(STYLES)}
+                "num_completion_tokens": 24_000, "acceptance": {"num_source_tokens": {
+                    "mean": 178.3, "survivor_mean": 160.1 - 10 * k, "bins": [
+                        {"from": 12, "to": 150, "num_chunks": 60, "num_survived": 55, "survived_percent": 91.67},
+                        {"from": 151, "to": 350, "num_chunks": 60, "num_survived": 41 - 11 * k,
+                         "survived_percent": (41 - 11 * k) / 0.6}]}}} for k, style in enumerate(STYLES)}
             write_json(folder / "summary.json", {
                 "selection": {"num_documents": 412, "num_chosen_documents": 60, "num_chunks": 120,
                               "num_chunks_left_out": 0},

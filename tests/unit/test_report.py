@@ -221,6 +221,12 @@ def test_examples_of_rewrites_show_kept_and_rejected_ones_of_different_styles(re
     assert all(pair["reasons"] == ([] if pair["is_accepted"] else ["wrong language"]) for pair in pairs)
 
 
+def test_it_is_told_which_text_survives(record, page):
+    styles = rewriting_section(record)["subsets"][0]["styles"]
+    assert [one["property"] for one in styles[0]["acceptance"]] == ["tokens of the source"]
+    assert "Which text survives" in page.text and "151 to 350: 68 %" in page.text
+
+
 def test_text_from_the_study_cannot_become_markup(record):
     record.values["description"] = "<script>alert(1)</script>"
     page = Page(render(gather(record)))
