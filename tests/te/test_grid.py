@@ -81,7 +81,7 @@ def grid(base, local, tmp_path_factory):
         output = run("kernels_of_runs", num_processes, base=with_te(base, folder), timeout_seconds=500,
                      variants=variants(num_processes) | (begun if num_processes == 1 else {}))
         [kernels] = [json.loads(line) for line in re.findall(r"kernels: (.*)", output)]
-        assert kernels["multi_tensor_adam"] and kernels["multi_tensor_l2norm"] and kernels["generic_gemm"]
+        assert kernels["multi_tensor_adam"] and kernels["generic_gemm"]
     return folder
 
 
