@@ -26,10 +26,10 @@ from tests.cpu.test_grid import (
     settings,
 )
 from tests.cpu.test_training import losses
-from tests.te.environment import PYTHON
+from tests.te.environment import READY
 from tests.te.test_layers import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON.exists(), reason="`make te` makes .venv-te")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not READY.exists(), reason="`make te` makes .venv-te")]
 TE, BF16 = {"layer_implementation": "transformer_engine"}, {"model": {"dtype": "bfloat16"}}
 LAYOUTS = {
     1: {"one_process": {}, "plain_optimizer": PLAIN},
