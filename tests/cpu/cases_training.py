@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from megatron_ext.config import RunConfig
+from megatron_ext.data.dataset import Sample
 from megatron_ext.settings import overlay, validate
 
 
@@ -43,13 +44,22 @@ def held_out(variants: dict[str, dict]) -> None:
     shut_down_parallel()
 
 
+def packed_sample(parts: list) -> Sample:
+    """Documents, each with one token more than is shown, as a sample that predicts nothing across their borders."""
+    import numpy as np
+
+    masks = [np.append(np.ones(len(part) - 2), 0) for part in parts]
+    return Sample(np.concatenate([part[:-1] for part in parts]), np.concatenate([part[1:] for part in parts]),
+                  np.concatenate(masks).astype(np.float32),
+                  np.concatenate([np.full(len(part) - 1, number) for number, part in enumerate(parts)]))
+
+
 def packed_pair_is_two_documents(model: str) -> None:
     """Loss of a sample of two documents, masked, against each document alone; for every attention kernel of a CPU."""
     import numpy as np
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from megatron_ext.config import DataConfig, ModelConfig, ParallelConfig
-    from megatron_ext.data.dataset import Sample
     from megatron_ext.model.distributed import single_process
     from megatron_ext.model.gpt import build_model
     from megatron_ext.model.hf_weights import load_hf_weights
@@ -59,14 +69,8 @@ def packed_pair_is_two_documents(model: str) -> None:
     lengths = [11, 21]
     documents = [random.integers(2, 128, length + 1) for length in lengths]
 
-    def sample(parts: list[np.ndarray]) -> Sample:
-        masks = [np.append(np.ones(len(part) - 2), 0) for part in parts]
-        return Sample(np.concatenate([part[:-1] for part in parts]), np.concatenate([part[1:] for part in parts]),
-                      np.concatenate(masks).astype(np.float32),
-                      np.concatenate([np.full(len(part) - 1, number) for number, part in enumerate(parts)]))
-
     def losses(parts: list[np.ndarray], data: DataConfig) -> torch.Tensor:
-        batch = Batch.of([sample(parts)], data)
+        batch = Batch.of([packed_sample(parts)], data)
         with torch.no_grad():
             return (forward(chunk, batch) * batch.mask)[0]
 
@@ -92,7 +96,6 @@ def reset_positions_are_those_of_transformers(model: str) -> None:
     from transformers import AutoModelForCausalLM
 
     from megatron_ext.config import DataConfig, ModelConfig, ParallelConfig
-    from megatron_ext.data.dataset import Sample
     from megatron_ext.model.distributed import single_process
     from megatron_ext.model.gpt import build_model
     from megatron_ext.model.hf_weights import load_hf_weights

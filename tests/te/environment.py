@@ -12,6 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-te" / "bin" / "python"
+READY = ROOT / ".venv-te" / ".ready"
+"""Is there when the environment is whole."""
 
 
 def write_path_file(folder: Path) -> Path:

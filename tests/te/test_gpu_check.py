@@ -10,10 +10,10 @@ from benchmarks import gpu_check
 from benchmarks.gpu_lab import CheckFailed, count_not_the_optimizers
 from megatron_ext.model.checkpoint_reader import CheckpointReader
 from tests.cpu.launch import ROOT
-from tests.te.environment import PYTHON
+from tests.te.environment import PYTHON, READY
 from tests.tiny_model import write_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON.exists(), reason="`make te` makes .venv-te")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not READY.exists(), reason="`make te` makes .venv-te")]
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import pytest
 from tests.cpu.launch import run_distributed
 from tests.cpu.tiny import make_model
 from tests.hf_models import MODELS, make_hf_model
-from tests.te.environment import PYTHON
+from tests.te.environment import PYTHON, READY
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON.exists(), reason="`make te` makes .venv-te")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not READY.exists(), reason="`make te` makes .venv-te")]
 
 
 def run(case, nproc=1, **arguments):
