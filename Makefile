@@ -22,9 +22,9 @@ VLLM_PIP := .venv-vllm/bin/python -m pip --quiet --quiet --disable-pip-version-c
 .PHONY: quickstart test lint setup native vllm try-vllm te try-te gpu gpu-check clean
 
 quickstart: .venv/.ready native
-	@.venv/bin/python -m tools.run_study examples/quickstart/study.yaml --work $(WORK) \
+	@.venv/bin/python -m tools.run_study examples/quickstart/study.yaml --work "$(WORK)" \
 	  run.parallel.tensor_model_parallel_size=$(TP) run.parallel.pipeline_model_parallel_size=$(PP) \
-	  $(if $(CORPUS),corpus.path=$(CORPUS)) $(if $(REWRITER),rewriter.model=$(REWRITER) rewriter.note=)
+	  $(if $(CORPUS),corpus.path="$(CORPUS)") $(if $(REWRITER),rewriter.model="$(REWRITER)" rewriter.note=)
 
 test: .venv/.ready-test lint native try-vllm try-te
 	@.venv/bin/python -m pytest --numprocesses 2 --no-loadscope-reorder
@@ -83,6 +83,15 @@ te: .venv-te/.ready
 try-te: .venv/.ready-test
 	@$(MAKE) --no-print-directory te 2>.venv-te.log && rm .venv-te.log \
 	  || echo "Transformer Engine's Python cannot be installed here (see .venv-te.log): its tests will be skipped"
+
+# What a machine with NVIDIA GPUs needs besides .venv; compiles for minutes, with the CUDA toolkit.
+gpu: .venv/.ready requirements-gpu.txt
+	@$(PIP) setuptools ninja
+	@$(PIP) --no-build-isolation -r requirements-gpu.txt
+
+# Proof that the platform works on this machine's GPUs, and its figures, on one page: benchmarks/gpu.md.
+gpu-check: .venv/.ready
+	@.venv/bin/python -m benchmarks.gpu_check $(if $(SIZE),--size $(SIZE))
 
 clean:
 	rm -rf work .ruff_cache .hypothesis

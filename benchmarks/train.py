@@ -1,7 +1,7 @@
 """Training speed against a plain transformers + AdamW loop on the same model, batch and machine, alternating.
 
     python -m benchmarks.train --shape 19m                    # a CPU
-    python -m benchmarks.train --shape 1.1b --iterations 20   # a GPU; also 7b_layers
+    python -m benchmarks.train --shape 1.1b --iterations 20 --layers transformer_engine   # a GPU; also 7b_layers
 
 Both sides run as processes of their own. The trainer is measured as it is used: data from an indexed dataset, metrics
 written, gradients checked. The plain loop has its batch in memory and does nothing but forward, backward, clip, update;
@@ -51,16 +51,15 @@ def main() -> None:
         print(json.dumps(run_peer(arguments.peer, arguments.iterations)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        work = prepare(Path(folder), arguments.shape, arguments.iterations)
+        work = prepare(Path(folder), arguments.shape, arguments.iterations, arguments.layers)
         ours, theirs = [], []
         for number in range(arguments.rounds):
             ours.append(run_trainer(work, number))
-            theirs.append(_in_a_process(["-m", "benchmarks.train", "--peer", str(work), "--iterations",
-                                         str(arguments.iterations)]))
+            theirs.append(run_peer_apart(work, arguments.iterations))
         print("\n".join(table(arguments.shape, work, ours, theirs)))
 
 
-def prepare(folder: Path, shape: str, iterations: int) -> Path:
+def prepare(folder: Path, shape: str, iterations: int, layers: str = "local") -> Path:
     """A model folder with random weights, a tokenized artifact of random tokens, and the run's settings."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -91,7 +90,8 @@ def prepare(folder: Path, shape: str, iterations: int) -> Path:
     produce(folder / "model", kind="hf_model", settings={"shape": shape}, inputs={}, make=make_model)
     produce(folder / "tokens", kind="tokenized", settings={"shape": shape}, inputs={}, make=make_tokens)
     write_json(folder / "settings.json", {
-        "output": "unset", "model": {"hf_folder": str(folder / "model"), "dtype": dtype},
+        "output": "unset",
+        "model": {"hf_folder": str(folder / "model"), "dtype": dtype, "layer_implementation": layers},
         "data": {"seq_length": values["seq_length"],
                  "sources": {"random": {"path": str(folder / "tokens"), "fill": True}}},
         "train": {"budget_tokens": iterations * values["global_batch_size"] * values["seq_length"],
@@ -119,6 +119,11 @@ def run_trainer(work: Path, number: int) -> dict[str, float]:
                                  for seconds, row in zip(computing, rows, strict=True))
     return {**medians, "overhead": overhead, "whole_process": time.perf_counter() - started,
             "peak_memory_gib": max(row.get("peak_memory_gib", 0.0) for row in rows)}
+
+
+def run_peer_apart(work: Path, iterations: int) -> dict[str, float]:
+    """The plain loop in a process of its own."""
+    return _in_a_process(["-m", "benchmarks.train", "--peer", str(work), "--iterations", str(iterations)])
 
 
 def run_peer(work: Path, iterations: int) -> dict[str, float]:
@@ -167,7 +172,8 @@ def table(shape: str, work: Path, ours: list[dict[str, float]], theirs: list[dic
     on_gpu = torch.cuda.is_available()
     machine = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     lines = [f"{shape}: {machine}, torch {torch.__version__}, sequences of {settings['data']['seq_length']:,}, "
-             f"{tokens:,} tokens an iteration, {settings['model']['dtype']}; best of {len(ours)} alternating rounds",
+             f"{tokens:,} tokens an iteration, {settings['model']['dtype']}, layers "
+             f"{settings['model']['layer_implementation']}; best of {len(ours)} alternating rounds",
              "", "| | tokens/s | TFLOP/s | MFU (989) | peak memory GiB |", "|---|---|---|---|---|"]
     best = {}
     for name, results in (("megatron_ext", ours), ("transformers + AdamW", theirs)):
@@ -197,6 +203,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, default="19m")
     parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", choices=("local", "transformer_engine"), default="local")
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 

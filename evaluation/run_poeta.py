@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 
+from evaluation.poeta.preview import describe_evaluation
 from evaluation.poeta.run import PoetaSettings, evaluate_model
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.settings import parse_stage_arguments
@@ -20,7 +21,7 @@ from megatron_ext.settings import parse_stage_arguments
 @exit_on_user_error
 def main() -> None:
     """Parse the command line, evaluate, say what came out."""
-    settings, output = parse_stage_arguments(PoetaSettings, __doc__ or "")
+    settings, output = parse_stage_arguments(PoetaSettings, __doc__ or "", preview=describe_evaluation)
     counts = evaluate_model(settings, output).counts
     print(f"{output}: NPM {counts['npm']:.2f} over {counts['tasks']} task(s), {counts['examples']:,} examples, "
           f"data: {counts['data']}")

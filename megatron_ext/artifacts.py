@@ -33,6 +33,7 @@ from megatron_ext.files import write_text as write_text
 from megatron_ext.hashing import hash_file, hash_new_file
 from megatron_ext.lease import LEASE, lease
 from megatron_ext.manifest import MANIFEST, VERSION, is_current, manifest_problem, read_manifest, write_manifest
+from megatron_ext.redaction import redact
 
 _REQUEST = ".request.json"
 _PARTIAL = ".partial"
@@ -167,7 +168,7 @@ def produce(
     output = output.resolve() if output.is_symlink() else output
     request = {
         "kind": kind,
-        "settings": json.loads(json.dumps(settings)),
+        "settings": redact(json.loads(json.dumps(settings))),
         "inputs": {name: reference(path) for name, path in inputs.items()},
     }
     if made := _made_before(output, request, restart, of_older):
@@ -235,9 +236,9 @@ def differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any
 
 def request_changes(manifest: Mapping[str, Any], asked: Mapping[str, Any], of_older: Reader = dict) -> list[str]:
     """One line for each key in which a manifest's request differs from what is asked for (none: they are the same)."""
-    made = manifest["request"]
+    made = {**manifest["request"], "settings": redact(manifest["request"]["settings"])}
     if not is_current(manifest):
-        made = {**made, "settings": of_older(made["settings"])}
+        made["settings"] = of_older(made["settings"])
     return [f"{key}: made with {before!r}, asked for {now!r}" for key, before, now in differences(made, asked)]
 
 

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import select
 import sys
 import tempfile
 import traceback
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from megatron_ext.processes import start_of
+from megatron_ext.redaction import redact_text
 
 MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
 _USERS_TO_MEND = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
@@ -60,12 +62,12 @@ def _reader_has_left(error: Exception) -> bool:
     """Whether the error is that nobody reads our output any more (`… | head`); what is left of it is dropped."""
     if not isinstance(error, BrokenPipeError):
         return False
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False  # another pipe's trouble
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def users_mistake(error: Exception) -> str | None:
@@ -84,6 +86,7 @@ def users_mistake(error: Exception) -> str | None:
 
 
 def _tell(message: str, details: str = "") -> None:
+    message, details = redact_text(message), redact_text(details)
     if not _is_one_of_many():
         print(f"error: {message}", file=sys.stderr, flush=True)
     elif _is_first_to_tell(message):
@@ -115,6 +118,8 @@ def _storage_message(place: str | None, what: str) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # libraries raise errors that are their own cause
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__

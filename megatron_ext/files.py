@@ -6,10 +6,12 @@ unique, so writers never share one, and recognisable, so what a killed writer le
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 from megatron_ext.errors import UserError
 
 _TEMPORARY = re.compile(r".+\.[0-9a-f]{12}\.tmp")
+_FICLONE = 0x40049409  # from linux/fs.h
 
 
 def temporary_path(path: Path) -> Path:
@@ -43,6 +46,15 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file's bytes atomically; where the file system can, the copy shares them until one of the two changes."""
+    with replacing(path) as temporary, open(source, "rb") as read, open(temporary, "wb") as written:
+        try:
+            fcntl.ioctl(written.fileno(), _FICLONE, read.fileno())
+        except OSError:
+            shutil.copyfileobj(read, written, 2**24)
+
+
 def flush_to_disk(path: Path) -> None:
     """Wait until a file's bytes are on the disk: a rename may reach it before them."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -59,14 +71,16 @@ def remove_temporaries(folder: Path) -> None:
             Path(parent, name).unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically and durably."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+def write_json(path: Path, value: Any, private: bool = False) -> None:
+    """Write JSON atomically and durably; if it is private, for the user's eyes only."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", private)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically and durably."""
+def write_text(path: Path, text: str, private: bool = False) -> None:
+    """Write a text file atomically and durably; if it is private, for the user's eyes only."""
     with replacing(path) as temporary:
+        if private:
+            temporary.touch(0o600)
         temporary.write_text(text, encoding="utf-8")
 
 

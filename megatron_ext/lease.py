@@ -80,6 +80,15 @@ def lease(path: Path, place: Path, *, wait: bool = False) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def current_holder(path: Path) -> Holder | None:
+    """Who holds a lease, as far as one look can tell; of a process elsewhere, that it has renewed it lately."""
+    holder, renewed_ns = _holder(_read(path) or ""), _renewed_ns(path)
+    if holder is None or renewed_ns is None or _is_dead(holder):
+        return None
+    is_fresh = time.time() - renewed_ns / 1e9 < STALE_SECONDS
+    return holder if _is_here(holder) or is_fresh else None
+
+
 def _acquire(path: Path, place: Path, text: str, wait: bool) -> None:
     watched = _Watch(path)
     told = False

@@ -16,6 +16,7 @@ from typing import Any
 from megatron_ext.contents import content_hash, hash_json
 from megatron_ext.errors import UserError
 from megatron_ext.files import write_json
+from megatron_ext.redaction import redact, redact_arguments
 
 MANIFEST = "manifest.json"
 VERSION = 2
@@ -66,12 +67,12 @@ def write_manifest(folder: Path, request: Mapping[str, Any], counts: Mapping[str
     """Write the manifest of a folder that holds these files, each with its `bytes` and `sha256`."""
     manifest = {
         "version": VERSION,
-        "request": request,
-        "counts": dict(counts),
+        "request": {**request, "settings": redact(request["settings"])},
+        "counts": redact(dict(counts)),
         "files": dict(files),
         "content_hash": content_hash(files),
         "made_by": {
-            "program": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "program": " ".join(redact_arguments([Path(sys.argv[0]).name, *sys.argv[1:]])),
             "git": _git_version(),
             "python": platform.python_version(),
             "packages": _package_versions(),

@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron_ext.artifacts import Artifact, differences, is_finished, partial_folder, reference
 from megatron_ext.errors import UserError
+from megatron_ext.redaction import redact
 
 PART = "part"
 """Key of a part's request: [its index, the number of parts]; all else is the request of the whole."""
@@ -90,7 +91,8 @@ def _folder_of_parts(output: Path) -> Path:
 
 def check_parts(parts: Sequence[Path], request: Mapping[str, Any], inputs: Mapping[str, Path]) -> None:
     """Raise UserError when a part was made with other settings, or from other inputs, than the whole is asked for."""
-    asked = {"settings": json.loads(json.dumps(request)), "inputs": {key: reference(at) for key, at in inputs.items()}}
+    asked = {"settings": redact(json.loads(json.dumps(request))),
+             "inputs": {key: reference(at) for key, at in inputs.items()}}
     for part in parts:
         made = Artifact.open(part).manifest["request"]
         settings = {key: value for key, value in made["settings"].items() if key != PART}

@@ -10,7 +10,7 @@ from typing import Any
 from megatron_ext.artifacts import Artifact, differences, is_finished, partial_folder
 from megatron_ext.errors import UserError
 from megatron_ext.settings import Settings
-from megatron_ext.settings_types import Slot
+from megatron_ext.settings_types import Slot, paths_in
 
 _REQUEST = ".request.json"
 
@@ -22,7 +22,7 @@ def describe_stage(settings: Settings, output: Path) -> Iterator[str]:
     """
     values = settings.model_dump(mode="json")
     yield f"output: {output}: {_state(output, values)}"
-    places = list(_places(values, Slot(type(settings))))
+    places = list(dict.fromkeys(paths_in(values, Slot(type(settings)))))
     missing = [f"{key} = {place}: nothing is there" for key, place in places if not place.exists()]
     if missing:
         raise UserError("; ".join(missing))
@@ -50,15 +50,6 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     common = before.keys() & now.keys()
     return "; ".join(f"{key}: was {was!r}, is {value!r}" for key, was, value in differences(
         {key: before[key] for key in common}, {key: now[key] for key in common}))
-
-
-def _places(values: Any, slot: Slot, key: str = "") -> Iterator[tuple[str, Path]]:
-    """Every path in the settings, with its key."""
-    if isinstance(values, (dict, list)):
-        for name, value in values.items() if isinstance(values, dict) else enumerate(values):
-            yield from _places(value, slot.below(str(name)), f"{key}.{name}" if key else str(name))
-    elif isinstance(values, str) and slot.is_path:
-        yield key, Path(values)
 
 
 def _contents(place: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -47,10 +47,12 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _is_what_it_seems(cls, value: Any, info: ValidationInfo) -> Any:
         known = leaf_types(cls.model_fields[info.field_name or ""].annotation)
         if _holds_truth(value) and not known & {bool, Any}:
             raise ValueError("true and false are no value here; write a number, or a text in quotes")
+        if Path in known and (value == "" or (isinstance(value, dict) and "" in value.values())):
+            raise ValueError("a path is empty; name a file or folder")
         return value
 
     @field_validator("*", mode="before")
@@ -272,10 +274,20 @@ def part_problems(part: PartOf, values: Values, prefix: str = "") -> list[str]:
                 if _holds(values, key)]
     cls = part.find()
     try:
-        cls.model_validate(values)
+        cls.model_validate(overlay(values, _nested(part.taken)))
     except ValidationError as error:
         problems += [_explain(cls, problem, prefix) for problem in error.errors() if problem["type"] != "missing"]
     return list(dict.fromkeys(problems))
+
+
+def _nested(values: Mapping[str, Any]) -> Values:
+    """{a.b: c} as {a: {b: c}}."""
+    nested: Values = {}
+    for key, value in values.items():
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        nested = overlay(nested, value)
+    return nested
 
 
 def _holds(values: Any, key: str) -> bool:
@@ -298,7 +310,9 @@ def _explain(cls: type[Settings], problem: Any, prefix: str = "") -> str:
     if problem["type"] == "missing":
         return f"{key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key} = {shorten(repr(problem['input']))}: {message}" if location else message
+    if not location:
+        return f"{prefix.removesuffix('.')}: {message}" if prefix else message
+    return f"{key} = {shorten(repr(problem['input']))}: {message}"
 
 
 def _mend_of_unknown(cls: type[Settings], location: list[str]) -> str:

@@ -32,8 +32,8 @@ class PartOf:
 
     find: Callable[[], type[BaseModel]]
     """Imports the class, where it is needed."""
-    taken: Sequence[str] = ()
-    """Dotted keys that cannot be given: what holds the dictionary sets them."""
+    taken: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted keys that cannot be given, for what holds the dictionary sets them -> values to check the others with."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,15 @@ def map_places(values: Any, slot: Slot, change: Callable[[str], str]) -> Any:
     if isinstance(values, list):
         return [map_places(value, slot.below("0"), change) for value in values]
     return change(values) if isinstance(values, str) and slot.is_place else values
+
+
+def paths_in(values: Any, slot: Slot, key: str = "") -> Iterator[tuple[str, Path]]:
+    """Every path in plain values, with its key."""
+    if isinstance(values, (dict, list)):
+        for name, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from paths_in(value, slot.below(str(name)), f"{key}.{name}" if key else str(name))
+    elif isinstance(values, str) and slot.is_path:
+        yield key, Path(values)
 
 
 def leaf_types(annotation: Any) -> set[Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from megatron_ext.artifacts import check_inputs, is_finished
 from megatron_ext.config import RunConfig
 from megatron_ext.errors import exit_on_user_error
-from megatron_ext.lease import LEASE, lease
+from megatron_ext.lease import LEASE, current_holder, lease
 from megatron_ext.processes import die_with_parent, leave_with_parent
 from megatron_ext.settings import describe, load_settings
 from megatron_ext.training.preflight import check_run, describe_run
@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     check_run(config, arguments.num_processes)
     if arguments.dry_run:
         print(find_start(config).describe())
+        if holder := current_holder(config.output / LEASE):
+            print(f"held by {holder}: until it ends, another launch is refused")
         print(describe_run(config, arguments.num_processes))
     else:
         _train(config)
@@ -58,19 +60,19 @@ def _train(config: RunConfig) -> None:
     initialize_parallel(config.parallel)
     try:
         with ExitStack() as held:
-            on_main_rank(lambda: held.enter_context(_lease(config.output)))
+            on_main_rank(lambda: held.enter_context(_lease(config)))
             on_first_rank_of_each_node(lambda: check_inputs(_inputs(config)))
             train(config)
     finally:
         shut_down_parallel()
 
 
-def _lease(output: Path) -> AbstractContextManager[None]:
-    """The right to write into the run folder; a finished run is not written to."""
-    if is_finished(output):
+def _lease(config: RunConfig) -> AbstractContextManager[None]:
+    """The right to write into the run folder; a finished run is not written to, unless it is to go back."""
+    if is_finished(config.output) and config.resume_from is None:
         return nullcontext()
-    output.mkdir(parents=True, exist_ok=True)
-    return lease(output / LEASE, output)
+    config.output.mkdir(parents=True, exist_ok=True)
+    return lease(config.output / LEASE, config.output)
 
 
 def _inputs(config: RunConfig) -> list[Path]:

@@ -20,17 +20,38 @@ in_container=()
 # A command on one node of the job, e.g. a check before all nodes start.
 run_once() { srun --nodes=1 --ntasks=1 "${in_container[@]}" "$@"; }
 
-# record_provenance FOLDER: what this start ran with, to look up later; sets `provenance`, the folder that tells it.
+# Variables that tell how a job computes; no others are recorded, as any may hold a secret.
+recorded_variables='^(SLURM_(JOB|STEP|ARRAY|NTASKS|NNODES|NODE|GPUS|CPUS|MEM|RESTART|SUBMIT_DIR|CLUSTER)|SLURMD_NODENAME'
+recorded_variables+='|CUDA_|NCCL_|GLOO_|UCX_|FI_|IB_|OMP_|MKL_|OPENBLAS_|KMP_|TORCH|PYTORCH_|NVTE_|VLLM_|TRITON_|TOKENIZERS_'
+recorded_variables+='|TRANSFORMERS_OFFLINE|HF_HOME|HF_HUB_OFFLINE|XDG_CACHE_HOME|PATH|LD_LIBRARY_PATH|LD_PRELOAD|PYTHON|VIRTUAL_ENV'
+recorded_variables+='|CONDA_(PREFIX|DEFAULT_ENV)|HOSTNAME|HOME|USER|SHELL|PWD|TMPDIR|LANG|LC_|TZ|LOADEDMODULES|MASTER_|WORLD_SIZE'
+recorded_variables+='|PROJECT|SITE|PROVENANCE|SCRATCH|NUM_PARTS|NUM_PROCESSES_PER_NODE|CHECKPOINT|TRAIN_JOB)[A-Z0-9_]*='
+
+# redact: a filter that leaves out users and passwords of addresses, keys of well-known services and the values of settings
+# whose name tells that they are secret (as megatron_ext/redaction.py).
+redact() {
+    local name='(api|access|secret|private|signing|encryption|account)[_-]?keys?|secrets?|passw(or)?ds?|passphrases?|passwd'
+    name+='|credentials?|authorization|cookies?|(access|auth|api|hf|hub|bearer|refresh|session|github|gh|gitlab|wandb)[_-]?tokens?'
+    sed -E -e "s#([a-zA-Z][a-zA-Z0-9+.-]*://)[^][:space:]/@:\"']*:[^][:space:]\"']*@#\\1<redacted>@#g" \
+        -e "s#(($name|(^|[^A-Za-z0-9_.-])token)[\"']?[[:space:]]*[=:][[:space:]]*[\"']?((Bearer|Basic)[[:space:]]+)?)[^][:space:]\"',;&}]+#\\1<redacted>#Ig" \
+        -e 's#\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|AKIA[0-9A-Z]{16})#<redacted>#g'
+}
+
+# record_provenance FOLDER: what this start ran with, to look up later; sets `provenance`, the folder that tells it. Only the
+# user can read it.
 record_provenance() {
     provenance="$1/provenance/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
     mkdir -p "$provenance" || fail 2 "$1 cannot be written"
-    cp "$0" "$provenance/script"
-    cp "${SITE:-slurm/site.env}" "$provenance/site.env"
-    git describe --always --dirty --abbrev=12 > "$provenance/commit" 2>&1
-    git diff HEAD > "$provenance/uncommitted.diff" 2> /dev/null
-    env | grep -vi -E 'token|secret|password|key=' | sort > "$provenance/environment"
-    python -m pip freeze > "$provenance/packages" 2> /dev/null
-    scontrol show job "$SLURM_JOB_ID" > "$provenance/job" 2>&1
+    (
+        umask 077
+        redact < "$0" > "$provenance/script"
+        redact < "${SITE:-slurm/site.env}" > "$provenance/site.env"
+        git describe --always --dirty --abbrev=12 > "$provenance/commit" 2>&1
+        git diff HEAD 2> /dev/null | redact > "$provenance/uncommitted.diff"
+        env -0 | tr '\n' ' ' | grep -zE "$recorded_variables" | tr '\0' '\n' | sort | redact > "$provenance/environment"
+        python -m pip freeze 2> /dev/null | redact > "$provenance/packages"
+        scontrol show job "$SLURM_JOB_ID" 2>&1 | redact > "$provenance/job"
+    )
 }
 
 job_field() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep -oP "(?<= $1=)\S+"; }  # NAME
@@ -83,17 +104,23 @@ check_nodes() {
     requeue_without "$unfit" "$unfit unfit or excluded by site.env"
 }
 
+# Whether this job is a task of an array; one that was submitted from within a task finds that one's variables.
+is_array_task() {
+    [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || return
+    [ "$(job_field ArrayTaskId)" = "$SLURM_ARRAY_TASK_ID" ] || ! job_field JobState > /dev/null
+}
+
 # run_stage PROGRAM ARGUMENTS…: a stage that is one process; in an array of NUM_PARTS tasks this task's part of it. What was
 # written when the time limit comes is used by the next start, so the job asks for one.
 run_stage() {
     local part=() step code
-    [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || part=(--part "$SLURM_ARRAY_TASK_ID/${NUM_PARTS:-$SLURM_ARRAY_TASK_COUNT}")
+    ! is_array_task || part=(--part "$SLURM_ARRAY_TASK_ID/${NUM_PARTS:-$SLURM_ARRAY_TASK_COUNT}")
     prepare_environment
     [ "${SLURM_GPUS_ON_NODE:-0}" = 0 ] || check_nodes "$SLURM_GPUS_ON_NODE"
     record_provenance "${PROVENANCE:-$SCRATCH}"
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
     trap requeue_stage USR1
-    log "python -m $* ${part[*]}"
+    log "python -m $* ${part[*]}" | redact
     srun --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 \
         "${in_container[@]}" python -m "$@" "${part[@]}" &
     step=$!
@@ -118,7 +145,7 @@ run_torchrun() {
     record_provenance "${PROVENANCE:-$SCRATCH}"
     first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) && [ -n "$first_node" ] \
         || fail 2 "cannot tell the first node of $SLURM_JOB_NODELIST"
-    log "torchrun -m $*"
+    log "torchrun -m $*" | redact
     srun --kill-on-bad-exit=1 --label "${in_container[@]}" \
         torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$processes" --max-restarts 0 \
         --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \

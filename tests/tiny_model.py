@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_tiny_model(folder: Path, context_tokens: int = 2048 + 300, texts: Sequence[str] = (),
-                     num_heads: int = 2) -> Path:
+                     num_heads: int = 2, initializer_range: float = 0.5) -> Path:
     """Write the model and its tokenizer, of bytes or, with texts to learn from, of 2,048 pieces; returns the folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -26,7 +26,7 @@ def write_tiny_model(folder: Path, context_tokens: int = 2048 + 300, texts: Sequ
     config = LlamaConfig(vocab_size=tokenizer.get_vocab_size(), hidden_size=32 * num_heads,
                          intermediate_size=64 * num_heads,
                          num_hidden_layers=2, num_attention_heads=num_heads, max_position_embeddings=context_tokens,
-                         initializer_range=0.5,
+                         initializer_range=initializer_range,
                          eos_token_id=0, pad_token_id=0, bos_token_id=1)
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder

@@ -11,7 +11,7 @@ import sys
 
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.settings import path_argument
-from megatron_ext.study.leftovers import Leftover, delete, find_leftovers, kept_studies
+from megatron_ext.study.leftovers import Leftover, delete, find_leftovers, used_folders
 from megatron_ext.study.plan import load_studies
 
 
@@ -19,18 +19,17 @@ from megatron_ext.study.plan import load_studies
 def main(argv: list[str] | None = None) -> int:
     """List what no study uses, by stage; delete it if asked to."""
     arguments = _parse(argv)
-    studies = [*kept_studies(arguments.work, arguments.studies),
-               *load_studies(arguments.studies, arguments.overrides)]
-    leftovers = find_leftovers(arguments.work, studies)
+    used = used_folders(arguments.work, load_studies(arguments.studies, arguments.overrides))
+    leftovers = find_leftovers(arguments.work, set().union(*used.values()))
     for stage in dict.fromkeys(leftover.stage for leftover in leftovers):
         _print_stage(stage, [leftover for leftover in leftovers if leftover.stage == stage])
     free = [leftover for leftover in leftovers if leftover.kept_because is None]
     total = f"{len(free)} folders, {sum(leftover.num_bytes for leftover in free) / 1e9:,.3f} GB"
-    print(f"used by {', '.join(study.study.name for study in studies)}: all else; {total} can go"
+    print(f"all else is used by {', '.join(used)}; {total} can go"
           + ("" if arguments.delete or not free else " (--delete deletes them)"))
     if arguments.delete:
         delete(free)
-        print(f"deleted {total}")
+        print(f"deleted: {total}")
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from megatron_ext.data.model_folder import ModelSettings, fetch_model
+from megatron_ext.data.preview import describe_model
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.settings import parse_stage_arguments
 
@@ -15,7 +16,7 @@ from megatron_ext.settings import parse_stage_arguments
 @exit_on_user_error
 def main() -> None:
     """Run the stage."""
-    settings, output = parse_stage_arguments(ModelSettings, __doc__)
+    settings, output = parse_stage_arguments(ModelSettings, __doc__, preview=describe_model)
     model = fetch_model(settings, output)
     counts = model.counts
     print(f"{settings.model}: {counts['architecture']}, {counts['num_parameters']:,} parameters, "

@@ -22,6 +22,7 @@ from megatron_ext.study.jobs import plan_jobs
 from megatron_ext.study.overview import describe_plan
 from megatron_ext.study.plan import Findings, PlannedStudy, examine, load_studies
 from megatron_ext.study.report_input import write_study_record
+from megatron_ext.study.reporting import keep_study
 from megatron_ext.study.runner import Outcome, run_nodes, run_report, stage_seconds
 from megatron_ext.study.site import THIS_MACHINE
 from megatron_ext.study.status import job_states
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         _print_plan(studies, findings, arguments.work)
         return 0
     [(study, nodes)] = [(planned.study, planned.nodes) for planned in studies]
+    keep_study(study, nodes, arguments.work)
     outcome = run_nodes(nodes, arguments.work)
     report = _report(outcome, study, nodes, arguments.work)
     duration = format_seconds(time.monotonic() - started)
@@ -79,7 +81,7 @@ def _print_places(nodes: list[Node], report: Path, work: Path) -> None:
     print(f"report:      {report / 'report.html'}   (open it in a browser: verdict, losses, blend, chain of hashes)\n"
           f"runs:        {work / 'run'}/*/seed*/   metrics.jsonl, exposure.json, checkpoints/\n"
           f"models:      {work / 'export'}/*/seed*/   Hugging Face folders, for AutoModelForCausalLM\n"
-          f"evaluations: {work / 'evaluate'}/*/seed*/   results.json, examples.jsonl\n"
+          f"evaluations: {work / 'evaluate'}/base-*/, {work / 'evaluate'}/*/seed*/   results.json, examples.jsonl\n"
           f"logs:        {work / 'logs'}/")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from megatron_ext.data.preview import describe_selection
 from megatron_ext.data.selection import SelectSettings, select_corpus
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.parts import Part
@@ -18,7 +19,8 @@ from megatron_ext.settings import parse_stage_arguments
 @exit_on_user_error
 def main() -> None:
     """Parse the command line, select, say what came out."""
-    settings, output, share = parse_stage_arguments(SelectSettings, __doc__ or "", parts=True)
+    settings, output, share = parse_stage_arguments(SelectSettings, __doc__ or "", preview=describe_selection,
+                                                    parts=True)
     counts = select_corpus(settings, output, share).counts
     if isinstance(share, Part):
         print(f"{share.folder(output)}: {counts['documents']:,} of {counts['input_documents']:,} documents pass, "

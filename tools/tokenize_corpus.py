@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from megatron_ext.data.preview import describe_tokenization
 from megatron_ext.data.tokenization import TokenizeSettings, tokenize_corpus
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.parts import Part
@@ -16,7 +17,8 @@ from megatron_ext.settings import parse_stage_arguments
 @exit_on_user_error
 def main() -> None:
     """Parse the command line, tokenize, say what came out."""
-    settings, output, share = parse_stage_arguments(TokenizeSettings, __doc__ or "", parts=True)
+    settings, output, share = parse_stage_arguments(TokenizeSettings, __doc__ or "", preview=describe_tokenization,
+                                                    parts=True)
     counts = tokenize_corpus(settings, output, share).counts
     if isinstance(share, Part):
         print(f"{share.folder(output)}: part {share.index} of {share.count}, {counts['chunks']:,} chunks")

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_ext.artifacts import hash_file
+from megatron_ext.files import replacing
 
 TIMEOUT_SECONDS = 5.0
 _unreachable_hosts: set[str] = set()
@@ -26,14 +27,12 @@ class Unavailable(Exception):
 def fetch_file(url: str, sha256: str | None, target: Path) -> Path:
     """Download a file to `target`. A sha256 that does not fit makes it unavailable."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
-    with _open(url) as response, open(temporary, "wb") as file:
-        shutil.copyfileobj(response, file)
-    found = hash_file(temporary)
-    if sha256 not in (None, found):
-        temporary.unlink()
-        raise Unavailable(f"{url} has other bytes than expected (sha256 {found[:12]}… instead of {sha256[:12]}…)")
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        with _open(url) as response, open(temporary, "wb") as file:
+            shutil.copyfileobj(response, file)
+        found = hash_file(temporary)
+        if sha256 not in (None, found):
+            raise Unavailable(f"{url} has other bytes than expected (sha256 {found[:12]}… instead of {sha256[:12]}…)")
     return target
 
 
@@ -61,12 +60,11 @@ def fetch_split(dataset: str, config: str | None, split: str, revision: str | No
     import datasets
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
     try:
-        datasets.load_dataset(dataset, config, split=split, revision=revision).to_parquet(temporary)
+        with replacing(target) as temporary:
+            datasets.load_dataset(dataset, config, split=split, revision=revision).to_parquet(temporary)
     except (OSError, ValueError, RuntimeError) as error:
         raise Unavailable(f"data set {dataset}, split {split}: {error}") from None
-    os.replace(temporary, target)
     return target
 
 

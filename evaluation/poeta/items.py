@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -14,6 +13,7 @@ from evaluation.poeta.sources import find_raw_data, open_raw_data
 from evaluation.poeta.table import TaskSpec, expand_names, task_spec
 from megatron_ext.artifacts import Artifact
 from megatron_ext.errors import UserError
+from megatron_ext.files import write_text
 from megatron_ext.identity import PLACE, WATCHING
 from megatron_ext.stage import StageSettings, make_artifact
 
@@ -48,10 +48,8 @@ def write_items(settings: ItemsSettings, output: Path) -> Artifact:
 
     def make(folder: Path) -> dict[str, Any]:
         items = {name: list(_items(task_spec(name), places)) for name, places in found.items()}
-        temporary = folder / f"{ITEMS}.tmp"
-        temporary.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n"
-                                     for rows in items.values() for item in rows), encoding="utf-8")
-        os.replace(temporary, folder / ITEMS)
+        write_text(folder / ITEMS, "".join(json.dumps(item, ensure_ascii=False) + "\n"
+                                           for rows in items.values() for item in rows))
         return {"items": {name: len(rows) for name, rows in items.items()}, "tasks_without_data": missing}
 
     return make_artifact(output, kind="poeta_items", settings=settings, more={"tasks": list(found)}, inputs=inputs,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from evaluation.poeta.prompts import Request, build_requests
 from evaluation.poeta.table import Profile
 from evaluation.poeta.task import Document, Task
 from megatron_ext.artifacts import hash_file, hash_json
+from megatron_ext.files import replacing
 
 _CODE = Path(__file__).parent
 
@@ -90,10 +90,9 @@ def _write(place: Path, random_score: float, requests: list[Request]) -> None:
     rows: list[dict[str, Any]] = [{"random_score": random_score}]
     rows += [{"document": asdict(request.document), "prompt": request.prompt} for request in requests]
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-    with gzip.open(temporary, "wt", compresslevel=1, encoding="utf-8", newline="\n") as file:
+    with (replacing(place) as temporary,
+          gzip.open(temporary, "wt", compresslevel=1, encoding="utf-8", newline="\n") as file):
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    os.replace(temporary, place)
 
 
 @cache

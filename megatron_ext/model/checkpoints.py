@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.dict_utils import extract_matching_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject
@@ -23,14 +25,14 @@ CONTENT_METADATA = {"singleton_local_shards": False}
 def load_model(chunks: list[GPTModel], folder: Path) -> None:
     """Read this rank's parts of a model from a checkpoint, which may hold an optimizer too; all ranks call it."""
     with without_deprecation_warnings():
-        loaded = dist_checkpointing.load(_without_absent_extras(sharded_model_state(chunks), folder), str(folder))
+        loaded = dist_checkpointing.load(without_absent_extras(sharded_model_state(chunks), folder), str(folder))
     for number, chunk in enumerate(chunks):
         # Not strict: megatron's modules look for `_extra_state` objects, which hold nothing here.
         missing, _ = chunk.load_state_dict(loaded[_key(chunks, number)], strict=False)
         assert all(name.endswith("_extra_state") for name in missing), missing
 
 
-def _without_absent_extras(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
+def without_absent_extras(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Without the `_extra_state` objects that the checkpoint does not have.
 
     Which there are depends on the layers that saved it: Transformer Engine's norms have some, those of `local` none,
@@ -60,10 +62,29 @@ def sharded_model_state(chunks: list[GPTModel]) -> dict[str, Any]:
 
 
 def forget_place(folder: Path) -> None:
-    """Take the folder's path and the random name of the save out of a new checkpoint: equal states, equal bytes."""
+    """Take the folder's path, the random name of the save and the order in which its writers came to their ends out of
+    a new checkpoint: equal states, equal bytes."""
     metadata = FileSystemReader(folder).read_metadata()
     metadata.storage_meta = StorageMeta()
-    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    metadata.storage_data = dict(sorted(metadata.storage_data.items(), key=lambda item: str(item[0])))
+    with open(folder / ".metadata", "wb") as file:
+        pickler = pickle.Pickler(file)
+        pickler.fast = True  # whether two equal texts are one object does not count
+        pickler.dump(metadata)
+    common = folder / "common.pt"
+    torch.save(_with_shared_texts(torch.load(common, weights_only=False)), common)
+
+
+def _with_shared_texts(value: Any) -> Any:
+    """A copy in which equal texts are one object, as pickling tells them apart."""
+    match value:
+        case str():
+            return sys.intern(value)
+        case dict():
+            return {_with_shared_texts(key): _with_shared_texts(one) for key, one in value.items()}
+        case list() | tuple():
+            return type(value)(map(_with_shared_texts, value))
+    return value
 
 
 def _key(chunks: list[GPTModel], number: int) -> str:

@@ -6,30 +6,32 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron_ext.artifacts import MANIFEST, write_json
+from megatron_ext.artifacts import write_json
+from megatron_ext.data.model_folder import NEEDED_FILES
 from megatron_ext.errors import UserError
 from megatron_ext.hashing import HashedFile
 from megatron_ext.model.streaming import map_tensor, one_ahead
 
 INDEX = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-_WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf")
+_METADATA = (*NEEDED_FILES, "LICENSE*", "NOTICE*", "USE_POLICY*", "README.md")
 _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _TYPE_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
 def copy_hf_metadata(hf_folder: Path, target: Path) -> None:
-    """Copy config.json, generation config, tokenizer files and all else that is no weight, byte for byte."""
+    """Copy config.json, generation config, tokenizer files and licences, byte for byte; nothing else: what lies beside
+    them may be weights of any format."""
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(Path(hf_folder).iterdir()):
-        is_weight = file.name.endswith(_WEIGHT_SUFFIXES)
-        if file.is_file() and not is_weight and not file.name.startswith(".") and file.name != MANIFEST:
+        if file.is_file() and any(fnmatchcase(file.name, pattern) for pattern in _METADATA):
             shutil.copyfile(file, target / file.name)
 
 

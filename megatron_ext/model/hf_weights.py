@@ -17,6 +17,7 @@ from megatron_ext.model.mappings import IGNORED_HF_TENSORS, Row, Shard, Vocab, m
 
 __all__ = ["checkpoint_name", "copy_hf_metadata", "load_hf_weights"]
 
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _LOCAL_NAMES = {
     ".input_layernorm.weight": ".self_attention.linear_qkv.layer_norm_weight",
     ".pre_mlp_layernorm.weight": ".mlp.linear_fc1.layer_norm_weight",
@@ -74,13 +75,24 @@ def check_names(tensors: HFTensors, architecture: Architecture) -> None:
         shape, name, row = expected[missing[0]]
         raise UserError(f"{tensors.folder}: {missing[0]} {shape} is missing ({len(missing)} such tensors); {name} = "
                         f"{row} needs it. config.json and the weights are not of one model, or a file is incomplete")
-    ignored = [*IGNORED_HF_TENSORS, *(["lm_head.weight"] if architecture.tied_embeddings else [])]
+    if architecture.tied_embeddings:
+        _check_tied(tensors)
+    ignored = [*IGNORED_HF_TENSORS, *([_HEAD] if architecture.tied_embeddings else [])]
     unknown = sorted(name for name in tensors.names() - expected.keys()
                      if not any(fnmatchcase(name, pattern) for pattern in ignored))
     if unknown:
         raise UserError(f"{tensors.folder}: {unknown[0]} {tensors.shape(unknown[0])} ({len(unknown)} such tensors) is "
                         f"in no row of the {architecture.family} table in megatron_ext/model/mappings.py: the model "
                         "computes something that is not supported")
+
+
+def _check_tied(tensors: HFTensors) -> None:
+    """Raise UserError when a model that is said to have one embedding has stored two that differ."""
+    if _HEAD in tensors.names() and _EMBEDDING in tensors.names() and not torch.equal(
+            tensors.tensor(_HEAD), tensors.tensor(_EMBEDDING)):
+        raise UserError(f"{tensors.folder}: config.json says tie_word_embeddings: true, but {_HEAD} is another tensor "
+                        f"than {_EMBEDDING}: which of them is the output layer? Set it to false if {_HEAD} is, or "
+                        f"remove {_HEAD}")
 
 
 def _hf_shapes(name: str, row: Row, architecture: Architecture) -> list[tuple[int, ...]]:

@@ -24,6 +24,8 @@ from megatron_ext.training.preflight import source_sizes
 from megatron_ext.training.run_folder import run_identity
 
 _EVALUATIONS, _ALONG = "evaluations", "along_training"
+_NEEDED = ("model", "checkpoint")
+"""Inputs without which there is nothing to measure."""
 
 
 def is_done(node: Node, work: Path) -> bool:
@@ -38,7 +40,8 @@ def narrowed(node: Node, work: Path) -> Node | None:
     """
     if node.kind not in ("comparison", "held_out"):
         return node
-    inputs = {key: there for key, value in node.inputs.items() if (there := _there(value, work))}
+    inputs = {key: there for key, value in node.inputs.items()
+              if (there := value if key in _NEEDED else _there(value, work))}
     if inputs == node.inputs:
         return node
     if node.kind == "held_out":

@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from megatron_ext.config import RunConfig
+from megatron_ext.data.model_folder import obtainable
 from megatron_ext.errors import UserError
 from megatron_ext.settings import (
     PartOf,
@@ -31,14 +32,17 @@ from megatron_ext.study.names import name_problems
 from megatron_ext.study.programs import settings_of
 
 REWRITES = "rewrites"
-_SUBSETS_OWN = ("corpus", "tokenizer", "text_column", "id_column", "scores", "rule", "budget_tokens")
+_SUBSETS_OWN = {"corpus": ".", "tokenizer": ".", "text_column": "text", "id_column": None, "scores": {}, "rule": None,
+                "budget_tokens": 1}
+_PLACES = {"documents": ".", "tokenizer": "."}
 
 Count = Annotated[int, Field(gt=0, le=10**15)]
 Name = Annotated[str, Field(min_length=1)]
-_RUN = PartOf(lambda: RunConfig, ("output", "model.hf_folder", "data.sources", "validation.sources", "train.seed"))
+_RUN = PartOf(lambda: RunConfig, {"output": ".", "model.hf_folder": ".", "data.sources": {}, "validation.sources": {},
+                                  "train.seed": 0})
 
 
-def _part_of(program: str, *taken: str) -> PartOf:
+def _part_of(program: str, taken: dict[str, Any]) -> PartOf:
     return PartOf(lambda: settings_of(program), taken)
 
 
@@ -72,11 +76,16 @@ class RewriterConfig(Settings):
     subsets: list[str] = Field(min_length=1)
     """Subsets that are rewritten; `<subset>_rewrites` is then a source of blends (of one of `more_rewriters`:
     `<subset>_<name>`)."""
-    settings: Annotated[dict[str, Any], _part_of("tools.rewrite_corpus", "documents", "model", "tokenizer")] = Field(
+    settings: Annotated[dict[str, Any], _part_of("tools.rewrite_corpus", _PLACES | {"model": "."})] = Field(
         default_factory=dict)
     """Settings of tools.rewrite_corpus: engine, styles, sampling, bounds."""
     note: str | None = None
     """Shown in the report beside everything that rests on this rewriter."""
+
+    @field_validator("model")
+    @classmethod
+    def _can_be_had(cls, model: str) -> str:
+        return obtainable(model)
 
 
 class StyleSource(Settings):
@@ -115,7 +124,7 @@ class ConditionConfig(Settings):
 class EvaluationConfig(Settings):
     """How models are evaluated."""
 
-    settings: Annotated[dict[str, Any], _part_of("evaluation.run_poeta", "model")] = Field(default_factory=dict)
+    settings: Annotated[dict[str, Any], _part_of("evaluation.run_poeta", {"model": "."})] = Field(default_factory=dict)
     """Settings of evaluation.run_poeta: tasks, limit, batch size, data folder."""
     checkpoints: Literal["last", "all"] | list[Count] = "last"
     """Checkpoints besides the last that are kept, exported and evaluated: `all` of `checkpoint.interval_tokens`, or
@@ -149,9 +158,9 @@ class StudyConfig(Settings):
     """Name -> further rewriter; `<subset>_<name>` is then a source of blends."""
     style_sources: dict[str, StyleSource] = Field(default_factory=dict)
     """Name of a source -> the rewrites that it is a part of."""
-    select: Annotated[dict[str, Any], _part_of("tools.select_corpus", *_SUBSETS_OWN)] = Field(default_factory=dict)
+    select: Annotated[dict[str, Any], _part_of("tools.select_corpus", _SUBSETS_OWN)] = Field(default_factory=dict)
     """Settings of tools.select_corpus that all subsets share, e.g. `max_chars`."""
-    tokenize: Annotated[dict[str, Any], _part_of("tools.tokenize_corpus", "documents", "tokenizer", "styles")] = Field(
+    tokenize: Annotated[dict[str, Any], _part_of("tools.tokenize_corpus", _PLACES | {"styles": None})] = Field(
         default_factory=dict)
     """Settings of tools.tokenize_corpus, e.g. `valid_fraction`."""
     run_file: Path | None = None
@@ -174,6 +183,11 @@ class StudyConfig(Settings):
     cost: CostSettings = CostSettings()
     """Speeds and sizes from which submit_study foretells GPU-hours and disk."""
 
+    @field_validator("base_model", "tokenizer")
+    @classmethod
+    def _can_be_had(cls, model: str | None) -> str | None:
+        return model and obtainable(model)
+
     @property
     def slug(self) -> str:
         """The name as it can stand in a file name."""
@@ -191,9 +205,22 @@ class StudyConfig(Settings):
                 for name, rewriter in self.rewriters.items() for subset in rewriter.subsets}
 
     @property
+    def originals(self) -> dict[str, str]:
+        """Source of the originals of exactly the accepted chunks -> the rewritten source that it is matched to."""
+        return {f"{subset}_{'rewritten' if name == REWRITES else name}_originals": source
+                for source, (subset, name) in self.rewritten_sources.items()}
+
+    @property
+    def used_originals(self) -> dict[str, str]:
+        """Those that something in the study names; the others are not made."""
+        named = {name for condition in self.conditions.values() for name in condition.sources}
+        named |= {part.rewrites for part in self.style_sources.values()} | set(self.validation_sources)
+        return {name: source for name, source in self.originals.items() if name in named}
+
+    @property
     def sources(self) -> list[str]:
-        """Names of all sources: subsets, their rewrites, single styles of these."""
-        return [*self.subsets, *self.rewritten_sources, *self.style_sources]
+        """Names of all sources: subsets, their rewrites, originals of these, single styles."""
+        return [*self.subsets, *self.rewritten_sources, *self.used_originals, *self.style_sources]
 
     @property
     def held_out(self) -> list[str]:
@@ -224,7 +251,7 @@ def load_study(path: Path, overrides: list[str]) -> StudyConfig:
     """
     study = load_settings(StudyConfig, path, overrides, _find_places)
     if study.run_file is not None:
-        base = read_layers(study.run_file)
+        base = _read_run_file(study.run_file)
         if problems := part_problems(_RUN, base):
             raise UserError(f"{study.run_file}: " + "; ".join(problems))
         study = study.model_copy(update={"run": overlay(base, study.run), "run_file": None})
@@ -232,16 +259,24 @@ def load_study(path: Path, overrides: list[str]) -> StudyConfig:
     return study
 
 
+def _read_run_file(path: Path) -> dict[str, Any]:
+    try:
+        return read_layers(path)
+    except UserError as error:
+        raise UserError(f"run_file: {error}") from None
+
+
 def check_runs(study: StudyConfig) -> None:
     """Raise UserError that lists every mistake of the runs' configurations, or what they differ in besides the data."""
-    runs, problems = {}, []
+    runs: dict[str, RunConfig] = {}
+    problems: dict[str, list[str]] = {}
     for name in study.conditions:
         try:
             runs[name] = planned_run(study, name, study.seeds[0])
         except UserError as error:
-            problems.append(str(error))
+            problems.setdefault(str(error), []).append(name)
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError("; ".join(f"run of {', '.join(names)}: {problem}" for problem, names in problems.items()))
     check_contract(runs, study.allow_differences)
 
 
@@ -253,7 +288,7 @@ def _find_places(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _find(text: str, folder: Path) -> str:
     try:
         here, there = Path(expand_home(text)), folder / expand_home(text)
-        if here.is_absolute() or not there.exists():
+        if not text or here.is_absolute() or not there.exists():
             return text
         if here.exists() and not here.samefile(there):
             raise UserError(f"{text} is in the study file's folder and in the working folder; name the one that is "
@@ -294,4 +329,4 @@ def run_config(study: StudyConfig, condition: str, seed: int, *, output: Path, h
         if not name:
             raise UserError(f"conditions.{condition}.overrides: {key!r} is not of the form section.key")
         values = overlay(values, {section: {name: value}})
-    return validate(RunConfig, values, where=f"run of condition {condition!r}")
+    return validate(RunConfig, values, where="its configuration (run_file, run, conditions)")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from megatron_ext.artifacts import differences
 from megatron_ext.config import RunConfig
 from megatron_ext.errors import UserError
+from megatron_ext.identity import DECIDING, LAYOUT, with_roles
 
 FREE = ("output", "data.sources", "train.seed")
 """What may always differ: the place, the data, and the seed among runs of one condition."""
@@ -25,12 +27,17 @@ def check_contract(runs: Mapping[str, RunConfig], allowed: Sequence[str]) -> Non
     problems = [
         f"{key} is {mine!r} in {name!r} and {theirs!r} in {first!r}"
         for name, run in others
-        for key, theirs, mine in differences(reference.model_dump(mode="json"), run.model_dump(mode="json"))
+        for key, theirs, mine in differences(_compared(reference), _compared(run))
         if not _is_below(key, [*FREE, *allowed])
     ]
     if problems:
         raise UserError("runs of a study may differ in their data alone: " + "; ".join(problems)
                         + ". Make them equal, or list the key in allow_differences")
+
+
+def _compared(run: RunConfig) -> dict[str, Any]:
+    """What runs must agree in: all that can touch what they compute."""
+    return with_roles(run, (DECIDING, LAYOUT))
 
 
 def _is_below(key: str, sections: Sequence[str]) -> bool:

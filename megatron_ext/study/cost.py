@@ -68,6 +68,8 @@ class Forecast:
             return counts["train"]["tokens"] + counts["valid"]["tokens"] if "train" in counts else counts["tokens"]
         if node.stage == "select":
             return node.settings["budget_tokens"]
+        if node.stage == "originals":  # about as long as the rewrites of the same chunks
+            return self._tokens(_parent(node, "rewrites"))
         documents = _parent(node, "documents")
         if node.stage == "rewrite":
             return self._tokens(documents) * self._settings.rewrite_yield * len(_styles(node))
@@ -138,6 +140,7 @@ def describe_blend(plan: BlendPlan) -> str:
 
 
 def _styles(node: Node) -> list[str]:
+    node = _parent(node, "rewrites") if node.stage == "originals" else node
     return node.settings.get("styles", RewriteSettings.model_fields["styles"].default)
 
 

@@ -16,14 +16,15 @@ from typing import Any
 from megatron_ext.artifacts import hash_json, partial_folder, reference
 from megatron_ext.config import ParallelConfig, RunConfig
 from megatron_ext.errors import UserError
-from megatron_ext.identity import WATCHING, role_at, with_roles
+from megatron_ext.identity import PLACE, WATCHING, role_at, with_roles
 from megatron_ext.settings import validate
 from megatron_ext.study.config import REWRITES, StudyConfig, planned_run
 from megatron_ext.study.names import BASE
 from megatron_ext.study.older import made_by_older_version
 from megatron_ext.study.programs import settings_of
 
-STAGES = ("model", "select", "rewrite", "tokenize", "import", "run", "validate", "export", "evaluate", "compare")
+STAGES = ("model", "select", "rewrite", "originals", "tokenize", "import", "run", "validate", "export", "evaluate",
+          "compare")
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,21 @@ class Node:
     @cached_property
     def identity(self) -> str:
         """Hash of what is asked for: the deciding settings, defaults included, and the inputs' identities."""
-        return hash_json([self.kind, self.program, self.deciding,
-                          {key: _identity(value) for key, value in self.inputs.items()
-                           if role_at(settings_of(self.program), key) is not WATCHING}])
+        read = {key: _identity(value) for key, value in self.inputs.items()
+                if role_at(settings_of(self.program), key) is not WATCHING}
+        named = {key: _identity_of_place(value) for key, value in self.named.items()}
+        return hash_json([self.kind, self.program, self.deciding, read | named])
 
     @cached_property
     def deciding(self) -> dict[str, Any]:
         """The settings that decide what the program makes."""
         return with_roles(validate(settings_of(self.program), self._filled_in(), where=self.name))
+
+    @cached_property
+    def named(self) -> dict[str, Any]:
+        """Places among the settings instead of the inputs: of prompts, of raw data, or a model's id on a hub."""
+        return {key: value for key, value in self.settings.items()
+                if value is not None and key not in self.inputs and role_at(settings_of(self.program), key) is PLACE}
 
     def _filled_in(self) -> dict[str, Any]:
         values = self._with_places(lambda value: ["."] * len(value) if isinstance(value, list) else ".")
@@ -141,7 +149,8 @@ def build_graph(study: StudyConfig) -> list[Node]:
     comparison = Node("compare/conditions", "comparison", "evaluation.compare",
                       study.evaluation.model_dump(include={"baseline", "interactions", "matched_by"}),
                       evaluations | curves)
-    return in_order([*tokenized.values(), *held_out, comparison])  # a source that no condition uses is still wanted
+    wanted = [*tokenized.values(), comparison]  # a source that no condition uses is still wanted
+    return in_order([*wanted, *(held_out if study.held_out else [])])
 
 
 def in_order(wanted: Iterable[Node]) -> list[Node]:
@@ -180,7 +189,7 @@ def checkpoint_name(iteration: int) -> str:
 
 
 def _source_nodes(study: StudyConfig, base: Node) -> dict[str, Node]:
-    """Tokenized sources by name: each subset's original text, its rewrites, single styles of these."""
+    """Tokenized sources by name: each subset's original text, its rewrites, originals of these, single styles."""
     tokenizer = base if study.tokenizer in (None, study.base_model) else _model_node("tokenizer", study.tokenizer)
     selections = {name: _selection_node(study, name, tokenizer) for name in study.subsets}
     rewrites = {source: _rewrite_node(study, subset, rewriter, selections[subset], base, tokenizer)
@@ -190,9 +199,12 @@ def _source_nodes(study: StudyConfig, base: Node) -> dict[str, Node]:
         return Node(f"tokenize/{name}", "tokenized", "tools.tokenize_corpus", {**study.tokenize, **settings},
                     {"documents": documents, "tokenizer": tokenizer})
 
-    parts = {name: tokenize(name, rewrites[part.rewrites], styles=part.styles)
+    originals = {name: Node(f"originals/{name}", "rewritten_originals", "tools.take_originals", {},
+                            {"rewrites": rewrites[source], "tokenizer": tokenizer})
+                 for name, source in study.used_originals.items()}
+    parts = {name: tokenize(name, (rewrites | originals)[part.rewrites], styles=part.styles)
              for name, part in study.style_sources.items()}
-    return {name: tokenize(name, node) for name, node in (selections | rewrites).items()} | parts
+    return {name: tokenize(name, node) for name, node in (selections | rewrites | originals).items()} | parts
 
 
 def _rewrite_node(study: StudyConfig, subset: str, rewriter: str, documents: Node, base: Node,
@@ -243,7 +255,7 @@ def _run_node(study: StudyConfig, condition: str, seed: int, base: Node, tokeniz
         settings["data"]["sources"][name].pop("path")
         inputs[f"data.sources.{name}.path"] = tokenized[name]
     settings["validation"].pop("sources")
-    if config.validation.interval_tokens:  # else the stage of its own tells the losses before and after
+    if config.validation.interval_tokens and study.held_out:  # else a stage of its own tells the losses
         inputs |= {f"validation.sources.{name}": tokenized[name] for name in config.data.sources}
     return Node(f"run/{condition}/seed{seed}", "run", "megatron_ext.train", settings, inputs, (parity,),
                 study.data_parallel_size * _replica_size(config.parallel))
@@ -287,6 +299,12 @@ def _identity(value: Input) -> Any:
             return [value.node.identity, value.folder]
         case Path():
             return reference(value)["content_hash"] if value.exists() else f"absent: {value}"
+
+
+def _identity_of_place(value: Any) -> Any:
+    """A place that the user names among a stage's settings (prompts, test items) by its bytes; a name as it is."""
+    place = Path(str(value)).expanduser()
+    return reference(place)["content_hash"] if place.exists() else str(value)
 
 
 def _places(value: Input, work: Path) -> Any:

@@ -54,6 +54,8 @@ class JobSettings(Settings):
     """Selecting."""
     rewrite: RewriteJob = RewriteJob()
     """Rewriting."""
+    originals: StageJob = StageJob()
+    """Taking the originals of accepted rewrites."""
     tokenize: ArrayJob = ArrayJob()
     """Tokenizing."""
     merge: StageJob = StageJob()

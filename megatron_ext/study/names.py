@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from megatron_ext.config import RunConfig
+from megatron_ext.data.selection.rules import parse_rule
+from megatron_ext.errors import UserError
 from megatron_ext.settings_types import dotted_keys
 from megatron_ext.study.contract import FREE
 
@@ -31,27 +33,34 @@ def name_problems(study: StudyConfig) -> Iterator[str]:
 
 
 def _source_problems(study: StudyConfig) -> Iterator[str]:
+    for name, subset in study.subsets.items():
+        try:
+            parse_rule(subset.rule, study.corpus.scores)
+        except UserError as error:
+            yield f"subsets.{name}.{error}"
     for name, rewriter in study.rewriters.items():
         where = "rewriter" if rewriter is study.rewriter else f"more_rewriters.{name}"
         yield from _unknown(f"{where}.subsets", rewriter.subsets, study.subsets, "subset")
     for name, part in study.style_sources.items():
         where = f"style_sources.{name}"
-        yield from _unknown(f"{where}.rewrites", [part.rewrites], study.rewritten_sources, "rewritten source")
-        if part.rewrites in study.rewritten_sources:
-            _, rewriter_name = study.rewritten_sources[part.rewrites]
+        yield from _unknown(f"{where}.rewrites", [part.rewrites], [*study.rewritten_sources, *study.originals],
+                            _source(study, "rewritten "))
+        source = study.originals.get(part.rewrites, part.rewrites)
+        if source in study.rewritten_sources:
+            _, rewriter_name = study.rewritten_sources[source]
             yield from _unknown(f"{where}.styles", part.styles, study.styles_of(rewriter_name), "style of its rewriter")
     yield from (f"{name!r} cannot be a name: letters, digits, _ and - alone"
                 for name in [*study.sources, *study.conditions] if not _NAME.fullmatch(name))
     yield from (f"{name!r} names two sources; rename a subset, rewriter or style source"
                 for name in _twice(study.sources))
-    yield from _unknown("validation_sources", study.validation_sources, study.sources, "source")
+    yield from _unknown("validation_sources", study.validation_sources, study.sources, _source(study))
     if study.validation_sources and not study.held_out:
         yield "validation_sources: nothing is held out; set tokenize.valid_fraction above 0"
 
 
 def _condition_problems(study: StudyConfig) -> Iterator[str]:
     for condition, settings in study.conditions.items():
-        yield from _unknown(f"conditions.{condition}.sources", settings.sources, study.sources, "source")
+        yield from _unknown(f"conditions.{condition}.sources", settings.sources, study.sources, _source(study))
         yield from (f"conditions.{condition}.overrides: {key} = {value!r} differs from the other conditions; "
                     "conditions may differ in their data alone: remove it, or list the key in allow_differences"
                     for key, value in settings.overrides.items() if key not in study.allow_differences)
@@ -74,6 +83,10 @@ def _evaluation_problems(study: StudyConfig) -> Iterator[str]:
         yield from _unknown(f"evaluation.interactions.{name}", conditions, known, "condition")
         if len(set(conditions)) != 4 or len(conditions) != 4:
             yield f"evaluation.interactions.{name}: needs four conditions [a, b, c, d] for (a - b) - (c - d)"
+
+
+def _source(study: StudyConfig, kind: str = "") -> str:
+    return f"{kind}source" if study.rewriters else f"{kind}source (rewrites are made by a `rewriter`; there is none)"
 
 
 def _unknown(key: str, names: Iterable[str], known: Iterable[str], what: str) -> Iterator[str]:

@@ -43,6 +43,8 @@ def _answers(manifest: Mapping[str, Any], node: Node, references: set[tuple[str,
     made = as_today(cls, settings["run"] if node.kind == "run" else settings)
     if any(differences(of_roles(cls, made), node.deciding)):
         return False
+    if "model" in node.named and settings.get("model") != node.named["model"]:
+        return False
     noted = {(one["kind"], one["content_hash"]) for one in manifest["request"]["inputs"].values()}
     kinds = {kind for kind, _ in noted}
     return {one for one in references if one[0] in kinds} <= noted

@@ -5,24 +5,21 @@ run_study and submit_study share it. Nothing here needs torch, a GPU or the data
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from megatron_ext.artifacts import is_finished
 from megatron_ext.config import ParallelConfig, RunConfig
 from megatron_ext.data.corpus import Corpus, check_columns
 from megatron_ext.errors import UserError
 from megatron_ext.model.hf_config import layout_problems
-from megatron_ext.settings import explain, validate
+from megatron_ext.settings import validate
+from megatron_ext.settings_types import Slot, paths_in
 from megatron_ext.study.config import StudyConfig, load_study
 from megatron_ext.study.cost import Forecast, reads_originals_alone
 from megatron_ext.study.graph import Node, build_graph
 from megatron_ext.study.models import known_architecture
-from megatron_ext.study.programs import settings_of
 from megatron_ext.training.preflight import empty_sources, planned_problems
 
 _MAX_SHARDS = 64
@@ -66,7 +63,7 @@ def load_studies(paths: Sequence[Path], overrides: Sequence[str]) -> list[Planne
 
 
 def plan_studies(studies: Sequence[StudyConfig]) -> list[PlannedStudy]:
-    """The graph of each study.
+    """The graph of each study; making it validates every stage's settings by the stage's own class.
 
     Raises UserError when two studies have one name: their pages would replace each other.
     """
@@ -81,36 +78,20 @@ def examine(studies: Sequence[PlannedStudy], work: Path) -> Findings:
     """Everything that can be known of the studies now."""
     findings = Findings()
     for planned in studies:
-        before = len(findings.problems)
-        findings.problems += _settings_problems(planned.nodes, work)
+        _examine_places(planned, findings)
         _examine_corpus(planned, findings)
-        if len(findings.problems) == before:  # else the same mistake would be told in other words
-            _examine_models(planned, work, findings)
-            _examine_blends(planned, work, findings)
+        _examine_models(planned, work, findings)
+        _examine_blends(planned, work, findings)
     for name in ("problems", "unknown"):
         setattr(findings, name, list(dict.fromkeys(getattr(findings, name))))
     return findings
 
 
-def _settings_problems(nodes: Sequence[Node], work: Path) -> Iterator[str]:
-    """Every stage's settings by the stage's own settings class; what several stages share is told once."""
-    stages: dict[str, list[str]] = {}
-    for node in nodes:
-        for problem in _node_problems(node, work):
-            stages.setdefault(problem, []).append(node.name)
-    for problem, names in stages.items():
-        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-        yield f"{', '.join(names[:2])}{more}: {problem}"
-
-
-def _node_problems(node: Node, work: Path) -> list[str]:
-    cls = settings_of(node.program)
-    values = node.config(work) | ({"output": str(node.output(work))} if "output" in cls.model_fields else {})
-    try:
-        cls.model_validate(values)
-    except ValidationError as error:
-        return explain(cls, error)
-    return []
+def _examine_places(planned: PlannedStudy, findings: Findings) -> None:
+    """That the files and folders that settings name are there: prompts, thresholds, test items, raw data."""
+    values = planned.study.model_dump(mode="json", exclude={"corpus", "run_file"})
+    findings.problems += [f"{planned.study.name}: {key} = {place}: nothing is there"
+                          for key, place in paths_in(values, Slot(StudyConfig)) if not place.expanduser().exists()]
 
 
 def _examine_corpus(planned: PlannedStudy, findings: Findings) -> None:
@@ -122,7 +103,7 @@ def _examine_corpus(planned: PlannedStudy, findings: Findings) -> None:
         return
     corpus = Corpus(config.path, config.text_column, config.id_column, config.scores)
     try:
-        check_columns(list(islice(corpus.shards(), _MAX_SHARDS)), corpus.columns())
+        check_columns(corpus.shards()[:_MAX_SHARDS], corpus.columns())
     except UserError as error:
         findings.problems.append(f"{planned.study.name}: corpus: {error}")
 

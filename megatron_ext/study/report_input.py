@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext.artifacts import Artifact, is_finished, write_json
+from megatron_ext.redaction import redact
 from megatron_ext.study.arms import missing_conditions, narrowed
 from megatron_ext.study.config import StudyConfig
 from megatron_ext.study.graph import Node, build_graph
@@ -53,7 +54,7 @@ def write_study_record(study: StudyConfig, nodes: list[Node], work: Path) -> Pat
                    for node in nodes if node.name in seconds],
     }
     path = work / f"study-{study.slug}.json"
-    write_json(path, record)
+    write_json(path, redact(record))
     return path
 
 

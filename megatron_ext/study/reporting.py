@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_ext.artifacts import write_json
+from megatron_ext.artifacts import write_json, write_text
 from megatron_ext.errors import UserError
 from megatron_ext.settings import load_settings
 from megatron_ext.study.arms import missing_conditions, narrowed
@@ -16,12 +17,25 @@ from megatron_ext.study.runner import report_node
 STUDIES = "studies"
 
 
-def keep_study(study: StudyConfig, work: Path) -> Path:
-    """Keep a study with all its layers and overrides in the work folder, for its report job; returns the file."""
+def keep_study(study: StudyConfig, nodes: Sequence[Node], work: Path) -> Path:
+    """Keep a study with all its layers and overrides in the work folder, for its report job, and the folders that it
+    uses, for tools.clean; returns the study's file."""
     file = work / STUDIES / f"{study.slug}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, study.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+    write_json(file, study.model_dump(mode="json", by_alias=True, exclude_defaults=True), private=True)
+    folders = sorted(str(node.output(work).relative_to(work)) for node in nodes)
+    write_text(folders_file(file), "".join(f"{folder}\n" for folder in folders))
     return file
+
+
+def is_kept(work: Path, slug: str) -> bool:
+    """Whether a study of this name was run or submitted in the work folder."""
+    return (work / STUDIES / f"{slug}.json").exists()
+
+
+def folders_file(study_file: Path) -> Path:
+    """Where the folders are listed that a kept study uses, one a line, relative to the work folder."""
+    return study_file.with_suffix(".folders.txt")
 
 
 def study_nodes(work: Path, slug: str) -> tuple[StudyConfig, list[Node]]:

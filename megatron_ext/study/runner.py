@@ -22,6 +22,7 @@ from megatron_ext.model.hf_config import check_layout, read_architecture
 from megatron_ext.parts import parts_of
 from megatron_ext.processes import die_with_parent
 from megatron_ext.progress import format_seconds
+from megatron_ext.redaction import redact_text
 from megatron_ext.settings import validate
 from megatron_ext.study.arms import RefusedArm, narrowed, refuse_pointless
 from megatron_ext.study.graph import Node
@@ -181,7 +182,7 @@ def write_config(node: Node, work: Path) -> Path:
     """Write the settings that the node's program is started with; returns the file."""
     config = config_file(node, work, node.identity)
     config.parent.mkdir(parents=True, exist_ok=True)
-    write_json(config, node.config(work))
+    write_json(config, node.config(work), private=True)  # keys of servers may be among them
     return config
 
 
@@ -258,7 +259,7 @@ def _stream(command: list[str], log: Path, num_threads: int) -> int:
 
 
 def _copy(lines: Iterable[str], log: TextIO) -> None:
-    for line in lines:
+    for line in map(redact_text, lines):
         log.write(line)
         log.flush()
         print(f"    {line}", end="", flush=True)

@@ -70,7 +70,7 @@ def submit_jobs(jobs: Sequence[Job], states: Mapping[str, JobState], work: Path,
 def keep_studies(studies: Sequence[PlannedStudy], jobs: Sequence[Job], work: Path) -> None:
     """Write what the jobs read: the studies, and each program's settings."""
     for planned in studies:
-        keep_study(planned.study, work)
+        keep_study(planned.study, planned.nodes, work)
     for job in jobs:
         if job.node is not None:
             write_config(job.node, work)

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
 from megatron_ext.artifacts import delete_artifact, partial_folder, publish_in_place, write_json, write_text
 from megatron_ext.config import RunConfig
-from megatron_ext.model.checkpoints import forget_place
+from megatron_ext.model.checkpoints import forget_place, without_absent_extras
 from megatron_ext.model.hf_weights import copy_hf_metadata
+from megatron_ext.model.versions import save_checkpoint
+from megatron_ext.training.optimizer_state import fit_to
 from megatron_ext.training.parallel import is_main_rank
 from megatron_ext.training.resume import changes_on_the_way
 from megatron_ext.training.run_folder import (
@@ -66,11 +67,9 @@ class CheckpointSaver:
             partial.mkdir(parents=True)
         dist.barrier()
         state.gather_weights()
-        request = dist_checkpointing.save(
-            _sharded_state(state, is_loading=False), str(partial),
-            async_sharded_save=state.config.checkpoint.asynchronous,
-            sharded_strategy=get_default_save_sharded_strategy("torch_dist"), content_metadata=_content_metadata(),
-        )
+        request = save_checkpoint(_sharded_state(state, is_loading=False), partial,
+                                  content_metadata=_content_metadata(),
+                                  asynchronous=state.config.checkpoint.asynchronous)
 
         def publish() -> None:
             dist.barrier()
@@ -100,10 +99,12 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
     Raises UserError when it holds the optimizer's state in another form.
     """
     run_state = json.loads((folder / RUN_STATE).read_text(encoding="utf-8"))
-    loaded = dist_checkpointing.load(_sharded_state(state, is_loading=True), str(folder))
+    asked = without_absent_extras(_sharded_state(state, is_loading=True), folder)
+    loaded = dist_checkpointing.load(asked, str(folder))
     for number, chunk in enumerate(state.model):
         # Not strict: megatron's modules write `_extra_state` objects that hold nothing here.
         chunk.module.load_state_dict(loaded[_chunk_key(state, number)], strict=False)
+    fit_to(state.optimizer.optimizer, loaded["optimizer"])
     state.optimizer.load_state_dict(loaded["optimizer"])
     state.scheduler.load_state_dict(loaded["scheduler"])
     state.spikes.load_state_dict(run_state["spikes"])

@@ -76,6 +76,9 @@ class Watchdog:
         path = run_folder / f"hang-rank{dist.get_rank()}.txt"
         self._file = None if minutes is None else open(path, "w", encoding="utf-8")  # noqa: SIM115 (as long as the run)
         self._path = path
+        if minutes is not None and dist.get_rank() == 0:  # when it fires nothing can be printed any more
+            print(f"hang guard: a rank without progress for {minutes:g} minutes writes its stacks to "
+                  f"{run_folder}/hang-rank<r>.txt and ends", flush=True)
         self.tell_alive()
 
     def tell_alive(self) -> None:

@@ -32,8 +32,12 @@ class Memory:
     @property
     def total(self) -> int:
         """Everything, with an allowance for what is not counted."""
-        return (self.weights + self.gradients + self.optimizer + self.activations + self.logits
-                + int(_FRAMEWORK_BYTES))
+        return self.counted + int(_FRAMEWORK_BYTES)
+
+    @property
+    def counted(self) -> int:
+        """Without that allowance."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
 def count_parameters(architecture: Architecture) -> int:

@@ -122,6 +122,8 @@ def _layout_problems(config: RunConfig, world_size: int) -> list[str]:
     tp, pp, cp = (parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size,
                   parallel.context_parallel_size)
     problems = []
+    if world_size < 1:
+        return [f"{world_size} processes: a run needs 1 or more"]
     if world_size % (tp * pp * cp):
         context = f" x context_parallel_size {cp}" if cp > 1 else ""
         problems.append(f"{world_size} processes are no multiple of tensor_model_parallel_size {tp} x "

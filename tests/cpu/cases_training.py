@@ -27,6 +27,22 @@ def runs(base: dict, variants: dict[str, dict]) -> None:
     shut_down_parallel()
 
 
+def held_out(variants: dict[str, dict]) -> None:
+    """Measure each variant: settings of the stage, with its `output`."""
+    from pathlib import Path
+
+    from megatron_ext.training.held_out import measure_held_out
+    from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel
+    from megatron_ext.training.settings import HeldOutSettings
+
+    for settings in variants.values():
+        output = Path(settings.pop("output"))
+        config = validate(HeldOutSettings, settings, where="held out")
+        initialize_parallel(config.parallel)
+        measure_held_out(config, output)
+    shut_down_parallel()
+
+
 def packed_pair_is_two_documents(model: str) -> None:
     """Loss of a sample of two documents, masked, against each document alone; for every attention kernel of a CPU."""
     import numpy as np

@@ -23,10 +23,10 @@ def weights_and_optimizer(run: Path) -> dict[str, torch.Tensor]:
 
 
 def saved_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Name -> tensor of all weights and optimizer states."""
+    """Name -> tensor of all weights and optimizer states; not Transformer Engine's empty objects beside them."""
     values: dict[str, object] = {}
     _load_state_dict(values, FileSystemReader(checkpoint), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
-    return dict(_leaves(values))
+    return {name: tensor for name, tensor in _leaves(values) if "_extra_state" not in name}
 
 
 def _leaves(values, prefix=""):

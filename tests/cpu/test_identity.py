@@ -6,7 +6,7 @@ import pytest
 
 from megatron_ext.artifacts import ASIDE, Artifact
 from tests.cpu.launch import run_distributed
-from tests.cpu.test_grid import ITERATIONS, num_different, settings
+from tests.cpu.test_grid import ITERATIONS, PP2, SP, TP2, VPP2, num_different, settings
 from tests.cpu.test_training import events, losses
 
 pytestmark = pytest.mark.slow
@@ -19,6 +19,8 @@ VARIANTS = {
     "bf16": {"model": {"dtype": "bfloat16"}}, "bf16-again": {"model": {"dtype": "bfloat16"}},
     "back": {}, "back#again": BACK, "back#once more": BACK,
     "skipping": SKIPPED, "back-and-skipping": {}, "back-and-skipping#again": BACK | SKIPPED,
+    "kept": {"train": {"exit_duration_minutes": 1e-9}, "checkpoint": {"keep_tokens": [ITERATION_TOKENS]}},
+    "kept#again": {"checkpoint": {"keep_tokens": [], "keep_last": 1, "interval_tokens": ITERATION_TOKENS}},
     "changed": {"train": {"exit_duration_minutes": 1e-9}}, "changed#again": {"guard": {"spike_factor": 100.0}},
 }
 
@@ -29,8 +31,9 @@ def runs(tmp_path_factory):
     base = settings(folder)
     base["checkpoint"] = {"interval_tokens": 2 * ITERATION_TOKENS, "keep_last": 2,
                           "keep_tokens": [4 * ITERATION_TOKENS]}
-    base["validation"] = {}
-    run_distributed("tests.cpu.cases_training:runs", 2, base=base, variants=VARIANTS)
+    validation = base.pop("validation")
+    run_distributed("tests.cpu.cases_training:runs", 2, base=base,
+                    variants=VARIANTS | {"validated": {"validation": validation}})
     return folder / "runs"
 
 
@@ -41,7 +44,7 @@ def content(run):
 @pytest.mark.parametrize("name", ["twin", "asynchronous", "bf16"])
 def test_two_undisturbed_runs_have_the_same_content(runs, name):
     assert content(runs / name) == content(runs / f"{name}-again")
-    for checkpoint in sorted((runs / name / "checkpoints").glob("iter_*")):
+    for checkpoint in sorted((runs / name / "checkpoints").glob("iter_???????")):
         other = runs / f"{name}-again" / "checkpoints" / checkpoint.name
         assert Artifact.open(checkpoint).content_hash == Artifact.open(other).content_hash
     assert (runs / name / "metrics.jsonl").read_bytes() != (runs / f"{name}-again" / "metrics.jsonl").read_bytes()
@@ -60,6 +63,11 @@ def test_a_run_that_went_back_ends_with_the_bits_of_one_that_did_not(runs):
 def test_kept_checkpoints_are_there_in_the_end(runs):
     kept = sorted(path.name for path in (runs / "twin" / "checkpoints").glob("iter_???????"))
     assert kept == ["iter_0000004", "iter_0000008", "iter_0000010"]
+
+
+def test_a_kept_checkpoint_stays_though_the_next_launch_does_not_ask_for_it(runs):
+    left = sorted(path.name for path in (runs / "kept" / "checkpoints").glob("iter_???????"))
+    assert left == ["iter_0000001", "iter_0000010"]
 
 
 def test_skipped_iterations_change_the_ledger_and_the_schedule_goes_on(runs):
@@ -92,3 +100,20 @@ def test_a_change_on_the_way_is_in_the_runs_and_the_checkpoints_manifest(runs):
     assert run.counts["changes"] == changes
     assert Artifact.open(run.path / run.counts["checkpoint"]).counts["changes"] == changes
     assert Artifact.open(runs / "twin").counts["changes"] == []
+
+
+@pytest.mark.parametrize("layout", [{}, TP2 | SP, PP2 | VPP2], ids=["dp2", "tp2_sp", "pp2_vpp2"])
+def test_the_stage_of_its_own_measures_what_training_measured(runs, tmp_path, layout):
+    """Of the base model and of a checkpoint, under any layout."""
+    folder = runs.parent
+    common = {"sources": {name: str(folder / name) for name in "ab"}, "seq_length": 32, "dtype": "float32",
+              "micro_batch_size": 2, "parallel": layout}
+    checkpoint = runs / "validated" / "checkpoints" / "iter_0000010"
+    variants = {0: {**common, "model": str(folder / "model"), "output": str(tmp_path / "0")},
+                ITERATIONS: {**common, "checkpoint": str(checkpoint), "output": str(tmp_path / str(ITERATIONS))}}
+    run_distributed("tests.cpu.cases_training:held_out", 2, variants=variants)
+    for row in events(runs / "validated", "validation"):
+        measured = json.loads((tmp_path / str(row["iteration"]) / "losses.json").read_text())
+        assert measured.keys() == row["sources"].keys()
+        for source, losses_there in row["sources"].items():
+            assert measured[source] == pytest.approx(losses_there, rel=1e-5)

@@ -88,8 +88,10 @@ def test_jobs_over_two_nodes_give_the_report_of_one_machine(study):
     reference = start_on_one_core(study)
     study.wait(500)
     code, status = study.submit("--status", SITE=site)
-    assert code == 0, status
-    assert "failed" not in status
+    failed = {line.split()[0] for line in status.splitlines() if " failed " in line}
+    assert code == 1
+    assert all("/high_with_rewrites/" in name or name == "report/tiny" for name in failed), status
+    assert "high_rewrites" in status  # why
     output, _ = reference.communicate(timeout=300)
     assert reference.returncode == 0, output
     here, there = numbers(study.folder / "here"), numbers(study.work)
@@ -105,7 +107,25 @@ def test_jobs_over_two_nodes_give_the_report_of_one_machine(study):
     assert {"script", "commit", "packages", "environment"} <= {path.name for path in provenance.iterdir()}
     early = study.one("logs/export.low.seed0.iter_0000004-*.log").read_text()
     assert "tools.export_hf" in early  # a job of its own; on a busy cluster it starts after the checkpoint is there
-    code, again = study.submit(SITE=site)
+    comparison = json.loads(study.one("compare/conditions-*/comparison.json").read_text())
+    assert comparison["missing"] == ["high_with_rewrites"]
+    assert "high_with_rewrites" in "".join(comparison["caveats"])
+
+
+def test_once_a_failed_arm_is_mended_the_comparison_is_made_again(study):
+    """Its condition gets text that there is."""
+    site = study.cluster.write_site("two.env", PROCESSES_PER_NODE=2, POLL_SECONDS=1)
+    mend = "conditions.high_with_rewrites.sources={high: {fill: true}, low: {fraction: 0.5}}"
+    code, output = study.submit(mend, SITE=site)
+    assert code == 0, output
+    assert "run/low/seed0" not in output
+    study.wait(400)
+    code, status = study.submit("--status", mend, SITE=site)
+    assert code == 0, status
+    comparisons = [json.loads(path.read_text()) for path in study.work.glob("compare/conditions-*/comparison.json")]
+    assert sorted(one["missing"] for one in comparisons) == [[], ["high_with_rewrites"]]
+    assert len(list(study.work.glob("report/tiny-*"))) == 2
+    code, again = study.submit(mend, SITE=site)
     assert (code, again.splitlines()[-1]) == (0, "nothing to submit")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tests.unit.tiny_chat_model import make_tiny_chat_model
 
 pytestmark = pytest.mark.slow
 CORPUS = Path("examples/quickstart/corpus")
+TRAINED = ("low", "high")
 
 
 def study_values(model):
@@ -29,7 +31,7 @@ def study_values(model):
         "tokenize": {"valid_fraction": 0.2},
         "rewriter": {"model": str(model), "subsets": ["high"], "note": "a random model",
                      "settings": {"max_documents": 2, "max_chunks_per_document": 1, "chunk_tokens": 60, "retries": 0,
-                                  "max_new_tokens_ratio": 0.5, "styles": ["easy", "qa"]}},
+                                  "max_new_tokens_ratio": 0.5, "styles": ["easy", "qa"], "min_survived_fraction": 0}},
         "run": {"model": {"dtype": "float32"}, "data": {"seq_length": 64},
                 "train": {"budget_tokens": 16 * 4 * 64, "global_batch_size": 4},
                 "optimizer": {"lr": 1e-3, "min_lr": 1e-4},
@@ -37,6 +39,7 @@ def study_values(model):
                 "validation": {"max_tokens_per_source": 1024}},
         "conditions": {
             "low": {"sources": {"low": {"fill": True}}},
+            "high": {"sources": {"high": {"fill": True}}},
             "high_with_rewrites": {"sources": {"high": {"fill": True}, "high_rewrites": {"epochs": 1}}},
         },
         "evaluation": {"baseline": "low", "checkpoints": [8 * 4 * 64],
@@ -52,15 +55,15 @@ def study(tmp_path_factory):
     return folder
 
 
-def start(study):
+def start(study, work=None):
     return subprocess.Popen([sys.executable, "-m", "tools.run_study", str(study / "study.yaml"), "--work",
-                             str(study / "work")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                             str(work or study / "work")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             env={**os.environ, "POETA_DATA": "", "XDG_CACHE_HOME": str(study / "cache")})
 
 
 def run(study):
     process = start(study)
-    output, _ = process.communicate(timeout=500)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     return output
 
@@ -95,18 +98,46 @@ def test_logits_are_equal_after_import_and_after_export(study, finished):
     assert all(verdict["passed"] and verdict["max_abs_difference"] < 1e-3 for verdict in record["parity"])
 
 
-def test_validation_loss_falls_in_every_condition(study, finished):
-    for condition in ("low", "high_with_rewrites"):
-        metrics = one(study, f"run/{condition}/seed0-*/metrics.jsonl")
-        rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-        before, after = (row["sources"] for row in rows if row["event"] == "validation")
-        for source in ("high", "low"):
-            assert after[source]["nats_per_token"] < before[source]["nats_per_token"]
+def test_held_out_loss_falls_in_every_condition(study, finished):
+    before = json.loads((one(study, "validate/base-*") / "losses.json").read_text())
+    for condition in TRAINED:
+        after = json.loads((one(study, f"validate/{condition}/seed0-*") / "losses.json").read_text())
+        assert before.keys() == after.keys() == {"high", "low"}  # no rewrite survived to be held out
+        for source, losses in before.items():
+            assert after[source]["nats_per_token"] < losses["nats_per_token"]
+            assert after[source]["num_tokens"] == losses["num_tokens"]
+
+
+def test_a_condition_without_survivors_is_refused_and_the_others_are_compared(study, finished):
+    assert "run/high_with_rewrites/seed0: refused: it would see nothing of high_rewrites" in finished
+    assert "evaluate/high_with_rewrites/seed0: not run, for want of export/high_with_rewrites/seed0" in finished
+    comparison = json.loads((one(study, "compare/conditions-*") / "comparison.json").read_text())
+    assert list(comparison["conditions"]) == ["base", "low", "high"]
+    assert comparison["missing"] == ["high_with_rewrites"]
+    assert any("high_with_rewrites" in caveat for caveat in comparison["caveats"])
+    page = (one(study, "report/tiny-*") / "report.html").read_text()
+    assert "is missing: run/high_with_rewrites/seed0: error: it would see nothing" in page.replace("&#39;", "'")
+
+
+def test_an_undisturbed_study_elsewhere_has_the_same_content_everywhere(study, finished, tmp_path):
+    """The first was killed on the way; only the report's request, which holds times, names another folder."""
+    process = start(study, tmp_path / "elsewhere")
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    here, there = contents(study / "work"), contents(tmp_path / "elsewhere")
+    assert len(here) > 25
+    assert here == there
+
+
+def contents(work):
+    """Content hash of every artifact by its place, the report's without its identity."""
+    return {re.sub(r"^(report/tiny)-.*", r"\1", str(manifest.parent.relative_to(work))):
+            json.loads(manifest.read_text())["content_hash"] for manifest in work.rglob("manifest.json")}
 
 
 def test_a_checkpoint_along_training_is_evaluated_though_later_ones_were_saved(study, finished):
     record = json.loads((study / "work" / "study-tiny.json").read_text())
-    for condition in ("low", "high_with_rewrites"):
+    for condition in TRAINED:
         seed = record["conditions"][condition]["seeds"]["0"]
         along = record["along_training"][condition]["0"]
         assert list(along) == ["8"]
@@ -164,8 +195,9 @@ def test_corpus_without_the_score_column(study):
         [sys.executable, "-m", "tools.run_study", str(study / "study.yaml"), "--work", str(study / "other"),
          "corpus.scores={stem: stem_rating, edu: edu_score}"], capture_output=True, text=True)
     assert process.returncode == 2
-    assert "stem_rating" in process.stdout
-    assert "stem_score" in process.stdout  # the columns there are
+    assert "stem_rating" in process.stderr
+    assert "stem_score" in process.stderr  # the columns there are
+    assert not (study / "other").exists()
 
 
 def test_tensor_parallel_size_that_does_not_divide_the_heads(study):

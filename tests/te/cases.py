@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,17 +14,25 @@ from megatron_ext.config import ModelConfig, ParallelConfig
 IMPLEMENTATIONS = ("local", "transformer_engine")
 
 
-def families(folder: str, models: list[str]) -> None:
+def one_process(folder: str, models: list[str], loaded: list[str], packed: str) -> None:
+    """All that needs no second process, in one launch."""
+    families(Path(folder), models)
+    cross_loading(Path(folder), loaded)
+    a_wrong_mapping_fails(Path(folder) / models[0])
+    packed_pairs(packed, pp=1)
+
+
+def families(folder: Path, models: list[str]) -> None:
     """For each model family: the parameters' names, what is stored, logits, losses and gradients of both."""
     from megatron_ext.model.distributed import single_process
     from tests.te.kernels import CALLS
 
     with single_process():
         for name in models:
-            local, te = (_build(Path(folder) / name, kind) for kind in IMPLEMENTATIONS)
+            local, te = (_build(folder / name, kind) for kind in IMPLEMENTATIONS)
             _same_names(local, te)
             CALLS.clear()
-            _same_logits(te, Path(folder) / name)
+            _same_logits(te, folder / name)
             _same_gradients(local, te)
             assert CALLS["rmsnorm_bwd"] and CALLS["fused_rope_backward"] and CALLS["generic_gemm"], CALLS
 
@@ -107,7 +114,7 @@ def _same_gradients(local: list, te: list) -> None:
         torch.testing.assert_close(gradients[1][name], expected, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def cross_loading(folder: str, models: list[str]) -> None:
+def cross_loading(folder: Path, models: list[str]) -> None:
     """Checkpoints of an import, of local layers and of Transformer Engine's load into both, every weight equal."""
     from megatron.core import dist_checkpointing
 
@@ -117,7 +124,7 @@ def cross_loading(folder: str, models: list[str]) -> None:
 
     with single_process():
         for name in models:
-            hf_folder = Path(folder) / name
+            hf_folder = folder / name
             saved = {kind: _build(hf_folder, kind) for kind in IMPLEMENTATIONS}
             places = {kind: hf_folder / f"saved_{kind}" for kind in (*IMPLEMENTATIONS, "import")}
             for place in places.values():
@@ -135,18 +142,18 @@ def cross_loading(folder: str, models: list[str]) -> None:
                         assert found.equal(wanted), (place, kind)
 
 
-def a_wrong_mapping_fails(folder: str) -> None:
+def a_wrong_mapping_fails(folder: Path) -> None:
     """Two key/value heads exchanged are no rounding, even by the limits of TF32."""
     from megatron_ext.model.distributed import single_process
     from megatron_ext.model.megatron_parity import check_chunks
 
     with single_process(), as_on_a_gpu():
-        chunks = _build(Path(folder), "transformer_engine")
-        assert check_chunks(chunks, Path(folder), "float32", 64).passed
+        chunks = _build(folder, "transformer_engine")
+        assert check_chunks(chunks, folder, "float32", 64).passed
         weight = chunks[0].decoder.layers[1].self_attention.linear_qkv.weight
         groups = weight.data.unflatten(0, (chunks[0].architecture.num_query_groups, -1))
         groups[:, -8:] = groups[:, -8:].flip(0).clone()
-        assert not check_chunks(chunks, Path(folder), "float32", 64).passed
+        assert not check_chunks(chunks, folder, "float32", 64).passed
 
 
 def packed_pairs(model: str, pp: int) -> None:
@@ -210,36 +217,6 @@ def _sample(parts: list) -> object:
     return Sample(np.concatenate([part[:-1] for part in parts]), np.concatenate([part[1:] for part in parts]),
                   np.concatenate(masks).astype(np.float32),
                   np.concatenate([np.full(len(part) - 1, number) for number, part in enumerate(parts)]))
-
-
-def resumed_runs(base: dict, variants: dict[str, dict], first: int) -> None:
-    """Each variant once undisturbed, and once from its checkpoint after `first` iterations."""
-    from tests.cpu.cases_training import runs
-
-    runs(base, variants)
-    if os.environ["RANK"] == "0":
-        for name in variants:
-            _cut(Path(base["output"]) / name, Path(base["output"]) / f"{name}-resumed", first)
-    _wait_for_all()
-    runs(base, {f"{name}-resumed": changes for name, changes in variants.items()})
-
-
-def _cut(run: Path, copy: Path, iteration: int) -> None:
-    """A run's folder as it was after an iteration."""
-    shutil.copytree(run, copy)
-    (copy / "manifest.json").unlink()
-    last = max((copy / "checkpoints").glob("iter_*"))
-    shutil.rmtree(last)
-    (copy / "checkpoints" / "latest").write_text(f"iter_{iteration:07d}\n")
-
-
-def _wait_for_all() -> None:
-    import torch.distributed as dist
-
-    from megatron_ext.training.parallel import initialize_parallel
-
-    initialize_parallel(ParallelConfig())
-    dist.barrier()
 
 
 def kernels_of_runs(base: dict, variants: dict[str, dict]) -> None:

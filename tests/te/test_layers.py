@@ -14,26 +14,13 @@ def run(case, nproc=1, **arguments):
     return run_distributed(f"tests.te.cases:{case}", nproc, python=str(PYTHON), **arguments)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
+def test_every_family_is_the_same_model_under_both(tmp_path):
+    """Names, logits, gradients; checkpoints of each load into the other; a wrong mapping fails; packed documents."""
     for name in MODELS:
-        make_hf_model(folder / name, name)
-    return folder
+        make_hf_model(tmp_path / name, name)
+    run("one_process", folder=str(tmp_path), models=list(MODELS), loaded=["llama", "qwen3"],
+        packed=str(make_model(tmp_path / "packed")))
 
 
-def test_every_family_is_the_same_model_under_both(models):
-    run("families", folder=str(models), models=list(MODELS))
-
-
-def test_checkpoints_of_each_load_into_the_other(models):
-    run("cross_loading", folder=str(models), models=["llama", "qwen3"])
-
-
-def test_a_wrong_mapping_fails_parity(models):
-    run("a_wrong_mapping_fails", folder=str(models / "llama"))
-
-
-@pytest.mark.parametrize("pp", [1, 2])
-def test_packed_pairs_have_the_losses_of_their_documents_alone(tmp_path, pp):
-    run("packed_pairs", nproc=pp, model=str(make_model(tmp_path / "model")), pp=pp)
+def test_packed_pairs_have_the_losses_of_their_documents_alone_in_a_pipeline(tmp_path):
+    run("packed_pairs", nproc=2, model=str(make_model(tmp_path / "model")), pp=2)

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_ext.data.rewriting.engines.interface import Request, Sampling
-from megatron_ext.data.rewriting.engines.open import OpenaiSettings, VllmSettings, open_engine
+from megatron_ext.data.rewriting.engines.open import open_engine
+from megatron_ext.data.rewriting.engines.settings import OpenaiSettings, VllmSettings
 
 PROMPTS = ["Reescreva: o gato subiu no telhado.", "Reescreva: a água ferve.", "Traduza.", "Reescreva: x" * 9,
            "Uma pergunta, por favor: por quê?"]

@@ -1,15 +1,13 @@
 import pytest
 
-from megatron_ext.data.rewriting.checks import check, load_thresholds
-from megatron_ext.data.rewriting.measures import (
-    entity_retention,
-    named_entities,
-    number_retention,
-    repeated_fraction,
-    words_of,
-)
+from megatron_ext.data.rewriting.checking.checks import check, load_thresholds
+from megatron_ext.data.rewriting.checking.copies import kept_order_fraction, repeated_fraction
+from megatron_ext.data.rewriting.checking.lexicon import languages, load_lexicon
+from megatron_ext.data.rewriting.checking.names import compare_names, find_names
+from megatron_ext.data.rewriting.checking.qa import read_qa
+from megatron_ext.data.rewriting.checking.text import Text, words_of
+from megatron_ext.data.rewriting.checking.wrapping import strip_wrapping
 from megatron_ext.data.rewriting.prompts import PROMPTS_FOLDER
-from megatron_ext.data.rewriting.wrapping import strip_wrapping
 from megatron_ext.errors import UserError
 
 SOURCE = ("A fotossíntese é o processo pelo qual as plantas convertem a energia da luz do sol em energia química. Em "
@@ -18,6 +16,7 @@ GOOD = ("As plantas usam a luz do sol para fazer o próprio alimento. Esse traba
         "cientista Jan Ingenhousz descobriu que elas soltam oxigênio apenas quando recebem luz.")
 QA = ("Pergunta: O que é a fotossíntese?\nResposta: É o modo como as plantas transformam luz em energia química.\n\n"
       "Pergunta: O que Jan Ingenhousz descobriu em 1779?\nResposta: Que elas só liberam oxigênio sob a luz.")
+LEXICON = load_lexicon("pt")
 
 
 def reasons(output, style="easy", source=SOURCE, finish_reason="stop", length_ratio=1.0):
@@ -29,47 +28,103 @@ def test_good_rewrites_pass():
     assert reasons(GOOD) == ()
     assert reasons(GOOD, "medium") == ()
     assert reasons(QA, "qa") == ()
-    assert reasons("**Pergunta:** O que houve em 1779?\n**Resposta:** Jan Ingenhousz estudou as plantas.", "qa") == ()
 
 
 @pytest.mark.parametrize("output, expected", [
     ("", "empty"),
     ("🔎\n🔎🔎", "empty"),
     ("Desculpe, mas não posso reescrever esse texto de 1779, pois ele trata das plantas.", "refusal"),
+    ("Não me é possível reescrever este conteúdo, pois ele trata de plantas e de Jan Ingenhousz em 1779.", "refusal"),
     ("I'm sorry, but I can't help with that.", "refusal"),
     (GOOD + " Espero ter seguido o texto original.", "meta_text"),
     (GOOD + "<|im_start|>user", "meta_text"),
+    ("<think>Vou manter os fatos.</think>" + GOOD, "meta_text"),
+    ("Vou explicar de um jeito simples!\n\n" + GOOD, "meta_text"),
+    (GOOD + "\n\n(Nota: usei frases curtas e palavras comuns, conforme solicitado.)", "meta_text"),
+    (GOOD + "\n\n**Observação:** o vocabulário foi adaptado para especialistas.", "meta_text"),
+    (GOOD + " Mantive o grau de dificuldade e conservei todos os fatos, sem acrescentar nada.", "meta_text"),
+    ("## Fotossíntese\n\n" + GOOD, "markdown"),
+    (GOOD.replace("luz do sol", "**luz do sol**"), "markdown"),
+    (GOOD.removesuffix(" recebem luz."), "cut_off"),
+    (GOOD.removesuffix(" luz."), "cut_off"),
     (SOURCE, "copied_source"),
+    (SOURCE.replace("mostrou", "provou").replace("converte", "transforma"), "copied_source"),
     (" ".join(["As plantas fazem a fotossíntese desde 1779 com a luz."] * 8), "repetition"),
+    (GOOD + " Esse trabalho se chama fotossíntese.", "repetition"),
     ("Las plantas utilizan la luz del sol para fabricar su propio alimento, según demostró Ingenhousz en el año 1779.",
-     "not_portuguese"),
+     "other_language"),
+    (GOOD + " They release oxygen only when they are in the light.", "other_language"),
+    (GOOD.replace("recebem luz", "recebem 光"), "other_language"),
     ("Os cérebroes da fotossíntese seguinto anterioramente as técreses da quebrá, e as plantas alegrías 1779 veíares.",
      "unknown_words"),
     (GOOD.replace("Em 1779, o", "O"), "numbers_lost"),
-    (GOOD.replace(" Jan Ingenhousz", ""), "entities_lost"),
+    (GOOD.replace("1779", "1799"), "numbers_new"),
+    (GOOD.replace(" Jan Ingenhousz", ""), "names_lost"),
+    (GOOD + " Ele trabalhava com Joseph Priestley.", "names_new"),
+    (GOOD.replace("elas soltam oxigênio apenas", "elas não soltam oxigênio"), "negation"),
+    ("A partida foi suspensa aos dez minutos em razão das chuvas que inundaram o gramado.", "other_subject"),
 ])
 def test_each_fault_is_named(output, expected):
-    assert expected in reasons(output)
+    source = SOURCE.replace("só liberam oxigênio quando estão iluminadas",
+                            "soltam oxigênio quando recebem luz") if expected == "negation" else SOURCE
+    assert expected in reasons(output, source=source)
 
 
 def test_faults_known_from_the_outside():
     assert reasons(GOOD, finish_reason="length") == ("cut_by_max_tokens",)
+    for reason in ("content_filter", "missing", "abort"):
+        assert reasons(GOOD, finish_reason=reason) == ("not_finished",)
     assert reasons(GOOD, length_ratio=0.1) == ("too_short",)
-    assert reasons(GOOD, length_ratio=9.0) == ("too_long",)
+    assert reasons(GOOD + " " + GOOD.replace("plantas", "folhas"), length_ratio=9.0)[0] == "too_long"
 
 
-def test_answers_without_questions_are_no_qa():
-    assert reasons(GOOD, "qa") == ("wrong_qa_format",)
-    assert "wrong_qa_format" in reasons("Pergunta: O que houve em 1779?\nResposta:\n", "qa")
+@pytest.mark.parametrize("text, num_pairs", [
+    (QA, 2),
+    ("**Pergunta:** O que houve?\n**Resposta:** Nada.", 1),
+    ("Pergunta 1: O que houve?\nResposta 1: Nada.\n\nPergunta 2: E depois?\nResposta 2: Também nada.", 2),
+    ("1. Pergunta: O que houve?\n   Resposta: Nada.\n2. Pergunta: E depois?\n   Resposta: Também nada.", 2),
+    ("P: O que houve?\nR: Nada.", 1),
+    ("1) P: O que houve?\nR: Nada.", 1),
+    ("### Pergunta 1\nO que houve?\n### Resposta\nNada.", 1),
+    ("Pergunta: O que houve? Resposta: Nada.", 1),
+    ("- **Pergunta nº 1** – O que houve?\n- **Resposta** – Nada.", 1),
+    ("Pergunta: Quais são?\nResposta: São estes:\n\n- um;\n- outro.", 1),
+])
+def test_pairs_are_read_as_people_write_them(text, num_pairs):
+    found = read_qa(text, LEXICON)
+    assert (len(found.pairs), found.num_broken, found.outside) == (num_pairs, 0, "")
+
+
+@pytest.mark.parametrize("output", [
+    GOOD,
+    "Pergunta: O que houve em 1779?\nResposta:\n",
+    QA + "\n\nPergunta: E depois?",
+    QA + "\n\nAs plantas convertem a luz do sol em energia química, como se viu em 1779.",
+    "Claro, as plantas:\n\n" + QA,
+    "Pergunta: O que Jan Ingenhousz mostrou em 1779 sobre plantas?\nResposta: O texto não informa."])
+def test_what_is_no_qa(output):
+    assert "wrong_qa_format" in reasons(output, "qa")
 
 
 def test_words_of_the_source_are_known_however_odd():
-    assert "unknown_words" not in reasons(GOOD.replace("alimento", "xyzzyto"), source=SOURCE + " xyzzyto")
-    assert "unknown_words" in reasons(GOOD.replace("alimento", "xyzzyto"))
+    odd = "xyzzyto qwrtplam brtzugh"
+    assert "unknown_words" not in reasons(GOOD.replace("alimento", odd), source=f"{SOURCE} {odd}")
+    assert "unknown_words" in reasons(GOOD.replace("alimento", odd))
+    rare = "As plantas, fotossintetizadoras, aproveitam-se da luminosidade solar, oxigenando-se em 1779 Jan Ingenhousz."
+    assert "unknown_words" not in reasons(rare)
 
 
-def test_what_the_source_says_itself_is_no_meta_text():
+def test_what_the_source_has_itself_is_no_fault():
     assert "meta_text" not in reasons(GOOD + " Está no texto original.", source=SOURCE + " Veja o texto original.")
+    markdown = "## Título\n\n**Luz** e sombra.\n"
+    assert "markdown" not in reasons("## Luz\n\n" + GOOD.replace("luz", "**luz**"), source=markdown + SOURCE)
+    tagged = "A etiqueta <think> do HTML não existe. "
+    assert "meta_text" not in reasons("A etiqueta <think> não há no HTML. " + GOOD, source=tagged + SOURCE)
+    chorus = "Ai, ai, ai, meu bem. "
+    assert "repetition" not in reasons(2 * chorus + GOOD, source=2 * chorus + SOURCE)
+    assert "repetition" in reasons(3 * chorus + GOOD, source=2 * chorus + SOURCE)
+    open_end = "Chuva forte atinge o litoral paulista"
+    assert reasons("Temporal castiga a costa de São Paulo", "medium", source=open_end) == ()
 
 
 @pytest.mark.parametrize("output", [
@@ -84,43 +139,65 @@ def test_what_the_source_says_itself_is_no_meta_text():
     f"  {GOOD}\n",
 ])
 def test_wrapping_is_stripped(output):
-    assert strip_wrapping(output) == GOOD
+    assert strip_wrapping(output, SOURCE) == GOOD
 
 
 @pytest.mark.parametrize("text", [
     GOOD, QA, "Claro que as plantas crescem: precisam de luz.", "Aqui estão as plantas. Elas crescem.",
     "Texto é tudo o que se lê.\nE mais.", "Segue-se uma regra: quem planta colhe."])
 def test_a_plain_text_is_not_touched(text):
-    assert strip_wrapping(text) == text
+    assert strip_wrapping(text, SOURCE) == text
 
 
-def test_numbers_are_compared_by_value():
-    assert number_retention("São 12.345 casas e 3,5 km em 05/2001.", "Em 5/2001 eram 12 345 casas e 3.5 km.") == 1.0
-    assert number_retention("De 1939 a 1945.", "Até 1945.") == 0.5
-    assert number_retention("Sem números.", "Também 7 não.") == 1.0
+@pytest.mark.parametrize("source, text", [
+    ("Lave as mãos.\nSe precisar de ajuda, ligue para o 136.",
+     "Higienize as mãos.\nCaso precise de auxílio, disque 136."),
+    ("Lave as mãos. O atendimento é gratuito.", "Higienize as mãos.\nCaso precise de atendimento, ele é gratuito."),
+    ("Aqui está o texto: leia.", "Aqui está o texto: leia com calma."),
+    ("Use ```\nls\n``` e leia.", "```\nls\n```"),
+])
+def test_what_the_source_has_is_never_stripped(source, text):
+    assert strip_wrapping(text, source) == text
 
 
 def test_names_are_capitals_inside_sentences():
     text = ("Ontem à tarde o presidente João da Silva visitou Porto Alegre. Depois a Organização das Nações Unidas "
             "(ONU) declarou em nota que nada mudou desde então. Em Minas Gerais, chove muito nesta época do ano.")
-    assert named_entities(text) == {frozenset(name.split()) for name in (
-        "joão silva", "porto alegre", "organização nações unidas", "onu", "minas gerais")}
-    assert named_entities("TODO O TEXTO EM CAIXA ALTA DO JORNAL") == set()
-    assert entity_retention(text, words_of("João Silva foi a Porto Alegre, em Minas Gerais, segundo a ONU.")) == 0.8
-    assert entity_retention("Nenhum nome aqui.", []) == 1.0
+    found = {name.words for name in find_names(Text(text, LEXICON), LEXICON) if not name.begins_sentence}
+    assert found == {("joao", "silva"), ("porto", "alegre"), ("organizacao", "nacoes", "unidas"), ("onu",),
+                     ("minas", "gerais")}
+    assert find_names(Text("TODO O TEXTO EM CAIXA ALTA DO JORNAL", LEXICON), LEXICON) == []
 
 
-def test_repetition_is_zero_for_a_text_that_says_nothing_twice():
+@pytest.mark.parametrize("source, text, lost, new", [
+    ("Diz o IBGE que a renda subiu.", "Diz o Instituto Brasileiro de Geografia e Estatística que ela subiu.", 0, 0),
+    ("A nota que a Universidade Federal de Minas Gerais deu é boa.", "É boa a nota da UFMG.", 0, 0),
+    ("A nota da FAO e da ONU saiu.", "A nota da Organização das Nações Unidas para a Alimentação e da ONU saiu.", 0, 0),
+    ("O craque uruguaio chegou.", "O craque do Uruguai chegou.", 0, 0),
+    ("Chove no litoral paulista.", "Chove na costa de São Paulo.", 0, 0),
+    ("O rei dom Pedro II caiu.", "Caiu o rei D. Pedro II, no século XIX.", 0, 0),
+    ("A obra de Ana Lima saiu.", "A obra de Bia Rocha saiu.", 1, 1),
+    ("A nota da NASA saiu.", "A nota da ESA saiu.", 1, 1),
+])
+def test_names_are_compared_with_expansions_and_origins(source, text, lost, new):
+    found = compare_names(Text(source, LEXICON), Text(text, LEXICON), LEXICON)
+    assert (len(found.lost), len(found.new)) == (lost, new)
+
+
+def test_copies_and_repetition():
     assert repeated_fraction(words_of(GOOD)) == 0
     assert repeated_fraction(["a"] * 10) > 0.8
+    assert kept_order_fraction(list("abcd"), list("axcd")) == 0.75
+    assert kept_order_fraction([], ["a"]) == 0 == kept_order_fraction(["a"], [])
 
 
 def test_every_built_in_style_has_valid_thresholds():
     styles = [file.stem for file in PROMPTS_FOLDER.glob("*.md")]
-    assert set(load_thresholds(styles)) == {"easy", "medium", "hard", "qa"}
+    for language in languages():
+        assert set(load_thresholds(styles, language=language)) == {"easy", "medium", "hard", "qa"}
 
 
-def test_mistakes_in_a_thresholds_file_are_named(tmp_path):
+def test_mistakes_in_a_thresholds_file_and_a_language_are_named(tmp_path):
     file = tmp_path / "thresholds.yaml"
     file.write_text("default: {min_length_ratio: -1, max_lenght_ratio: 2}\n", encoding="utf-8")
     with pytest.raises(UserError, match="max_length_ratio") as error:
@@ -129,3 +206,5 @@ def test_mistakes_in_a_thresholds_file_are_named(tmp_path):
     file.write_text("easy: {}\n", encoding="utf-8")
     with pytest.raises(UserError, match="default"):
         load_thresholds(["easy"], file)
+    with pytest.raises(UserError, match=r"'xx'.*pt"):
+        load_lexicon("xx")

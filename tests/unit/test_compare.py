@@ -210,3 +210,20 @@ def test_a_comparison_has_the_same_bits_on_every_kind_of_processor(evaluate, tmp
                        stdout=subprocess.DEVNULL)
         hashes.add((output / "comparison.json").read_bytes())
     assert len(hashes) == 1
+
+
+def test_a_change_on_the_way_of_one_arm_is_told_and_one_of_all_arms_is_not(evaluate, run):
+    def change(key, now):
+        return {"iteration": 400, "key": key, "before": None, "now": now}
+
+    common = change("parallel.tensor_model_parallel_size", 2)
+    found = run({"base": [evaluate("base", 0.3)], "low": [evaluate("l", 0.4, seed=1, changes=[common])],
+                 "high": [evaluate("h", 0.5, seed=2, changes=[common, change("guard.spike_factor", 4.0)])]}, "low")
+    (told,) = [caveat for caveat in found["caveats"] if "Changed on the way" in caveat]
+    assert "high (model 1): guard.spike_factor from None to 4.0 after iteration 400" in told
+    assert "tensor_model_parallel_size" not in told
+
+
+def test_what_is_missing_is_named(evaluate, run):
+    found = run({"low": [evaluate("l", 0.4)], "high": [evaluate("h", 0.5, seed=2)]}, "low", missing=["both"])
+    assert "Missing in this comparison, which is made again when it is there: both." in found["caveats"]

@@ -2,6 +2,8 @@
 
 import json
 import re
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -209,8 +211,18 @@ def test_layouts_in_which_ranks_share_a_key_value_head():
         check_layout(architecture(heads=12, groups=4), ParallelConfig(tensor_model_parallel_size=3))
 
 
-def test_transformer_engine_needs_a_gpu(model):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with single_process(), pytest.raises(UserError, match="needs a GPU; use local"):
-        build_model(ModelConfig(hf_folder=model, layer_implementation="transformer_engine"), ParallelConfig())
+def test_layers_that_cannot_run_here_are_one_line(model):
+    from megatron.core.extensions import transformer_engine
+
+    def no_gpu():
+        raise RuntimeError("Found no NVIDIA driver on your system")
+
+    wanted = ModelConfig(hf_folder=model, layer_implementation="transformer_engine")
+    with single_process(), patch.object(transformer_engine, "HAVE_TE", False), \
+            pytest.raises(UserError, match=r"Transformer Engine is not installed; run `make gpu`, or set .*=local$"):
+        build_model(wanted, ParallelConfig())
+    device = SimpleNamespace(pytorch=SimpleNamespace(get_device_compute_capability=no_gpu))
+    with single_process(), patch.object(transformer_engine, "HAVE_TE", True), \
+            patch.object(transformer_engine, "te", device), \
+            pytest.raises(UserError, match=r"finds no GPU \(Found no NVIDIA driver"):
+        build_model(wanted, ParallelConfig())

@@ -1,13 +1,16 @@
 """A run's problems are found before a process starts, all at once; its arithmetic adds up."""
 
 import json
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from megatron_ext.config import RunConfig
 from megatron_ext.errors import UserError
 from megatron_ext.model.hf_config import parse_hf_config
-from megatron_ext.settings import overlay, validate
+from megatron_ext.settings import load_settings, overlay, validate
+from megatron_ext.training import preflight
 from megatron_ext.training.memory import count_parameters, estimate_memory
 from megatron_ext.training.preflight import check_run, describe_run
 from tests.cpu.tiny import make_tokenized
@@ -58,8 +61,11 @@ BROKEN = {
                  "model": {"fp8": True}}, 1,
                 ["overlap_param_gather needs use_distributed_optimizer", "fp8 needs model.layer_implementation"]),
     "transformer engine": ({"model": {"layer_implementation": "transformer_engine"},
-                            "data": {"document_mask": True}}, 1,
-                           ["the package transformer_engine is not installed", "data.document_mask needs"]),
+                            "data": {"document_mask": True}, "parallel": {"context_parallel_size": 2}}, 2,
+                           ["the package transformer_engine is not installed; make gpu (requirements-gpu.txt), or",
+                            "document_mask under transformer_engine needs parallel.context_parallel_size 1"]),
+    "positions": ({"model": {"layer_implementation": "transformer_engine"}, "data": {"reset_positions": True}}, 1,
+                  ["the package transformer_engine is not", "reset_positions without data.document_mask needs"]),
     "data": ({"data": {"sources": {"b": {"path": "absent", "epochs": 1}}},
               "validation": {"sources": {"c": "absent too"}}}, 1,
              ["data.sources.b.path: absent", "validation.sources.c: absent too"]),
@@ -130,3 +136,14 @@ def test_the_arithmetic_is_told(base):
                  "layout: 2 processes = tp 1 x pp 1 x dp 2; each runs 4 micro-batches of 1", "fits an H100",
                  "GiB of disk", "device-hours"):
         assert line in said
+
+
+@pytest.mark.parametrize("name", ["tinyllama_1.1b", "llama2_7b"])
+def test_base_files_for_gpus_train_transformer_engines_layers_with_one_line_where_it_is_not(base, name):
+    path = Path(__file__).parents[2] / "examples" / "base" / f"{name}.yaml"
+    config = load_settings(RunConfig, path, [
+        "output=unused", f"model.hf_folder={base['model']['hf_folder']}", "data.sources={}"])
+    assert config.model.layer_implementation == "transformer_engine"
+    with patch.object(preflight.importlib.util, "find_spec", lambda module: None), pytest.raises(UserError) as error:
+        check_run(config, world_size=8)
+    assert str(error.value).count("transformer_engine is not installed; make gpu (requirements-gpu.txt), or") == 1

@@ -149,12 +149,6 @@ def test_what_happens_to_a_document_with_a_failed_chunk(selection, model, script
     assert dict(zip(documents["id"].to_pylist(), documents["chunks"].to_pylist(), strict=True)) == expected
 
 
-def test_no_survivor_is_no_error(selection, model, scripted, tmp_path):
-    scripted(lambda request: "")
-    rewrites = rewrite_corpus(settings_for(selection, model), tmp_path / "out")
-    assert list(read_documents(rewrites.path)) == [] and rewrites.counts["documents"] == 0
-
-
 def test_a_trial_run_takes_the_same_documents_in_any_order(selection, model, scripted, tmp_path):
     scripted(good_answer)
     chosen = []
@@ -245,9 +239,12 @@ def test_a_book_of_200_pages_comes_back_in_order_with_every_chunk_accounted_for(
 
 def _lenient_thresholds(folder):
     file = folder / "thresholds.yaml"
-    file.write_text("default: {min_length_ratio: 0, max_length_ratio: 9, max_copied_fraction: 1, "
-                    "max_repeated_fraction: 1, min_portuguese_confidence: 0, max_unknown_word_fraction: 1, "
-                    "min_number_retention: 0, min_entity_retention: 0, min_qa_pairs: 0}\n", encoding="utf-8")
+    values = {"min_length_ratio": 0, "max_length_ratio": 9, "length_slack_words": 99, "max_copied_fraction": 1,
+              "max_copied_sentences": 1, "max_kept_order": 1, "max_repeated_fraction": 1, "max_repeated_sentences": 99,
+              "max_foreign_fraction": 1, "max_unknown_words": 99, "max_unknown_fraction": 1, "min_shared_fraction": 0,
+              "min_number_retention": 0, "max_new_numbers": 9, "min_name_retention": 0, "max_new_names": 9,
+              "check_polarity": False, "min_qa_pairs": 0}
+    file.write_text(json.dumps({"default": values}), encoding="utf-8")
     return str(file)
 
 
@@ -256,7 +253,8 @@ def test_what_the_model_cannot_hold_is_split_further(selection, model, scripted,
     (easy,) = load_prompts(["easy"])
     context_tokens = len(easy.render(TEXTS["b"], "document_first").encode()) + 2 * len(TEXTS["b"]) + 5
     rewrites = rewrite_corpus(settings_for(selection, model, styles=["easy"], chunk_tokens=1000, retries=0,
-                                           min_new_tokens=8, context_tokens=context_tokens), tmp_path / "out")
+                                           min_new_tokens=8, context_tokens=context_tokens, min_survived_fraction=0),
+                              tmp_path / "out")
     for name, text in TEXTS.items():
         assert "".join(row["source"] for row in chunk_rows(rewrites.path) if row["document_id"] == name) == text
     sizes = {len(request.prompt.encode()) + request.max_new_tokens for request in engine.requests}
@@ -286,7 +284,7 @@ def test_two_workers_killed_ten_times_at_random_moments_end_with_the_same_bytes(
     selection = make_selection(tmp_path / "selection", {f"{name}{copy}": text for copy in range(6)
                                                         for name, text in TEXTS.items()})
     arguments = [f"documents={selection}", f"model={model}", f"tokenizer={model}", "chunk_tokens=45", "batch_size=4",
-                 "max_new_tokens_ratio=0.5", "min_new_tokens=8", "window_tokens=150"]
+                 "max_new_tokens_ratio=0.5", "min_new_tokens=8", "window_tokens=150", "min_survived_fraction=0"]
     settings = load_settings(RewriteSettings, None, arguments)
     undisturbed = rewrite_corpus(settings, tmp_path / "undisturbed")
     num_answers = len(chunk_rows(undisturbed.path))

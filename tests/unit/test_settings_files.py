@@ -45,7 +45,7 @@ class Example(Settings):
     """Whatever."""
     part: Part = Part()
     """A section."""
-    other: Annotated[dict[str, Any], PartOf(lambda: Part, ("places.own",))] = Field(default_factory=dict)
+    other: Annotated[dict[str, Any], PartOf(lambda: Part, {"places.own": "x"})] = Field(default_factory=dict)
     """Some settings of a part."""
 
 

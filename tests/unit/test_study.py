@@ -6,7 +6,7 @@ import yaml
 
 from megatron_ext.artifacts import produce
 from megatron_ext.errors import UserError
-from megatron_ext.study.arms import missing_conditions, narrowed, why_unfinished
+from megatron_ext.study.arms import RefusedArm, missing_conditions, narrowed, refuse_pointless, why_unfinished
 from megatron_ext.study.config import load_study
 from megatron_ext.study.graph import Node, build_graph
 from megatron_ext.study.programs import PROGRAMS, settings_of
@@ -21,7 +21,7 @@ def study_values(tmp_path):
         "name": "tiny", "corpus": {"path": str(tmp_path / "corpus")}, "base_model": "some/model",
         "subsets": {"high": {"rule": "stem > 2.5", "budget_tokens": 10},
                     "low": {"rule": "stem < 2", "budget_tokens": 10}},
-        "rewriter": {"model": "some/instruct", "subsets": ["high"]},
+        "rewriter": {"model": "some/instruct", "subsets": ["high"]}, "tokenize": {"valid_fraction": 0.0001},
         "run": {"train": {"budget_tokens": 512, "global_batch_size": 2}, "data": {"seq_length": 64}},
         "conditions": {
             "low": {"sources": {"low": {"fill": True}}},
@@ -56,6 +56,17 @@ def test_shared_work_is_one_node_and_every_node_follows_its_inputs(load, study_v
             parents = value if isinstance(value, list) else [getattr(value, "node", value)]
             assert all(parent.identity in seen for parent in parents if isinstance(parent, Node)), node.name
         seen.add(node.identity)
+
+
+def test_parity_is_proved_with_the_layers_and_the_layout_that_train(load, study_values):
+    nodes = by_name(build_graph(load(
+        study_values, "data_parallel_size=3", "run.parallel.context_parallel_size=2", "run.data.seq_length=64",
+        "run.train.global_batch_size=6", "run.parallel.tensor_model_parallel_size=2",
+        "run.model.layer_implementation=transformer_engine")))
+    parity, run = nodes["import/parity"], nodes["run/low/seed0"]
+    assert parity.settings["layer_implementation"] == "transformer_engine"
+    assert parity.settings["parallel"] == run.settings["parallel"]
+    assert (parity.processes, run.processes) == (4, 12)
 
 
 def test_a_change_renames_what_depends_on_it_and_nothing_else(load, study_values, tmp_path):
@@ -111,7 +122,7 @@ CHANGES = {
     "a new condition": (["conditions.both.sources={low: {fill: true}, high: {fill: true}}"], {"compare/conditions"}),
     "fewer validation sources": (["validation_sources=[low]"], HELD_OUT),
     "another learning rate": (["run.optimizer.lr=1e-3"], FROM_ALL_RUNS),
-    "a new task": (["evaluation.settings.tasks=[tweetsentbr_greedy, assin_rte]"],
+    "a new task": (["evaluation.settings.tasks=[tweetsentbr_greedy, assin_rte_greedy]"],
                    {"evaluate/base", "evaluate/low/seed0", "evaluate/high/seed0", "compare/conditions"}),
     "another retention": (["run.checkpoint.keep_last=5"], set()),
     "another hang limit": (["run.guard.hang_minutes=5"], set()),
@@ -123,6 +134,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_made_again_when_a_finished_study_is_changed(load, study_values, change):
     study_values["evaluation"]["settings"] = {"tasks": ["tweetsentbr_greedy"]}
+    study_values["tokenize"] = {"valid_fraction": 0.1}
     overrides, expected = CHANGES[change]
     before = by_name(build_graph(load(study_values)))
     after = by_name(build_graph(load(study_values, *overrides)))
@@ -219,3 +231,48 @@ def test_the_comparison_is_made_of_what_is_there_and_again_when_more_is(program,
     shutil.rmtree(arms["low"][0].output(work))
     shutil.rmtree(arms["low"][1].output(work))
     assert narrowed(asked, work) is None  # without a baseline
+
+
+@pytest.fixture
+def trainable(tmp_path):
+    """run(name, sources) -> a run node whose model and sources are there; sources: name -> (folder, tokens, amount)."""
+    def source(folder, tokens):
+        def make(place):
+            (place / "train.bin").write_bytes(folder.encode() * tokens)
+            return {"train": {"tokens": tokens}, "valid": {"tokens": 0}}
+
+        return produce(tmp_path / folder, kind="tokenized", settings={}, inputs={}, make=make).path
+
+    def run(name, sources, seed=0):
+        (tmp_path / "base").mkdir(exist_ok=True)
+        settings = {"model": {}, "train": {"budget_tokens": 640, "global_batch_size": 2, "seed": seed},
+                    "data": {"seq_length": 64, "sources": {key: amount for key, (_, _, amount) in sources.items()}}}
+        inputs = {"model.hf_folder": tmp_path / "base"}
+        inputs |= {f"data.sources.{key}.path": source(folder, tokens) for key, (folder, tokens, _) in sources.items()}
+        return Node(f"run/{name}/seed{seed}", "run", "megatron_ext.train", settings, inputs)
+
+    return run
+
+
+FILL = {"fill": True}
+
+
+@pytest.mark.parametrize(("sources", "message"), [
+    ({"low": ("low", 1000, FILL), "rewrites": ("none", 0, {"epochs": 1})}, "nothing of rewrites"),
+    ({"low": ("low", 1000, FILL), "more": ("more", 1000, {"epochs": 0.0001})}, "nothing of more"),
+    ({"again": ("copy", 1000, FILL)}, "the same text as run/high/seed0"),
+])
+def test_an_arm_that_would_show_nothing_of_its_own_is_refused(trainable, tmp_path, sources, message):
+    first = trainable("high", {"high": ("copy", 1000, FILL)})
+    arm = trainable("arm", sources)
+    with pytest.raises(RefusedArm, match=message):
+        refuse_pointless(arm, [first, arm], tmp_path / "work")
+
+
+def test_arms_that_differ_train(trainable, tmp_path):
+    first = trainable("high", {"high": ("copy", 1000, FILL)})
+    others = [trainable("low", {"low": ("low", 1000, FILL)}), trainable("high", {"high": ("copy", 1000, FILL)}, seed=1),
+              trainable("both", {"high": ("copy", 1000, FILL), "low": ("low", 1000, {"fraction": 0.5})})]
+    for node in others:
+        refuse_pointless(node, [first, *others], tmp_path / "work")
+    refuse_pointless(first, [first, *others], tmp_path / "work")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from megatron_ext.data.rewriting.settings import RewriteSettings
 from megatron_ext.data.rewriting.summary import DISTRIBUTIONS, NUM_PAIRS, style_totals
+from megatron_ext.files import write_text
 
 REPORT_FILE = "report.html"
 _TITLES = {
@@ -32,9 +32,7 @@ def write_report(folder: Path, settings: RewriteSettings, summary: dict[str, Any
         selection=summary["selection"], rewrites=summary["rewrites"], settings=settings,
         distributions={name: {"title": _TITLES[name], "upper": upper} for name, upper in DISTRIBUTIONS.items()},
         pairs=_in_turn(samples))
-    temporary = folder / f"{REPORT_FILE}.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, folder / REPORT_FILE)
+    write_text(folder / REPORT_FILE, page)
 
 
 def _in_turn(samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

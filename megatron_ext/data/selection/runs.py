@@ -8,7 +8,6 @@ They take as much disk as the passing texts, for as long as the stage runs.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow as pa
 from megatron_ext.data.corpus import Chunk, Corpus
 from megatron_ext.data.selection.judging import REASONS
 from megatron_ext.data.selection.rows import Rows
+from megatron_ext.files import replacing
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,8 @@ def open_run(run: Run, columns: Sequence[str]) -> pa.RecordBatch:
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write named arrays (`.npz`) atomically."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
-    os.replace(temporary, path)
 
 
 def run_path(path: Path, number: int) -> Path:
@@ -133,7 +131,5 @@ def run_path(path: Path, number: int) -> Path:
 
 def write_run(path: Path, batch: pa.RecordBatch) -> None:
     """Write the documents of a run atomically."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with pa.ipc.new_file(str(temporary), batch.schema) as writer:
+    with replacing(path) as temporary, pa.ipc.new_file(str(temporary), batch.schema) as writer:
         writer.write_batch(batch)
-    os.replace(temporary, path)

@@ -10,7 +10,7 @@ from megatron_ext.data.rewriting.checking.text import Sentence, Text
 COPY_NGRAM = 5
 REPEAT_NGRAM = 4
 _MIN_SENTENCE_WORDS = 3
-_MIN_COPIED_WORDS = 12
+_MIN_COPIED_WORDS = 14
 _NEAR_COPY = 0.85
 
 

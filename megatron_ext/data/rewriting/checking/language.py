@@ -1,4 +1,4 @@
-"""Is every sentence in the language that was asked for? By how frequent its words are there and elsewhere (wordfreq)."""
+"""Is every sentence in the language that was asked for? By how frequent its words are there and elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_ext.data.rewriting.checking.text import WORD, Text
 _UNSEEN = 1e-8
 """Frequency of a word that a list does not have; the rarest that it has stand near 1e-6."""
 _WHOLE_TEXT, _SENTENCE = 0.5, 3.0
-"""Evidence against the language from which a text, or a sentence of one, is foreign; its own is mostly at +5 and more."""
+"""Evidence against the language from which a text, or a sentence of one, is foreign; own ones are mostly above +5."""
 _MIN_STEM = 5
 _NOT_LATIN = re.compile(r"[^\x00-\u024f]")
 _LATIN = ("LATIN", "FEMININE", "MASCULINE", "MODIFIER")
@@ -66,16 +66,17 @@ def unknown_words(source: Text, text: Text, lexicon: Lexicon) -> list[str]:
     """
     small = {word for word in WORD.findall(text.raw) if word.islower() and len(word) >= 4}
     unknown = small - source.word_set - _all_words(lexicon.language)
-    return sorted(word for word in unknown if not _is_formed(word, lexicon.language))
+    return sorted(word for word in unknown if not _is_formed(word, lexicon))
 
 
 @lru_cache(maxsize=2**16)
-def _is_formed(word: str, language: str) -> bool:
+def _is_formed(word: str, lexicon: Lexicon) -> bool:
     """A known word with another ending or a beginning before it: rare forms are no mistakes."""
-    known = _all_words(language)
-    stems = [word[:-cut] for cut in range(1, 6) if len(word) - cut >= _MIN_STEM]
-    return any(one + ending in known for one in stems for ending in ("", "r", "o", "a")) or any(
-        word[cut:] in known for cut in range(2, 7) if len(word) - cut >= _MIN_STEM)
+    known = _all_words(lexicon.language)
+    endings, beginnings = lexicon.word_endings.exact, lexicon.word_beginnings.exact
+    stems = [word[:-cut] for cut in range(1, len(word) - _MIN_STEM + 1) if word[-cut:] in endings]
+    return any(one + ending in known for one in stems for ending in endings) or any(
+        word[cut:] in known for cut in range(1, len(word) - _MIN_STEM + 1) if word[:cut] in beginnings)
 
 
 @lru_cache(maxsize=2**18)

@@ -74,6 +74,8 @@ class Lexicon:
     punkt: str
     other_languages: tuple[str, ...]
     function_words: WordSet
+    word_endings: WordSet
+    word_beginnings: WordSet
     dangling_words: WordSet
     scales: dict[str, int]
     rewordings: tuple[tuple[re.Pattern[str], str], ...]
@@ -82,6 +84,8 @@ class Lexicon:
     hour: str
     and_a_half: str
     hundredths: re.Pattern[str]
+    share_of: re.Pattern[str]
+    share_turned: re.Pattern[str]
     shared_scale: str
     half_past: re.Pattern[str]
     clock: re.Pattern[str]
@@ -93,6 +97,7 @@ class Lexicon:
     institutions: WordSet
     negations: WordSet
     not_negations: re.Pattern[str]
+    without: WordSet
     negative_words: WordSet
     limiting_words: WordSet
     directions: Directions
@@ -121,11 +126,12 @@ def load_lexicon(language: str = DEFAULT_LANGUAGE) -> Lexicon:
         raise UserError(f"language = {language!r}: there is no such folder in {LANGUAGES_FOLDER}; there are "
                         f"{', '.join(languages())}")
     values = yaml.safe_load((LANGUAGES_FOLDER / language / LEXICON_FILE).read_text(encoding="utf-8"))
-    sets = ("function_words", "dangling_words", "name_particles", "common_capitals", "institutions", "negations",
-            "negative_words", "limiting_words", "meta_words", "talk", "refusal_triggers",
-            "talk_triggers")
+    sets = ("function_words", "word_endings", "word_beginnings", "dangling_words", "name_particles", "common_capitals",
+            "institutions", "negations", "without", "negative_words", "limiting_words", "meta_words", "talk",
+            "refusal_triggers", "talk_triggers")
     lists = ("other_languages", "months", "ranges", "question_labels", "answer_labels")
-    patterns = ("clause_ends", "hundredths", "half_past", "clock", "refusal", "unanswered")
+    patterns = ("clause_ends", "hundredths", "share_of", "share_turned",
+                "half_past", "clock", "refusal", "unanswered")
     return Lexicon(**{
         **values, **{name: WordSet(values[name]) for name in sets}, **{name: tuple(values[name]) for name in lists},
         **{name: _pattern(values[name]) for name in patterns},

@@ -45,7 +45,7 @@ class Measures:
     numbers_new: int
     """Numbers of the rewrite that the source has in no form."""
     swapped: bool
-    """Whether numbers or names of the source stand in each other's places, or numbers with other units or directions."""
+    """Whether numbers or names of the source stand in each other's places, or numbers other units or directions."""
     num_source_names: int
     """Different names and acronyms of the source, as far as capitals tell."""
     names_lost: int
@@ -67,9 +67,9 @@ class Measures:
 
 
 def measure(source: Text, text: Text, length_ratio: float, pairs: QaText, lexicon: Lexicon) -> Measures:
-    """Measure a rewrite; `length_ratio` comes from whoever counts tokens, `pairs` from whoever knows that it has some."""
+    """Measure a rewrite; `length_ratio` comes from whoever counts tokens, `pairs` from whoever expects some."""
     foreign_fraction, other = language.foreign_words(source, text, lexicon)
-    lost_names, num_names = names.lost_names(source, text, lexicon)
+    found = names.compare_names(source, text, lexicon)
     there, here = (quantities.read_quantities(one.raw, lexicon) for one in (source, text))
     num_numbers, num_lost = quantities.num_distinct(there), len(quantities.missing(there, here))
     return Measures(
@@ -84,9 +84,12 @@ def measure(source: Text, text: Text, length_ratio: float, pairs: QaText, lexico
         unknown_words=len(language.unknown_words(source, text, lexicon)),
         shared_fraction=len(text.stems & source.stems) / max(1, len(text.stems)),
         num_source_numbers=num_numbers, numbers_lost=num_lost, number_retention=_share_kept(num_lost, num_numbers),
-        numbers_new=len(quantities.new(there, here)), swapped=quantities.has_mismatch(there, here) or placing.has_swapped(source, text, (there, here), lexicon),
-        num_source_names=num_names, names_lost=len(lost_names), name_retention=_share_kept(len(lost_names), num_names),
-        names_new=len(names.new_names(source, text, lexicon)),
+        numbers_new=len(quantities.new(there, here)),
+        swapped=(quantities.has_mismatch(there, here)
+                 or placing.has_swapped(source, text, (there, here), lexicon)),
+        num_source_names=found.num_source, names_lost=len(found.lost),
+        name_retention=_share_kept(len(found.lost), found.num_source),
+        names_new=len(found.new),
         negation_appeared=polarity.negation_appeared(source, text, lexicon),
         negation_vanished=polarity.negation_vanished(source, text, lexicon),
         direction_turned=polarity.direction_turned(source, text, lexicon),

@@ -11,8 +11,9 @@ from megatron_ext.data.rewriting.checking.text import WORD, Text, fold
 
 _CAPITAL = r"[A-ZÀ-ÖØ-Þ]"
 _NAME_WORD = rf"(?:d['’])?{_CAPITAL}[^\W\d_]*(?:['’]{_CAPITAL}[^\W\d_]+)?"
-_BEGINNING = re.compile(r"(?:^|[.!?…:;\nº°ª§•]|[—–-]\s|[\"“«(\[*#>])\W*$")
+_BEGINNING = re.compile(r"(?:^|[.!?…:;\nº°ª§•]|[—–-]\s|[\"“«\[*#>])\W*$")
 _SHARED_LETTERS = 4
+_ROMAN = re.compile(r"[IVXLCDM]{2,}")
 _LONG_NAME = 3
 _LONGEST_ACRONYM = 6
 
@@ -48,29 +49,44 @@ def telling_names(text: Text, lexicon: Lexicon) -> list[Name]:
     return [name for name in find_names(text, lexicon) if _tells(name, lexicon)]
 
 
-def lost_names(source: Text, text: Text, lexicon: Lexicon) -> tuple[list[Name], int]:
-    """(names of the source that the text has neither in part nor as acronym or written out, all of the source's)."""
-    names = _distinct(telling_names(source, lexicon))
+@dataclass(frozen=True)
+class NameComparison:
+    """The names of a source and of its rewrite."""
+
+    num_source: int
+    """Different names of the source."""
+    lost: tuple[Name, ...]
+    """Of these, those that the rewrite has not: in part, as acronym, or written out."""
+    new: tuple[Name, ...]
+    """Names of the rewrite of which the source has no word, acronym or expansion."""
+
+
+def compare_names(source: Text, text: Text, lexicon: Lexicon) -> NameComparison:
+    """Which names are lost and which are new."""
+    asked, given = (_distinct(telling_names(one, lexicon)) for one in (source, text))
+    lost, new = _absent(asked, text, lexicon), _absent(given, source, lexicon)
+    # An institution's long name stands for a short one that is gone: of FAO and Fiocruz no letter tells.
+    written_out = [name for name in new if _may_write_out(name, lexicon)]
+    short = [name for name in lost if len(name.words) == 1]
+    explained = set(short[:len(written_out)])
+    lost = [name for name in lost if name not in explained]
+    if any(len(name.words) == 1 and name.words[0] not in text.folded for name in find_names(source, lexicon)):
+        new = [name for name in new if name not in written_out]
+    if len(new) == 1 and len(new[0].words) == 1 and not new[0].is_acronym and not lost:
+        new = []  # one capital alone: a title or an institution, more often than a name
+    return NameComparison(len(asked), tuple(lost), tuple(new))
+
+
+def _absent(names: list[Name], text: Text, lexicon: Lexicon) -> list[Name]:
+    """Those of which a text has no word, no acronym and no expansion."""
     written = find_names(text, lexicon)
-    lost = [name for name in names
-            if not any(_is_word_of(word, text, lexicon) for word in name.words)
+    return [name for name in names if not any(_is_word_of(word, text, lexicon) for word in name.words)
             and not _written_otherwise(name, written)]
-    return _without_written_out(lost, new_names(source, text, lexicon, tolerate_acronyms=False), lexicon), len(names)
-
-
-def new_names(source: Text, text: Text, lexicon: Lexicon, tolerate_acronyms: bool = True) -> list[Name]:
-    """Names of the text of which the source has no word, acronym or expansion."""
-    written = find_names(source, lexicon)
-    strange = [name for name in _distinct(telling_names(text, lexicon)) if not any(_is_word_of(word, source, lexicon) for word in name.words)
-               and not _written_otherwise(name, written)]
-    if not tolerate_acronyms:
-        return strange
-    short = [name for name in written if len(name.words) == 1 and name.words[0] not in text.folded]
-    return [name for name in strange if not (short and _may_write_out(name, lexicon))]
 
 
 def _name(match: re.Match[str], raw: str, lexicon: Lexicon) -> Name:
-    words = [word for word in WORD.findall(match[0]) if word.lower() not in lexicon.name_particles]
+    words = [word for word in WORD.findall(match[0])
+             if word.lower() not in lexicon.name_particles and not _ROMAN.fullmatch(word)]
     begins = bool(_BEGINNING.search(raw[max(0, match.start() - 8):match.start()]))
     if begins and words and len(words) > 1 and words[0].lower() in lexicon.function_words:
         words, begins = words[1:], False  # `Em Lisboa`
@@ -106,7 +122,7 @@ def _beginnings(text: Text) -> frozenset[str]:
 
 def _base(word: str) -> str:
     """Carioca, cariocas; mineiro, mineira, mineiros."""
-    return word.rstrip("s").rstrip("ao")
+    return word if len(word) < _SHARED_LETTERS else word.rstrip("s").rstrip("ao")
 
 
 def _written_otherwise(name: Name, others: list[Name]) -> bool:
@@ -116,25 +132,14 @@ def _written_otherwise(name: Name, others: list[Name]) -> bool:
         return any(letters in (other.initials, other.initials.replace(" ", "")) or
                    (len(other.words) >= 2 and _abbreviates(letters, other)) for other in others)
     return len(name.words) >= 2 and any(
-        other.is_acronym and (other.words[0] == name.initials or _abbreviates(other.words[0], name)) for other in others)
+        other.is_acronym and (other.words[0] == name.initials or _abbreviates(other.words[0], name))
+        for other in others)
 
 
 def _abbreviates(letters: str, name: Name) -> bool:
     """Whether the letters come in this order at the beginnings of the words: INPE, Instituto Nacional de Pesquisas."""
     pattern = ".*".join(map(re.escape, letters))
     return letters[0] == name.initials[:1] and bool(re.search(pattern, "".join(word[:4] for word in name.words)))
-
-
-def _without_written_out(lost: list[Name], strange: list[Name], lexicon: Lexicon) -> list[Name]:
-    """A short name counts as written out where the text has a long one that the source has not (FAO, Fiocruz)."""
-    num_written_out = sum(_may_write_out(name, lexicon) for name in strange)
-    kept = []
-    for name in lost:
-        if len(name.words) == 1 and num_written_out:
-            num_written_out -= 1
-        else:
-            kept.append(name)
-    return kept
 
 
 def _may_write_out(name: Name, lexicon: Lexicon) -> bool:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 from megatron_ext.data.rewriting.checking.names import telling_names
 from megatron_ext.data.rewriting.checking.polarity import AROUND_NUMBERS
-from megatron_ext.data.rewriting.checking.quantities import Quantities
+from megatron_ext.data.rewriting.checking.quantities import ARTICLES, Quantities
 from megatron_ext.data.rewriting.checking.text import Text, content_stems, fold, words_of
 
 _STRONG, _VERY_STRONG = 2, 3
@@ -81,7 +81,8 @@ def _places(numbers: Quantities, names: frozenset[Anchor], lexicon: Lexicon) -> 
     directions: dict[Anchor, set[int]] = {}
     for start, end in _clauses(numbers.reworded, lexicon):
         in_clause = words_of(numbers.reworded[start:end])
-        found: list[Anchor] = [("#", str(one.size)) for one in numbers.exact if start <= one.place < end]
+        found: list[Anchor] = [("#", str(one.size)) for one in numbers.exact
+                               if start <= one.place < end and (one.in_digits or one.value > ARTICLES)]
         stems = content_stems(in_clause, lexicon) | {size for _, size in found}
         turns = {side for word in in_clause for pair, side in lexicon.directions.of(word) if pair == AROUND_NUMBERS}
         if not lexicon.negations.exact.isdisjoint(in_clause):

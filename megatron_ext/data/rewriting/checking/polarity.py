@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
-from megatron_ext.data.rewriting.checking.text import Clause, Text, words_of
+from megatron_ext.data.rewriting.checking.text import Clause, Text, content_stems, words_of
 
 AROUND_NUMBERS = 0
 """The pair of directions with words as common as `mais`, which tell something beside a number alone."""
 _MIN_SHARED = 2
+_SCOPE_WORDS = 6
 
 
 def negation_appeared(source: Text, text: Text, lexicon: Lexicon) -> bool:
@@ -20,7 +21,7 @@ def negation_appeared(source: Text, text: Text, lexicon: Lexicon) -> bool:
     if not negated:
         return False
     denies_nothing = not any(word in lexicon.negations or word in lexicon.negative_words for word in source.word_set)
-    return any(_states(clause, source.clauses, lexicon) or (denies_nothing and clause.stems & source.stems)
+    return any(_states(clause, source.clauses, lexicon) or (denies_nothing and _is_stated(clause, source, lexicon))
                for clause in negated)
 
 
@@ -46,8 +47,9 @@ def is_negated(clause: Clause, lexicon: Lexicon) -> bool:
 
 
 def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool:
-    """Whether a clause without a word of denial says the same as the negated one."""
-    others = [one for one in others if not one.text.endswith("?")]
+    """Whether a clause without a word of denial says the same as the negated one: of what is denied, and as a whole."""
+    scope = _scope(negated, lexicon)
+    others = [one for one in others if not one.text.endswith("?") and scope & one.stems]
     shared = [len(negated.stems & one.stems) for one in others]
     most = max(shared, default=0)
     if most < _MIN_SHARED or 2 * most < len(negated.stems):
@@ -55,9 +57,24 @@ def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool
     return not any(_may_deny(one, negated, lexicon) for one, count in zip(others, shared, strict=True) if count == most)
 
 
+def _is_stated(negated: Clause, source: Text, lexicon: Lexicon) -> bool:
+    """Whether the source's clause that shares the most with a negated one limits nothing."""
+    most = max(source.clauses, key=lambda one: len(negated.stems & one.stems))
+    return bool(negated.stems & most.stems) and not _may_deny(most, negated, lexicon)
+
+
+def _scope(clause: Clause, lexicon: Lexicon) -> frozenset[str]:
+    """Stems of what stands within a few words after the negation."""
+    place = next((place for place, word in enumerate(clause.words) if word in lexicon.negations), 0)
+    return content_stems(clause.words[place + 1:place + 1 + _SCOPE_WORDS], lexicon) - content_stems(
+        lexicon.negations.exact, lexicon)
+
+
 def _may_deny(clause: Clause, negated: Clause, lexicon: Lexicon) -> bool:
-    """Whether it has a word of denial of its own; or its sentence has a negation, which may stand before a comma."""
-    return not lexicon.negations.exact.isdisjoint(clause.sentence_words) or any(
+    """Whether it has a word of denial of its own, or a negation stands before it in its sentence."""
+    if any(word in lexicon.negations or word in lexicon.without for word in clause.words_before):
+        return True
+    return not lexicon.negations.exact.isdisjoint(clause.words) or any(
         word in lexicon.negative_words or word in lexicon.limiting_words
         for word in clause.words if word not in negated.words)
 

@@ -70,14 +70,16 @@ def _pieces(text: str, lexicon: Lexicon) -> list[tuple[str, str]]:
     ends = [*(start for start, _, _ in marks[1:]), len(text)][:len(marks)]
     head = text[:marks[0][0]] if marks else text
     pieces = [("", head)] if any(map(str.isalnum, head)) else []
-    return pieces + [(kind, text[start:end].strip(" *_\t\n")) for (_, start, kind), end in zip(marks, ends, strict=True)]
+    return pieces + [(kind, text[start:end].strip(" *_\t\n"))
+                     for (_, start, kind), end in zip(marks, ends, strict=True)]
 
 
 def _split_prose(answer: str) -> tuple[str, str]:
     """An answer, and the paragraphs after it that neither are lists nor follow a colon."""
     paragraphs = [part for part in re.split(r"\n\s*\n", answer) if any(map(str.isalnum, part))]
     kept = 1
-    while kept < len(paragraphs) and (_LIST_LINE.match(paragraphs[kept]) or paragraphs[kept - 1].rstrip().endswith(":")):
+    while kept < len(paragraphs) and (_LIST_LINE.match(paragraphs[kept])
+                                      or paragraphs[kept - 1].rstrip().endswith(":")):
         kept += 1
     return "\n\n".join(paragraphs[:kept]).strip(), "\n\n".join(paragraphs[kept:]).strip()
 

@@ -1,5 +1,5 @@
-"""Numbers of a text by value and unit, however they are written: 45.000 = 45 mil = quarenta e cinco mil, 36 meses = três
-anos, 14h30 = duas e meia da tarde.
+"""Numbers of a text by value and unit, however they are written: 45.000 = 45 mil = quarenta e cinco mil, 36 meses =
+três anos, 14h30 = duas e meia da tarde.
 
 A text is first reworded into digits (number words by text2num), then read.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache, lru_cache
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 from text_to_num import alpha2digit
 
@@ -26,10 +26,13 @@ _DATE = re.compile(r"(?<![\d/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/
 _ROMAN = re.compile(r"(?<!\w)(?=[IVXLC]{2,}(?!\w))(C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?!\w)")
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
 _LIST_MARK = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|\(\d{1,2}\))(?=\s)", re.MULTILINE)
-_NUMBER = re.compile(rf"(?P<money>(?:R|US|U)?\$|€|£)?\s?(?<![\w])(?P<digits>{_DIGITS})(?P<mark>[ºª°ᵒᵃ]ˢ?|th|nd|rd)?(?P<letters>\w*)")
+_NUMBER = re.compile(rf"(?P<money>(?:R|US|U)?\$|€|£)?\s?(?<![\w])(?P<digits>{_DIGITS})"
+                     r"(?P<mark>[ºª°ᵒᵃ]ˢ?|th|nd|rd)?(?P<letters>\w*)")
+_BEFORE = re.compile(r"[^\W\d_]+(?:\s+[^\W\d_]{1,4}){0,2}\s*$")
+_SIGN = r"[-−+]?(?:R\$\s?|€\s?)?"
 _MONTH = "month"
-_ARTICLES = Decimal(2)
-_SMALL = Decimal(10)
+ARTICLES = Decimal(2)
+_SMALL, _THOUSAND = Decimal(10), Decimal(1000)
 _HALF_DAY = Decimal(12 * 3600)
 
 
@@ -45,6 +48,8 @@ class Quantity:
     """The value in the dimension's smallest unit."""
     noun: str
     """Stem of the next content word; empty at the end of a clause."""
+    before: str
+    """Stem of the content word before it, with at most prepositions between."""
     in_digits: bool
     """Whether the text itself has digits for it."""
     place: int
@@ -91,14 +96,16 @@ def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
 def missing(source: Quantities, other: Quantities) -> list[Quantity]:
     """Numbers of the source that the other text has in no form."""
     return [one for one in _distinct(source.exact)
-            if (one.in_digits or one.value > _ARTICLES) and one.value not in other.loose and not any(one.equals(found) for found in other.exact)]
+            if (one.in_digits or one.value > ARTICLES) and one.value not in other.loose
+            and not any(one.equals(found) for found in other.exact)]
 
 
 def new(source: Quantities, other: Quantities) -> list[Quantity]:
     """Numbers of the other text that the source has in no form; small ones in words may count what the source lists."""
     has_months = any(one.dimension == _MONTH for one in source.exact)
     return [one for one in _distinct(other.exact)
-            if (has_months or one.dimension != _MONTH) and one.value not in source.loose and (one.in_digits or one.value > _SMALL)
+            if (has_months or one.dimension != _MONTH) and one.value not in source.loose
+            and (one.in_digits or one.value > _SMALL)
             and not any(one.equals(found) for found in source.exact)]
 
 
@@ -111,8 +118,8 @@ def has_mismatch(source: Quantities, other: Quantities) -> bool:
     """Whether numbers of the source came to stand where others stood: pairs in another order or of others, values whose
     unit is another, values that count what another value counted.
     """
-    return any(_is_new_pair(pair, source) for pair in other.pairs) or any(
-        _has_other_unit(one, source) or _counts_other(one, source) for one in other.exact)
+    return (any(_is_new_pair(pair, source) for pair in other.pairs) or _have_exchanged(source, other)
+            or any(_has_other_unit(one, source) or _counts_other(one, source) for one in other.exact))
 
 
 def _is_new_pair(pair: tuple[Quantity, Quantity], source: Quantities) -> bool:
@@ -144,6 +151,15 @@ def _counts_other(one: Quantity, source: Quantities) -> bool:
     return bool(of_noun) and one.value not in of_noun and bool(nouns) and "" not in nouns and one.noun not in nouns
 
 
+def _have_exchanged(source: Quantities, other: Quantities) -> bool:
+    """Two values each follow the word that the other one followed: multa de 2%, juros de 1%."""
+    there = {one.size: one.before for one in source.exact if one.before}
+    here = {one.size: one.before for one in other.exact if one.before}
+    shared = [size for size in here if size in there]
+    return any(there[one] != there[two] and here[one] == there[two] and here[two] == there[one]
+               for one, two in combinations(shared, 2))
+
+
 def _distinct(quantities: tuple[Quantity, ...]) -> list[Quantity]:
     found: list[Quantity] = []
     for one in quantities:
@@ -154,25 +170,39 @@ def _distinct(quantities: tuple[Quantity, ...]) -> list[Quantity]:
 
 def _reworded(text: str, lexicon: Lexicon) -> str:
     """Dates, hours and scaled numbers in plain digits, each number apart."""
-    text = _DATE.sub(lambda match: f" {match[1]} / {match[3]} / {match[4]} ", text)
+    text = _DATE.sub(lambda match: f" {match[1]} / {_month(match[3], lexicon)} / {match[4]} ", text)
     hour = lexicon.hour
     text = _CLOCK.sub(lambda match: f"{Decimal(int(match[1])) + Decimal(int(match[2] or match[3])) / 60} {hour}", text)
     text = _HOURS.sub(lambda match: f"{match[1]} {hour}", text)
     for pattern, words in lexicon.rewordings:
         text = pattern.sub(words, text)
     scaled, shared, half = _scale_patterns(lexicon)
-    text = shared.sub(lambda match: f"{match[1]} {match[4]}{match[2]}{match[3]} {match[4]}", text)
+    text = shared.sub(lambda match: f"{match[1]} {match[4]}{match[2]}{match[3]} {match[4]}"
+                      if _value(match[1]) < _THOUSAND else match[0], text)
     text = half.sub(lambda match: f"{match[1]} <{lexicon.scales[match[1].lower()] // 2}>", text)
     return scaled.sub(lambda match: _plain(_value(match[1]) * lexicon.scales[match[2].lower()]), text)
 
 
+def _month(digits: str, lexicon: Lexicon) -> str:
+    return lexicon.months[int(digits) - 1] if 1 <= int(digits) <= len(lexicon.months) else digits
+
+
 def _with_parts(text: str, lexicon: Lexicon) -> str:
-    """`2 e meia` -> `2.5 horas`, `2000000 <half of 1000000>` -> `2500000`, `1 metro e 20` -> `1.20 metro`."""
+    """`2 e meia` -> `2.5 horas`, `2000000 <500000>` -> `2500000`, `1 metro e 20` -> `1.20 metro`, shares -> percent."""
     text = re.sub(rf"(?<![\w.,])(\d{{1,2}})(?: horas?)? {lexicon.half_past.pattern}(?: horas?)?",
                   lambda match: f"{match[1]}.5 {lexicon.hour}", text)
     text = re.sub(r"(\d+) <(\d+)>", lambda match: str(int(match[1]) + int(match[2])), text)
-    return re.sub(rf"(?<![\w.,])(\d+) {lexicon.hundredths.pattern}",
+    text = re.sub(rf"(?<![\w.,])(\d+) {lexicon.hundredths.pattern}",
                   lambda match: f"{int(match[1]) + Decimal(match[3]) / 100} {match[2]}", text)
+    text = lexicon.share_turned.sub(lambda match: _percent(match[0], match[2], match[1]), text)
+    return lexicon.share_of.sub(lambda match: _percent(match[0], match[1], match[2]), text)
+
+
+def _percent(written: str, part: str, whole: str) -> str:
+    """`4 em cada 10` -> `40 %`."""
+    if not 0 < int(part) <= int(whole):
+        return written
+    return f"{_plain(round(Decimal(100 * int(part)) / int(whole), 2))} %"
 
 
 def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Quantity]:
@@ -187,11 +217,12 @@ def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Qua
         dimension, factor, noun = _unit(match, following, lexicon)
         if not dimension and lexicon.clock.search(text[:match.start()]) and value <= 24 and not noun:
             dimension, factor = "time", Decimal(3600)
-        yield Quantity(value, dimension, value * factor, noun, value in in_digits, match.start("digits"), match.end())
+        yield Quantity(value, dimension, value * factor, noun, _noun_before(text[:match.start()], lexicon),
+                       value in in_digits, match.start("digits"), match.end())
     for match in WORD.finditer(text.lower()):
         if match[0] in months:
             value = Decimal(months[match[0]])
-            yield Quantity(value, _MONTH, value, "", True, match.start(), match.end())
+            yield Quantity(value, _MONTH, value, "", "", True, match.start(), match.end())
 
 
 def _unit(match: re.Match[str], following: str, lexicon: Lexicon) -> tuple[str, Decimal, str]:
@@ -203,6 +234,13 @@ def _unit(match: re.Match[str], following: str, lexicon: Lexicon) -> tuple[str, 
             return known[0], Decimal(str(known[1])), stem(word.lower())
     noun = (words[2] or "").lower() if words else ""
     return "", Decimal(1), "" if noun in lexicon.function_words else stem(noun)
+
+
+def _noun_before(text: str, lexicon: Lexicon) -> str:
+    words = _BEFORE.search(text[-40:])
+    found = next((word for word in reversed(words[0].split()) if word.isalpha()
+                  and word.lower() not in lexicon.function_words), "") if words else ""
+    return stem(found.lower()) if found else ""
 
 
 def _pairs(text: str, exact: tuple[Quantity, ...], lexicon: Lexicon) -> Iterator[tuple[Quantity, Quantity]]:
@@ -222,9 +260,9 @@ def _range_patterns(lexicon: Lexicon) -> list[tuple[re.Pattern[str], re.Pattern[
     patterns = []
     for form in lexicon.ranges:
         before, between, _ = (part.strip() for part in form.split("{}"))
-        left = rf"(?:^|\W){before}\s+[-−+]?(?:R\$\s?|€\s?)?$" if before else ""
-        patterns.append((re.compile(left, re.IGNORECASE),
-                         re.compile(rf"\s*(?:%|[^\W\d_]+)?\s*(?:{between})\s+(?:[ao]s? )?[-−+]?(?:R\$\s?|€\s?)?", re.IGNORECASE)))
+        left = rf"(?:^|\W){before}\s+{_SIGN}$" if before else ""
+        middle = rf"\s*(?:%|[^\W\d_]+)?\s*(?:{between})\s+(?:[ao]s? )?{_SIGN}"
+        patterns.append((re.compile(left, re.IGNORECASE), re.compile(middle, re.IGNORECASE)))
     return patterns
 
 
@@ -234,7 +272,7 @@ def _scale_patterns(lexicon: Lexicon) -> tuple[re.Pattern[str], re.Pattern[str],
     scales = "|".join(sorted(map(re.escape, lexicon.scales), key=len, reverse=True))
     number = rf"(?<![\w.,])({_DIGITS})"
     return (re.compile(rf"{number}[ \u00a0]({scales})(?!\w)", re.IGNORECASE),
-            re.compile(rf"{number}({lexicon.shared_scale})(?:R\$ ?)?({_DIGITS})[ \u00a0]({scales})(?!\w)", re.IGNORECASE),
+            re.compile(rf"{number}({lexicon.shared_scale}{_SIGN})({_DIGITS})[ \u00a0]({scales})(?!\w)", re.IGNORECASE),
             re.compile(rf"(?<!\w)({scales}){lexicon.and_a_half}", re.IGNORECASE))
 
 
@@ -257,4 +295,4 @@ def _plain(value: Decimal) -> str:
 
 def _roman_value(digits: str) -> int:
     values = [_ROMAN_VALUES[digit] for digit in digits]
-    return sum(-value if value < following else value for value, following in zip(values, [*values[1:], 0], strict=True))
+    return sum(-value if value < following else value for value, following in pairwise([*values, 0]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache, cached_property, lru_cache
 
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
@@ -33,10 +33,10 @@ class Sentence:
 class Clause(Sentence):
     """A part of a sentence between commas, semicolons, colons, dashes and brackets."""
 
-    def __init__(self, text: str, sentence: Sentence, lexicon: Lexicon) -> None:
+    def __init__(self, text: str, words_before: Sequence[str], lexicon: Lexicon) -> None:
         super().__init__(text, lexicon)
-        self.sentence_words = sentence.words
-        """Words of the whole sentence."""
+        self.words_before = words_before
+        """Words of its sentence before it."""
 
 
 class Text:
@@ -56,8 +56,15 @@ class Text:
     @cached_property
     def clauses(self) -> list[Clause]:
         """The sentences at their commas, colons, dashes, brackets."""
-        return [Clause(part, sentence, self._lexicon) for sentence in self.sentences
-                for part in _CLAUSE_END.split(sentence.text) if part]
+        clauses: list[Clause] = []
+        question: Sequence[str] = ()
+        for sentence in self.sentences:
+            before = question  # what an answer leaves out stands in its question
+            for part in filter(None, _CLAUSE_END.split(sentence.text)):
+                clauses.append(Clause(part, before, self._lexicon))
+                before = [*before, *clauses[-1].words]
+            question = sentence.words if sentence.text.endswith("?") else ()
+        return clauses
 
     @cached_property
     def words(self) -> list[str]:

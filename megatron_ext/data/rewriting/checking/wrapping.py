@@ -31,6 +31,12 @@ _TAGS = re.compile(r"^<texto?>\s*|\s*</texto?>$", re.IGNORECASE)  # those of the
 def strip_wrapping(output: str, source: str) -> str:
     """The text without "Aqui está …:" before it, "Espero que …" after it, tags, fences or triple quotes around it."""
     text = output.strip()
+    while (inner := _strip_once(text, source)) != text:  # a fence around an announcement around the text
+        text = inner
+    return text
+
+
+def _strip_once(text: str, source: str) -> str:
     for opening in _OPENINGS:
         if opening.match(text) and not opening.match(source.strip()):
             text = opening.sub("", text, count=1)
@@ -46,8 +52,8 @@ def strip_wrapping(output: str, source: str) -> str:
 
 
 def _tells_of(line: str, source: str) -> bool:
-    """Whether a closing line is more than polite: has a number, a longer word that begins as one of the source, or talks
-    about the text, which the checks shall see.
+    """Whether a closing line is more than polite: has a number or a longer word that begins as one of the source, or
+    talks about the text, which the checks shall see.
     """
     beginnings = {word[:5] for word in re.findall(r"[^\W\d_]{5,}", line.lower())} - set(_POLITE_WORDS)
     known = {word[:5] for word in re.findall(r"[^\W\d_]{5,}", source.lower())}

@@ -40,9 +40,9 @@ def fatal(error: Exception, settings: OpenaiSettings) -> UserError | None:
     if isinstance(error, openai.NotFoundError):
         return UserError(f"{place} knows no model {settings.model!r}, or openai.base_url is wrong (it mostly ends with "
                          f"/v1): {_message(error)}")
-    if isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError):
-        return UserError(f"{place} cannot be reached ({error.__cause__ or error}); is the server running? Run the same "
-                         "command again to go on")
+    if type(error.__cause__).__name__ == "ConnectError":  # of whichever HTTP library lies beneath
+        return UserError(f"{place} cannot be reached ({error.__cause__}); is the server running? Run the same command "
+                         "again to go on")
     return None
 
 
@@ -55,7 +55,8 @@ def told(error: Exception, num_tries: int, settings: OpenaiSettings) -> str:
         return f"no answer within {settings.timeout_seconds:g} s, {tries} (openai.timeout_seconds, openai.max_retries)"
     if isinstance(error, openai.APIStatusError) and not _is_success(error):
         return f"refused with status {error.status_code}, {tries}: {_message(error)}"
-    return f"no chat completion, {tries}: {_message(error)}"
+    what = "the connection broke off" if isinstance(error, openai.APIConnectionError) else "no chat completion"
+    return f"{what}, {tries}: {_message(error.__cause__ or error)}"
 
 
 def seconds_to_wait(error: Exception, num_tries: int, seed: int) -> float:

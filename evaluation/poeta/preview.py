@@ -1,0 +1,25 @@
+"""What `--dry-run` of an evaluation tells: the model's folder, the tasks, and where their raw data is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from evaluation.poeta import sources
+from evaluation.poeta.run import PoetaSettings, check_model
+from evaluation.poeta.table import expand_names, task_spec
+from megatron_ext.errors import UserError
+
+
+def describe_evaluation(settings: PoetaSettings) -> Iterator[str]:
+    """Lines. Raises UserError where there is no model, or raw data that could not be had."""
+    check_model(settings)
+    names = expand_names(settings.tasks)
+    yield f"tasks: {len(names)} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''}), profile {settings.profile}"
+    try:
+        found = sources.find_raw_data([task_spec(name) for name in names], settings.data, allow_download=False,
+                                      allow_sample=settings.allow_sample_data)
+        yield f"raw data: {len(found)} files are at hand"
+    except UserError as error:
+        if not settings.allow_download:
+            raise
+        yield f"raw data that would be fetched: {error}"

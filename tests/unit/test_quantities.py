@@ -1,0 +1,106 @@
+import pytest
+
+from megatron_ext.data.rewriting.checking.lexicon import load_lexicon
+from megatron_ext.data.rewriting.checking.placing import has_swapped
+from megatron_ext.data.rewriting.checking.quantities import has_mismatch, missing, new, read_quantities
+from megatron_ext.data.rewriting.checking.text import Text
+
+LEXICON = load_lexicon("pt")
+
+
+def compare(source, text):
+    there, here = read_quantities(source, LEXICON), read_quantities(text, LEXICON)
+    return [str(one.value) for one in missing(there, here)], [str(one.value) for one in new(there, here)]
+
+
+def swapped(source, text):
+    numbers = read_quantities(source, LEXICON), read_quantities(text, LEXICON)
+    return has_mismatch(*numbers) or has_swapped(Text(source, LEXICON), Text(text, LEXICON), numbers, LEXICON)
+
+
+@pytest.mark.parametrize("one, other", [
+    ("O estádio recebeu 45.000 torcedores.", "Foram 45 mil torcedores."),
+    ("O estádio recebeu 45 mil torcedores.", "Foram quarenta e cinco mil torcedores."),
+    ("Subiu 8,5%.", "Subiu 8,5 por cento."),
+    ("Subiu 8,5%.", "Subiu 8.5%."),
+    ("Custou R$ 1,2 bilhão.", "Custou 1,2 bilhão de reais."),
+    ("Custou R$ 2.921.", "Custou R$ 2.921,00."),
+    ("Custou 2 milhões e meio.", "Custou R$ 2.500.000."),
+    ("Foi de 180 para 218 bilhões.", "Foi de R$ 180 bilhões para R$ 218 bilhões."),
+    ("De 2 a 5 mil abelhas.", "Entre duas mil e cinco mil abelhas."),
+    ("Levou 36 meses.", "Levou três anos."),
+    ("Levou dez anos.", "Levou uma década."),
+    ("Às 14h30.", "Às duas e meia da tarde."),
+    ("Às 16h.", "Às 16:00."),
+    ("Às 16h.", "Às quatro horas da tarde."),
+    ("Em 05/10/1988.", "Em 5 de outubro de 1988."),
+    ("São 12 345 casas.", "São 12.345 casas."),
+    ("De 15 em 15 minutos.", "A cada quarto de hora ou um quarto de hora."),
+    ("Mede 1,20 m.", "Mede um metro e vinte."),
+    ("Mede 1,2 metro.", "Mede 120 centímetros."),
+    ("Pesa 0,5 kg.", "Pesa 500 gramas."),
+    ("No século XIX.", "No século 19."),
+    ("O art. 5º, § 1º.", "O artigo quinto, parágrafo primeiro."),
+    ("Caiu pela metade.", "Caiu 50%."),
+    ("Um quinto do quadro.", "São 20% do quadro."),
+    ("1 em cada 10 pessoas.", "Um décimo das pessoas."),
+    ("4 em cada 10 empresas fecharam.", "De cada dez empresas, quatro fecharam."),
+    ("4 em cada 10 empresas fecharam.", "Fecharam 40% das empresas."),
+    ("O valor 0 desliga.", "O valor zero desliga."),
+])
+def test_equal_amounts_in_other_forms(one, other):
+    assert compare(one, other) == ([], [])
+    assert compare(other, one) == ([], [])
+
+
+@pytest.mark.parametrize("source, text, lost, found", [
+    ("Subiu 8,5 %.", "Subiu 85 %.", ["8.5"], ["85"]),
+    ("Tome 2,5 mg.", "Tome 25 mg.", ["2.5"], ["25"]),
+    ("São 45.000 casas.", "São 45 casas.", ["45000"], ["45"]),
+    ("Prazo de 15 dias.", "Prazo de trinta dias.", ["15"], ["30"]),
+    ("Prazo de 15 dias.", "Prazo de quinze dias.", [], []),
+    ("Sai às 7h45.", "Sai às 7h15.", ["7.75"], ["7.25"]),
+    ("Em 05/10/1988.", "Em 5 de novembro de 1988.", ["10"], ["11"]),
+    ("São 190 milhões.", "São 190 mil.", ["190000000"], ["190000"]),
+    ("Custa R$ 5.", "Custa US$ 5.", ["5"], ["5"]),
+    ("Há casas.", "Há duas casas e três ruas.", [], []),        # small numbers in words may count what is listed
+    ("Há casas.", "Há 2 casas e doze ruas.", [], ["2", "12"]),
+    ("O 802.1p e o 3D.", "O 3D e o 802.1p.", [], []),           # names, not numbers
+])
+def test_numbers_lost_and_new(source, text, lost, found):
+    assert compare(source, text) == (lost, found)
+
+
+def test_labels_of_lists_are_no_numbers():
+    assert compare("Abra e leia.", "1. Abra.\n2. Leia.") == ([], [])
+
+
+@pytest.mark.parametrize("source, text", [
+    ("A taxa caiu de 8,5% para 7,9%.", "A taxa subiu de 7,9% para 8,5%."),
+    ("O time venceu por 3 a 1 e fez 5 mudanças.", "O time venceu por 5 a 3 e fez 1 mudança."),
+    ("Governou de 1840 a 1889; a guerra foi de 1864 a 1870.", "Governou de 1864 a 1889; a guerra foi de 1840 a 1870."),
+    ("Tome 500 mg a cada 8 horas.", "Tome 500 mg a cada 8 minutos."),
+    ("Use 3 xícaras de fubá e 4 ovos.", "Use 4 xícaras de fubá e 3 ovos."),
+    ("A multa é de 2%, e os juros são de 1%.", "A multa é de 1%, e os juros são de 2%."),
+    ("No dia, alta de 2,3%. No mês, queda de 4%.", "No dia, alta de 4%. No mês, queda de 2,3%."),
+    ("A vacina reduziu os casos em 92,4%.", "A vacina aumentou os casos em 92,4%."),
+    ("O governo ofereceu 6%, mas a categoria pede 14%.", "A categoria pede 6%, mas o governo ofereceu 14%."),
+    ("O comboio parte de Coimbra às 7h45 e chega a Lisboa às 9h50.",
+     "O comboio parte de Lisboa às 7h45 e chega a Coimbra às 9h50."),
+])
+def test_numbers_and_names_in_other_places(source, text):
+    assert swapped(source, text)
+    assert not swapped(source, source)
+
+
+@pytest.mark.parametrize("source, text", [
+    ("A taxa caiu de 8,5% para 7,9%.", "A taxa, antes de 8,5%, passou a 7,9%."),
+    ("Nasceu em 1825 e governou de 1840 a 1889.", "Governou de 1840 a 1889. Nasceu em 1825."),
+    ("Viveu de 1950 a 2010.", "Nasceu em 1950 e morreu em 2010."),
+    ("O governo ofereceu reajuste de 6%, mas a categoria pede 14%.",
+     "A categoria reivindica reajuste de 14%, ante os 6% do governo."),
+    ("Parte de Coimbra às 7h45 e chega a Lisboa às 9h50.",
+     "Às 9h50 chega a Lisboa, vindo de Coimbra, de onde sai às 7h45."),
+])
+def test_another_order_is_no_exchange(source, text):
+    assert not swapped(source, text)
