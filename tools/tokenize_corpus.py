@@ -25,7 +25,9 @@ def main() -> None:
         return
     summary = ", ".join(f"{split} {counts[split]['documents']:,} documents, {counts[split]['tokens']:,} tokens"
                         for split in ("train", "valid"))
-    print(f"{output}: {summary}; encoder {counts['encoder']}, end of document {counts['eod_token_id']}")
+    special = ", ".join(f"{token} {number:,}" for token, number in counts["special_tokens_in_texts"].items())
+    print(f"{output}: {summary}; encoder {counts['encoder']}, end of document {counts['eod_token_id']}"
+          f"{'; special tokens that texts hold: ' + special if special else ''}")
 
 
 if __name__ == "__main__":

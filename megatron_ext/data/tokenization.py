@@ -16,6 +16,7 @@ workers, and a run that was killed goes on with the parts that it lacks.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -213,10 +214,10 @@ def _make_part(task: _PartTask) -> int:
     with _part_file(task.part, "train") as train, _part_file(task.part, "valid") as valid:
         for batch in _of_styles(_corpus(settings).read(task.chunk), settings.styles):
             encoded = _encode(batch, tokenizer, settings, task.chunk.name)
-            facts.add(encoded, _frame_ids(settings, tokenizer))
+            ids = facts.cast(encoded, _frame_ids(settings, tokenizer))
             in_valid = _in_validation(batch, settings)
-            for side, ids in _runs_of_one_side(encoded, in_valid):
-                (valid if side else train).write(memoryview(ids.astype(dtype, copy=False)))
+            for side, run in _runs_of_one_side(ids, encoded.lengths, in_valid):
+                (valid if side else train).write(memoryview(run))
             metadata.append(_metadata(batch, in_valid, encoded.lengths))
     table = pa.Table.from_batches(metadata, schema=_PART_SCHEMA.with_metadata({_FACTS: json.dumps(facts.as_json())}))
     write_parquet(_part_metadata(task.part), table, row_group_rows=_METADATA_ROWS)
@@ -256,12 +257,13 @@ def _frame_ids(settings: TokenizeSettings, tokenizer: TrainingTokenizer) -> list
         [tokenizer.eod_token_id] if settings.append_eod else [])
 
 
-def _runs_of_one_side(encoded: Encoded, in_valid: np.ndarray) -> Iterator[tuple[bool, np.ndarray]]:
+def _runs_of_one_side(ids: np.ndarray, lengths: np.ndarray,
+                      in_valid: np.ndarray) -> Iterator[tuple[bool, np.ndarray]]:
     """(is it validation data, ids) for each run of documents on one side of the split, in order."""
-    ends = np.cumsum(encoded.lengths)
+    ends = np.cumsum(lengths)
     starts = np.flatnonzero(np.diff(in_valid, prepend=~in_valid[:1]))
     for first, last in zip(starts, [*starts[1:], len(in_valid)], strict=True):
-        yield bool(in_valid[first]), encoded.ids[ends[first] - encoded.lengths[first]:ends[last - 1]]
+        yield bool(in_valid[first]), ids[ends[first] - lengths[first]:ends[last - 1]]
 
 
 def _metadata(batch: pa.RecordBatch, in_valid: np.ndarray, lengths: np.ndarray) -> pa.RecordBatch:
@@ -276,7 +278,22 @@ def _join_bin(path: Path, parts: Sequence[Path]) -> None:
     with replacing(path) as temporary, open(temporary, "wb") as joined:
         for part in parts:
             with open(part, "rb") as file:
-                shutil.copyfileobj(file, joined, 2**20)
+                _append(joined, file)
+
+
+def _append(joined: BinaryIO, file: BinaryIO) -> None:
+    """Copy a whole file inside the system, where it can."""
+    left = os.fstat(file.fileno()).st_size
+    try:
+        while left:
+            copied = os.copy_file_range(file.fileno(), joined.fileno(), left)
+            if not copied:
+                break  # a file system that does not do it
+            left -= copied
+    except (AttributeError, OSError):
+        pass
+    shutil.copyfileobj(file, joined, 2**20)  # what is left, mostly nothing
+    joined.flush()
 
 
 def _join_metadata(folder: Path, parts: Sequence[Path], dtype: np.dtype) -> dict[str, Any]:

@@ -70,11 +70,11 @@ def test_the_largest_id_decides_the_integer_type(byte_level, tmp_path):
 
 def test_ids_beyond_the_vocabulary_are_refused_before_the_cast():
     facts = IdFacts({}, np.dtype(np.uint16), 400)
-    facts.add(Encoded(np.array([1, 399], np.int32), np.array([2])))
+    facts.cast(Encoded(np.array([1, 399], np.int32), np.array([2])))
     assert facts.as_json()["largest_token_id"] == 399
     for bad in (400, 70_000, -1):
         with pytest.raises(UserError, match="its vocabulary ends at 399"):
-            facts.add(Encoded(np.array([1, bad], np.int32), np.array([2])))
+            facts.cast(Encoded(np.array([1, bad], np.int32), np.array([2])))
 
 
 def test_rewrites_in_a_folder_of_their_own_stay_with_their_original(byte_level, tmp_path):
@@ -131,7 +131,7 @@ def test_special_ids_are_counted_in_ranges_and_by_table(ids, special, is_framed)
     facts = IdFacts({str(token): token for token in special}, np.dtype(np.uint16), 61)
     frame = [min(special)] if is_framed else []
     given_ids = ids + frame if ids else []
-    facts.add(Encoded(np.array(given_ids, np.int32), np.array([len(given_ids)])), frame)
+    facts.cast(Encoded(np.array(given_ids, np.int32), np.array([len(given_ids)])), frame)
     expected = {str(token): ids.count(token) for token in sorted(special) if token in ids}
     assert facts.as_json()["special_tokens_in_texts"] == expected
 
