@@ -13,6 +13,7 @@ from megatron_ext.settings import Settings
 from megatron_ext.settings_types import Slot, paths_in
 
 _REQUEST = ".request.json"
+_CHOSEN = "auto"
 
 
 def describe_stage(settings: Settings, output: Path) -> Iterator[str]:
@@ -46,8 +47,8 @@ def _state(output: Path, values: dict[str, Any]) -> str:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Settings that both name and that differ."""
-    common = before.keys() & now.keys()
+    """Settings that both name and that differ; what is chosen by the stage itself (`auto`) is not known here."""
+    common = {key for key in before.keys() & now.keys() if now[key] != _CHOSEN}
     return "; ".join(f"{key}: was {was!r}, is {value!r}" for key, was, value in differences(
         {key: before[key] for key in common}, {key: now[key] for key in common}))
 

@@ -57,9 +57,16 @@ class ModelSettings(StageSettings):
 
 def obtainable(model: str) -> str:
     """The model, if it is a folder or has a form that can be fetched. Raises ValueError for what has not."""
-    if model.lower() != EMBEDDED_MODEL and not (model and Path(model).is_dir()) and not _HUB_ID.fullmatch(model):
+    if model.lower() != EMBEDDED_MODEL and not _HUB_ID.fullmatch(model) and not _is_folder(model):
         raise ValueError(f"no such folder, and no Hugging Face id (owner/name); without a hub use {EMBEDDED_MODEL}")
     return model
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).is_dir()
+    except (OSError, ValueError):  # too long for a path, or none at all
+        return False
 
 
 def fetch_model(settings: ModelSettings, output: Path) -> Artifact:

@@ -95,8 +95,7 @@ def write_hf_folder(checkpoint: Path, folder: Path, dtype: str = "keep",
     pieces = _pieces(CheckpointReader(checkpoint), architecture, dtype)
     copy_hf_metadata(source, folder)
     stored = str(pieces[0].dtype).removeprefix("torch.")
-    if stored != architecture.dtype:
-        _write_dtype(folder / "config.json", stored)
+    _say_dtype(folder / "config.json", stored, architecture.dtype)
     write_hf_weights(folder, pieces, max_file_bytes)
     return {"family": architecture.family, "vocab_size": architecture.vocab_size, "dtype": stored,
             "num_tensors": sum(len(piece.names) for piece in pieces),
@@ -146,8 +145,13 @@ def _check(reader: CheckpointReader, table: Table, architecture: Architecture) -
                             f"{HF_METADATA}/config.json asks for {expected} in {architecture.num_layers}")
 
 
-def _write_dtype(config_file: Path, dtype: str) -> None:
-    """Say in config.json how the weights are stored; all else stays."""
+def _say_dtype(config_file: Path, dtype: str, understood: str) -> None:
+    """Let config.json say how the weights are stored, in each spelling that it has; all else stays.
+
+    Args:
+        understood: what it is taken to say now.
+    """
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
-    write_json(config_file, config)
+    spellings = [key for key in ("dtype", "torch_dtype") if config.get(key) is not None]
+    if {understood, *(config[key] for key in spellings)} != {dtype}:
+        write_json(config_file, {**config, **dict.fromkeys(spellings or ["dtype"], dtype)})

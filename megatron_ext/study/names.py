@@ -44,7 +44,7 @@ def _source_problems(study: StudyConfig) -> Iterator[str]:
     for name, part in study.style_sources.items():
         where = f"style_sources.{name}"
         yield from _unknown(f"{where}.rewrites", [part.rewrites], [*study.rewritten_sources, *study.originals],
-                            _source(study, "rewritten "))
+                            _source("rewritten "))
         source = study.originals.get(part.rewrites, part.rewrites)
         if source in study.rewritten_sources:
             _, rewriter_name = study.rewritten_sources[source]
@@ -53,14 +53,14 @@ def _source_problems(study: StudyConfig) -> Iterator[str]:
                 for name in [*study.sources, *study.conditions] if not _NAME.fullmatch(name))
     yield from (f"{name!r} names two sources; rename a subset, rewriter or style source"
                 for name in _twice(study.sources))
-    yield from _unknown("validation_sources", study.validation_sources, study.sources, _source(study))
+    yield from _unknown("validation_sources", study.validation_sources, study.sources, _source())
     if study.validation_sources and not study.held_out:
         yield "validation_sources: nothing is held out; set tokenize.valid_fraction above 0"
 
 
 def _condition_problems(study: StudyConfig) -> Iterator[str]:
     for condition, settings in study.conditions.items():
-        yield from _unknown(f"conditions.{condition}.sources", settings.sources, study.sources, _source(study))
+        yield from _unknown(f"conditions.{condition}.sources", settings.sources, study.sources, _source())
         yield from (f"conditions.{condition}.overrides: {key} = {value!r} differs from the other conditions; "
                     "conditions may differ in their data alone: remove it, or list the key in allow_differences"
                     for key, value in settings.overrides.items() if key not in study.allow_differences)
@@ -85,8 +85,10 @@ def _evaluation_problems(study: StudyConfig) -> Iterator[str]:
             yield f"evaluation.interactions.{name}: needs four conditions [a, b, c, d] for (a - b) - (c - d)"
 
 
-def _source(study: StudyConfig, kind: str = "") -> str:
-    return f"{kind}source" if study.rewriters else f"{kind}source (rewrites are made by a `rewriter`; there is none)"
+def _source(kind: str = "") -> str:
+    """What the names of sources come from, so that a removed section is named, too."""
+    sections = "rewriter, more_rewriters" if kind else "subsets, rewriter, more_rewriters, style_sources"
+    return f"{kind}source of {sections}"
 
 
 def _unknown(key: str, names: Iterable[str], known: Iterable[str], what: str) -> Iterator[str]:

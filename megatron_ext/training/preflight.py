@@ -99,9 +99,11 @@ def _describe_schedule(config: RunConfig) -> str:
     schedule, batch = config.schedule, config.train.global_batch_size
     warm_up = f"warm-up {config.warmup_samples / batch:,.1f} iterations to {config.optimizer.lr:g}"
     left = config.train_iters - config.warmup_samples / batch
-    decay = {"WSD": f"constant, {schedule.wsd_decay_style} decay over the last {config.decay_samples / batch:,.1f} to",
-             "constant": "constant, not"}.get(schedule.style, f"{schedule.style} decay over {left:,.1f} to")
-    return f"schedule: {schedule.style}, {warm_up}, {decay} {config.optimizer.min_lr:g}"
+    end = f"{config.optimizer.min_lr:g}"
+    last = f"{config.decay_samples / batch:,.1f}"
+    decay = {"WSD": f"constant, {schedule.wsd_decay_style} decay over the last {last} to {end}",
+             "constant": "then no decay"}.get(schedule.style, f"{schedule.style} decay over {left:,.1f} to {end}")
+    return f"schedule: {schedule.style}, {warm_up}, {decay}"
 
 
 def _layout(config: RunConfig) -> str:

@@ -140,13 +140,16 @@ def start_on_one_core(study):
 
 def test_a_failed_stage_leaves_no_dependents_pending_and_its_error_is_told(study):
     code, output = study.submit("corpus.scores={stem: stem_rating, edu: edu_score}")
+    assert code == 2  # a plan can know this; not so how many tokens will pass
+    assert "has no column 'stem_rating'" in output
+    code, output = study.submit("subsets.high.budget_tokens=2000000")
     assert code == 0, output
     study.wait(120)
-    code, status = study.submit("--status", "corpus.scores={stem: stem_rating, edu: edu_score}")
+    code, status = study.submit("--status", "subsets.high.budget_tokens=2000000")
     assert code == 1
     (line,) = (line for line in status.splitlines() if line.startswith("select/high "))
     assert "failed" in line
-    assert "stem_rating" in line
+    assert "on_shortage" in line
     assert "what it waits for is not finished" in status
 
 

@@ -8,7 +8,7 @@ import torch
 
 from megatron_ext.errors import UserError
 from megatron_ext.model.checkpoint_reader import CheckpointReader
-from megatron_ext.model.hf_export import write_hf_folder
+from megatron_ext.model.hf_export import _say_dtype, write_hf_folder
 from megatron_ext.model.hf_import import write_megatron_checkpoint
 from megatron_ext.model.streaming import map_tensor, one_ahead
 from tests.hf_models import make_hf_model
@@ -89,3 +89,22 @@ def test_one_ahead_passes_errors_on():
     assert next(values) == 1
     with pytest.raises(UserError, match="no such tensor"):
         next(values)
+
+
+@pytest.mark.parametrize(("config", "expected"), [
+    ({"dtype": "float32", "torch_dtype": "float32"}, {"dtype": "bfloat16", "torch_dtype": "bfloat16"}),
+    ({"torch_dtype": "torch.float16"}, {"torch_dtype": "bfloat16"}),
+    ({"dtype": "bfloat16", "torch_dtype": "float32"}, {"dtype": "bfloat16", "torch_dtype": "bfloat16"}),
+    ({"dtype": None}, {"dtype": "bfloat16"}), ({}, {"dtype": "bfloat16"})])
+def test_the_type_of_the_weights_is_said_in_every_spelling(tmp_path, config, expected):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    _say_dtype(file, "bfloat16", "float32" if config.get("dtype") != "bfloat16" else "bfloat16")
+    assert json.loads(file.read_text()) == expected
+
+
+def test_a_config_that_says_so_already_keeps_its_bytes(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{"torch_dtype":   "bfloat16"}')
+    _say_dtype(file, "bfloat16", "bfloat16")
+    assert file.read_text() == '{"torch_dtype":   "bfloat16"}'

@@ -226,3 +226,33 @@ def test_layers_that_cannot_run_here_are_one_line(model):
             patch.object(transformer_engine, "te", device), \
             pytest.raises(UserError, match=r"finds no GPU \(Found no NVIDIA driver"):
         build_model(wanted, ParallelConfig())
+
+
+def test_weights_of_other_formats_do_not_travel_with_the_metadata(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    wanted = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+              "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt", "LICENSE", "README.md"]
+    others = ["model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "model.onnx", "last.ckpt",
+              "rust_model.ot", "consolidated.00.pth", "model.q4.gguf", "training_args.bin", "events.out.tfevents.1",
+              "manifest.json", ".hidden", "optimizer.pt"]
+    for name in [*wanted, *others]:
+        (source / name).write_text(name)
+    copy_hf_metadata(source, tmp_path / "target")
+    assert {file.name for file in (tmp_path / "target").iterdir()} == set(wanted)
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_tied_model_with_another_output_layer_is_refused(tmp_path, is_same):
+    folder = make_hf_model(tmp_path / "model", tie_word_embeddings=True)
+    tensors = load_file(folder / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embedding.clone() if is_same else embedding + 1
+    save_file(tensors, folder / "model.safetensors")
+    with single_process():
+        chunks = build_model(ModelConfig(hf_folder=folder, dtype="float32"), ParallelConfig())
+        if is_same:
+            load_hf_weights(chunks, folder)
+        else:
+            with pytest.raises(UserError, match="tie_word_embeddings: true, but lm_head.weight is another tensor"):
+                load_hf_weights(chunks, folder)

@@ -106,6 +106,9 @@ def run_places(tmp_path_factory):
 def test_a_wrong_run_file_is_checked_or_refused_by_name(path, run_places, tmp_path_factory):
     values, folder = read_layers(path), tmp_path_factory.mktemp("mutants")
     values["logging"] = {"interval_iters": 10}
+    values["model"]["layer_implementation"] = "local"  # no Transformer Engine is needed to try the others
+    sizes = values["parallel"]
+    layout = sizes.get("tensor_model_parallel_size", 1) * sizes.get("pipeline_model_parallel_size", 1)
     file = folder / "run.yaml"
 
     @OF_EVERY_FILE
@@ -115,7 +118,7 @@ def test_a_wrong_run_file_is_checked_or_refused_by_name(path, run_places, tmp_pa
         file.write_text(mutant.text, encoding="utf-8")
         told = io.StringIO()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told):
-            code = train.main(["--config", str(file), "--dry-run", "--num-processes", "32", *run_places])
+            code = train.main(["--config", str(file), "--dry-run", "--num-processes", str(layout), *run_places])
         check(mutant, code, told.getvalue(), RunConfig)
 
     holds()

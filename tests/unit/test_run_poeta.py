@@ -20,6 +20,7 @@ lm_eval = pytest.importorskip("lm_eval")
 import torch  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import LM  # noqa: E402
+from lm_eval.api.registry import register_model  # noqa: E402
 
 from evaluation import npm  # noqa: E402
 from evaluation.poeta import hf_model, prepared, run, sources, task_names  # noqa: E402
@@ -36,6 +37,7 @@ VLLM_PYTHON = CHECKOUT / ".venv-vllm" / "bin" / "python"
 LABELS = (" negativa", " neutra", " positiva", " não sei")
 
 
+@register_model("oracle")
 class Oracle(LM):
     """Answers by the hash of the prompt and of its batch: another batch, another answer."""
 
@@ -203,11 +205,14 @@ def test_prompts_are_rendered_once(oracle: Oracle, tmp_path: Path, monkeypatch: 
 
 
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
     for arguments, message in [
         ([f"model={tmp_path}", "allow_download=false", "allow_sample_data=true", f"tasks=[{TASK}]"], "no config.json"),
         ([f"model={tmp_path}", "tasks=[tweetsentbr]"], "did you mean 'tweetsentbr_greedy'"),
-        ([f"model={tmp_path}", f"tasks=[{TASK}]", "allow_download=false"], "raw data of 1 task(s) is missing"),
-        ([f"model={tmp_path}", f"tasks=[{TASK}]", "data=/does/not/exist"], "does not exist"),
+        ([f"model={model}", f"tasks=[{TASK}]", "allow_download=false"], "raw data of 1 task(s) is missing"),
+        ([f"model={model}", f"tasks=[{TASK}]", "data=/does/not/exist"], "does not exist"),
         (["model=m", "backend=nothing", f"tasks=[{TASK}]", "allow_sample_data=true", "allow_download=false"],
          "backend 'nothing' is unknown"),
     ]:
