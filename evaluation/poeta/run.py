@@ -26,7 +26,8 @@ from megatron_ext.stage import StageSettings, make_artifact
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
-JOURNAL = "answers"
+JOURNAL = "answers.jsonl"
+_JOURNAL_KEY = "answers.key"
 RESULTS, EXAMPLES = "results.json", "examples.jsonl"
 
 
@@ -111,16 +112,25 @@ def _make(settings: PoetaSettings, names: list[str], found: Mapping[str, sources
           folder: Path) -> dict[str, Any]:
     if not (folder / RESULTS).exists():
         runs = [prepare(name, settings.profile, found, settings.limit) for name in names]
-        examples, num_truncated = _answer(settings, runs, folder / f"{JOURNAL}-{answer_key(settings)[:12]}.jsonl")
+        examples, num_truncated = _answer(settings, runs, _journal(settings, folder))
         _write_examples(folder / EXAMPLES, examples)
         write_json(folder / RESULTS, _summarise(settings, runs, examples, num_truncated))
-    for journal in folder.glob(f"{JOURNAL}-*.jsonl"):
-        journal.unlink()
+    for name in (JOURNAL, _JOURNAL_KEY):
+        (folder / name).unlink(missing_ok=True)
     results = json.loads((folder / RESULTS).read_text())
     return {"npm": results["npm"]["all"], "tasks": len(names), "data": results["data"],
             "examples": sum(task["num_examples"] for task in results["tasks"].values()),
             "deviations": results["deviations"], "changes": _changes_of(Path(settings.model)),
             "engine": engine(settings)}
+
+
+def _journal(settings: PoetaSettings, folder: Path) -> Path:
+    """The journal of an interrupted evaluation, empty if other versions have written it."""
+    journal, note, key = folder / JOURNAL, folder / _JOURNAL_KEY, answer_key(settings)
+    if journal.exists() and not (note.exists() and note.read_text() == key):
+        journal.unlink()
+    write_text(note, key)
+    return journal
 
 
 def _changes_of(model: Path) -> list[dict[str, Any]]:
