@@ -19,7 +19,7 @@ from evaluation import verdicts
 from evaluation.categories import read_categories
 from evaluation.contrasts import Contrasts
 from evaluation.curves import score_curves
-from evaluation.matched import MatchedTask, load_evaluations, match_tasks, uneven_changes
+from evaluation.matched import MatchedTask, load_evaluations, match_tasks, refuse_copies, uneven_changes, uneven_engines
 from evaluation.statistics import holm, settle
 from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.errors import exit_on_user_error
@@ -95,6 +95,7 @@ def compare(settings: CompareSettings, output: Path) -> Artifact:
 def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
     """The content of comparison.json."""
     evaluations = load_evaluations(settings.evaluations, settings.given)
+    refuse_copies(evaluations)
     study = Contrasts(evaluations, match_tasks(evaluations), settings.num_resamples, settings.seed)
     categories = {name: tasks for name, tasks in read_categories(settings.categories).items() if study.named(tasks)}
     trained = [name for name in settings.evaluations if name not in settings.given]
@@ -121,7 +122,8 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
                                settings.seed),
         "caveats": verdicts.caveats(num_items=study.num_items, num_tasks=len(study.tasks), data=results["data"],
                                     min_seeds=min_seeds, profile=results["profile"], deviations=results["deviations"],
-                                    missing=settings.missing, changes=uneven_changes(evaluations)),
+                                    missing=settings.missing, changes=uneven_changes(evaluations),
+                                    engines=uneven_engines(evaluations)),
     }
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ class Evaluation:
     """Items a task at most, as the evaluation was asked for."""
     changes: list[dict[str, Any]]
     """Settings that were changed while its model was trained: iteration, key, before, now."""
+    engine: dict[str, Any]
+    """With what the model was run: backend, dtype, device, packages; empty where an older version did not note it."""
+    content: set[str]
+    """Content hashes of the evaluation and of its model."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,46 @@ def _load(condition: str, position: int, folder: Path, is_trained: bool) -> Eval
     for rows in examples.values():
         rows.sort(key=lambda row: row["doc_id"])
     return Evaluation(f"{condition} (model {position + 1})", Model(condition, is_trained), folder, results, examples,
-                      artifact.settings.get("limit"), artifact.counts.get("changes", []))
+                      artifact.settings.get("limit"), artifact.counts.get("changes", []),
+                      _engine_of(artifact), _content_of(artifact))
+
+
+def _engine_of(artifact: Artifact) -> dict[str, Any]:
+    noted = artifact.counts.get("engine", {})
+    versions = {f"version of {package}": found for package, found in noted.get("packages", {}).items()}
+    return {**{key: value for key, value in noted.items() if key != "packages"}, **versions}
+
+
+def _content_of(artifact: Artifact) -> set[str]:
+    model = artifact.manifest["request"]["inputs"].get("model")
+    return {artifact.content_hash, *([model["content_hash"]] if model else [])}
+
+
+def refuse_copies(evaluations: Sequence[Evaluation]) -> None:
+    """Raise UserError where one condition counts an evaluation, or a model, twice: copies are no second seed."""
+    problems = [f"{one.path} and {other.path} ({one.name}, {other.name})"
+                for one, other in combinations(evaluations, 2)
+                if one.model.condition == other.model.condition and one.content & other.content]
+    if problems:
+        raise UserError("the same evaluation, or the same model, would count as two seeds of a condition: "
+                        f"{'; '.join(problems)}. Name each trained model once")
+
+
+def uneven_engines(evaluations: Sequence[Evaluation]) -> list[str]:
+    """In what the engines that ran the models differ: `dtype bfloat16 for low (model 1), float32 for others`."""
+    found = []
+    for key in sorted({key for evaluation in evaluations for key in evaluation.engine}):
+        users: dict[str, list[str]] = {}
+        for evaluation in evaluations:
+            users.setdefault(str(evaluation.engine.get(key, "not noted")), []).append(evaluation.name)
+        if len(users) > 1:
+            found.append(f"{key} {', '.join(f'{value} for {_some(names)}' for value, names in users.items())}")
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f"{', '.join(names[:2])}{more}"
 
 
 def uneven_changes(evaluations: Sequence[Evaluation]) -> list[str]:

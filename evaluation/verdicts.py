@@ -84,18 +84,23 @@ def _could_detect(estimate: dict[str, Any]) -> str:
 
 
 def caveats(*, num_items: int, num_tasks: int, data: str, min_seeds: int, profile: str,
-            deviations: list[str], missing: Sequence[str] = (), changes: Sequence[str] = ()) -> list[str]:
+            deviations: list[str], missing: Sequence[str] = (), changes: Sequence[str] = (),
+            engines: Sequence[str] = ()) -> list[str]:
     """What keeps the numbers from meaning more, most important first.
 
     Args:
         missing: conditions that were to be compared, or that lack seeds.
         changes: what was changed while some runs were going on, and not in others.
+        engines: in what the engines that ran the models differed.
     """
     found = []
     if missing:
         found.append(f"Missing in this comparison, which is made again when it is there: {', '.join(missing)}.")
     if changes:
         found.append(f"Changed on the way in some runs and not in others: {'; '.join(changes)}.")
+    if engines:
+        found.append("The models were not evaluated in the same way, and rounding alone changes answers: "
+                     f"{'; '.join(engines)}.")
     if data == "sample":
         found.append("The items are the small sample set that ships with the project, not PoETa V2's own data: the "
                      "scores show that the machinery works and nothing about a model.")

