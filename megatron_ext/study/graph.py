@@ -265,7 +265,7 @@ def _held_out_node(study: StudyConfig, name: str, model: dict[str, Input], token
         "parallel": parallel.model_dump(mode="json"), "dtype": config.model.dtype,
         "layer_implementation": config.model.layer_implementation, "micro_batch_size": config.train.micro_batch_size,
         "max_tokens_per_source": config.validation.max_tokens_per_source,
-        **config.data.model_dump(mode="json", include={"seq_length", "document_mask", "reset_positions"})}
+        "seq_length": config.data.seq_length}
     sources = {f"sources.{name}": tokenized[name] for name in study.validation_sources or study.sources}
     return Node(f"validate/{name}", "held_out", "megatron_ext.validate", settings, {**model, **sources},
                 processes=_replica_size(parallel))
