@@ -51,9 +51,45 @@ def difference_verdict(condition: str, reference: str, estimate: dict[str, Any],
         better = "better" if measure.is_better(estimate["value"]) else "worse"
         scope = (" This holds for these trained models; with one training run a condition, another seed may give "
                  "another answer.") if one_seed else ""
-        return f"{condition} is {better} than {reference}: {_numbers(estimate, measure)}, {size}, corrected {p_text(p)}.{scope}"
+        return (f"{condition} is {better} than {reference}: {_numbers(estimate, measure)}, {size}, corrected "
+                f"{p_text(p)}.{scope}")
     reason = "" if why == "the interval holds 0" else f" ({why})"
     return f"{none}: {_numbers(estimate, measure)}, {size}{reason}{_could_detect(estimate, measure)}."
+
+
+def only_learnt_its_own(condition: str, reference: str, difference: float, trained_on_by: Sequence[str],
+                        measure: Measure) -> bool:
+    """Whether the better one of two, alone of them, was trained on the source that the text was held out of."""
+    better, worse = (condition, reference) if measure.is_better(difference) else (reference, condition)
+    return better in trained_on_by and worse not in trained_on_by
+
+
+def held_out_verdict(condition: str, reference: str, estimate: dict[str, Any], p: float | None, *, text: str,
+                     num_clusters: int, trained_on_by: Sequence[str], one_seed: bool, measure: Measure) -> str:
+    """A sentence or two about condition - reference on a held-out text; arguments as in `obstacle`.
+
+    Args:
+        trained_on_by: conditions that were trained on the source that the text was held out of.
+    """
+    size = f"n = {count(num_clusters, measure.cluster)} of “{text}”"
+    why = obstacle(estimate, p, num_items=num_clusters, measure=measure)
+    if why is not None:
+        reason = "" if why == "the interval holds 0" else f" ({why})"
+        return (f"On “{text}” no difference can be claimed between {condition} and {reference}: "
+                f"{_numbers(estimate, measure)}, {size}{reason}{_could_detect(estimate, measure)}.")
+    value = estimate["value"]
+    is_better = measure.is_better(value)
+    own = only_learnt_its_own(condition, reference, value, trained_on_by, measure)
+    fit = f"fits “{text}” {'better' if is_better else 'worse'}" if own else \
+        f"is {'better' if is_better else 'worse'} on “{text}”"
+    more = "more" if value > 0 else "fewer"
+    scope = (f" {condition if is_better else reference} was trained on that source, which by itself makes it no better "
+             "model." if own else "")
+    scope += (" This covers the choice of documents alone: with one training run a condition, another seed may give "
+              "another answer." if one_seed else " This covers other documents and other seeds.")
+    return (f"{condition} {fit} than {reference}: {measure.amount(value)} {measure.unit} {more}, which is "
+            f"{'better' if is_better else 'worse'}; 95 % interval {measure.signed(estimate['low'])} to "
+            f"{measure.signed(estimate['high'])}, {size}, corrected {p_text(p)}.{scope}")
 
 
 def interaction_verdict(name: str, conditions: list[str], estimate: dict[str, Any], p: float | None, *,
@@ -67,7 +103,8 @@ def interaction_verdict(name: str, conditions: list[str], estimate: dict[str, An
         larger = "larger" if measure.is_better(estimate["value"]) else "smaller"
         return (f"{name}: the effect of {a} over {b} is {larger} than that of {c} over {d}: {what} = "
                 f"{_numbers(estimate, measure)}, {p_text(p)}.")
-    return f"{name}: no interaction can be claimed: {what} = {_numbers(estimate, measure)}{_could_detect(estimate, measure)}."
+    return (f"{name}: no interaction can be claimed: {what} = {_numbers(estimate, measure)}"
+            f"{_could_detect(estimate, measure)}.")
 
 
 def _numbers(estimate: dict[str, Any], measure: Measure) -> str:
