@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from itertools import combinations
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,9 +17,17 @@ from pydantic import Field, model_validator
 
 from evaluation import verdicts
 from evaluation.categories import read_categories
-from evaluation.contrasts import Contrasts
+from evaluation.contrasts import Contrasts, ordered_pairs
 from evaluation.curves import score_curves
-from evaluation.matched import MatchedTask, load_evaluations, match_tasks, refuse_copies, uneven_changes, uneven_engines
+from evaluation.matched import (
+    Evaluation,
+    MatchedTask,
+    load_evaluations,
+    match_tasks,
+    refuse_copies,
+    uneven_changes,
+    uneven_engines,
+)
 from evaluation.statistics import holm, settle
 from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.errors import exit_on_user_error
@@ -72,6 +80,18 @@ class CompareSettings(StageSettings):
         return self
 
 
+class _Study(Contrasts[MatchedTask]):
+    """All models on all tasks of PoETa V2 that were evaluated."""
+
+    def __init__(self, evaluations: Sequence[Evaluation], num_resamples: int, seed: int) -> None:
+        super().__init__([one.model for one in evaluations], match_tasks(evaluations), num_resamples, seed)
+        self.data: str = evaluations[0].results["data"]
+
+    def group(self, name: str) -> list[MatchedTask]:
+        """Tasks of a group."""
+        return [task for task in self.tasks if name == "all" or task.translated == (name == "translated")]
+
+
 def compare(settings: CompareSettings, output: Path) -> Artifact:
     """Make the artifact `output` (kind "comparison"): comparison.json.
 
@@ -96,7 +116,7 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
     """The content of comparison.json."""
     evaluations = load_evaluations(settings.evaluations, settings.given)
     refuse_copies(evaluations)
-    study = Contrasts(evaluations, match_tasks(evaluations), settings.num_resamples, settings.seed)
+    study = _Study(evaluations, settings.num_resamples, settings.seed)
     categories = {name: tasks for name, tasks in read_categories(settings.categories).items() if study.named(tasks)}
     trained = [name for name in settings.evaluations if name not in settings.given]
     min_seeds = min((len(settings.evaluations[name]) for name in trained), default=0)
@@ -127,7 +147,7 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
     }
 
 
-def _describe_condition(study: Contrasts, condition: str, categories: Categories) -> dict[str, Any]:
+def _describe_condition(study: _Study, condition: str, categories: Categories) -> dict[str, Any]:
     positions = study.positions(condition)
     npm = np.array([[task.npm(task.scores[i]) for task in study.tasks] for i in positions])
     return {
@@ -141,7 +161,7 @@ def _describe_condition(study: Contrasts, condition: str, categories: Categories
     }
 
 
-def _describe_task(study: Contrasts, condition: str, task: MatchedTask) -> dict[str, Any]:
+def _describe_task(study: _Study, condition: str, task: MatchedTask) -> dict[str, Any]:
     positions = study.positions(condition)
     npm = study.score(condition, [task])
     invalid = [rate for i in positions if (rate := task.invalid_rates[i]) is not None]
@@ -154,12 +174,13 @@ def _describe_task(study: Contrasts, condition: str, task: MatchedTask) -> dict[
     }
 
 
-def _differences(study: Contrasts, settings: CompareSettings, categories: Categories) -> list[dict[str, Any]]:
+def _differences(study: _Study, settings: CompareSettings, categories: Categories) -> list[dict[str, Any]]:
     """Every pair of conditions; p values are corrected within a family of comparisons (Holm).
 
     Categories make one more family: all categories of all comparisons of the family.
     """
-    differences = [_difference(study, *pair, categories) for pair in _ordered_pairs(settings)]
+    differences = [_difference(study, *pair, categories) for pair in
+                   ordered_pairs(list(settings.evaluations), settings.given, settings.baseline)]
     for family in dict.fromkeys(one["family"] for one in differences):
         members = [one for one in differences if one["family"] == family]
         for one, p in zip(members, holm([one["npm"]["all"]["p"] for one in members]), strict=True):
@@ -171,7 +192,7 @@ def _differences(study: Contrasts, settings: CompareSettings, categories: Catego
     return differences
 
 
-def _correct_categories(study: Contrasts, members: list[dict[str, Any]]) -> None:
+def _correct_categories(study: _Study, members: list[dict[str, Any]]) -> None:
     """Holm over every category of every comparison of a family."""
     estimates = [(name, estimate) for one in members for name, estimate in one["categories"].items()]
     for (_, estimate), p in zip(estimates, holm([estimate["p"] for _, estimate in estimates]), strict=True):
@@ -180,16 +201,7 @@ def _correct_categories(study: Contrasts, members: list[dict[str, Any]]) -> None
                                                    data=study.data) is None
 
 
-def _ordered_pairs(settings: CompareSettings) -> list[tuple[str, str, str]]:
-    """(condition, reference, family): against the baseline, against given models, and the rest."""
-    trained = [name for name in settings.evaluations if name not in settings.given and name != settings.baseline]
-    pairs = [(name, settings.baseline, "baseline") for name in trained]
-    given = [name for name in settings.evaluations if name in settings.given and name != settings.baseline]
-    pairs += [(name, reference, "given") for reference in given for name in [settings.baseline, *trained]]
-    return pairs + [(name, reference, "others") for reference, name in combinations(trained, 2)]
-
-
-def _difference(study: Contrasts, condition: str, reference: str, family: str,
+def _difference(study: _Study, condition: str, reference: str, family: str,
                 categories: Categories) -> dict[str, Any]:
     coefficients = {condition: 1.0, reference: -1.0}
     tasks = {task.name: study.estimate(coefficients, [task]) for task in study.tasks}
@@ -204,7 +216,7 @@ def _difference(study: Contrasts, condition: str, reference: str, family: str,
             "categories": by_category}
 
 
-def _verdict(study: Contrasts, settings: CompareSettings, difference: dict[str, Any]) -> str:
+def _verdict(study: _Study, settings: CompareSettings, difference: dict[str, Any]) -> str:
     trained = [name for name in (difference["condition"], difference["reference"])
                if name not in settings.given]
     one_seed = any(len(study.positions(name)) < 2 for name in trained)
@@ -213,7 +225,7 @@ def _verdict(study: Contrasts, settings: CompareSettings, difference: dict[str, 
         num_items=study.num_items, num_tasks=len(study.tasks), data=study.data, one_seed=one_seed)
 
 
-def _interactions(study: Contrasts, settings: CompareSettings) -> list[dict[str, Any]]:
+def _interactions(study: _Study, settings: CompareSettings) -> list[dict[str, Any]]:
     found = []
     for name, conditions in settings.interactions.items():
         coefficients = dict(zip(conditions, (1.0, -1.0, -1.0, 1.0), strict=True))

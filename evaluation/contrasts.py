@@ -1,14 +1,18 @@
-"""All models of a comparison on all tasks, with their resamples: contrasts of conditions on any group of tasks."""
+"""All models of a comparison on all tasks, with their resamples: contrasts of conditions on any group of tasks.
+
+A task is whatever all models were measured on item by item: a task of PoETa V2, a held-out text.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from itertools import combinations
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from evaluation.matched import Evaluation, MatchedTask
+from evaluation.item_scores import ItemScores
 from evaluation.statistics import (
     Model,
     TaskReplicates,
@@ -21,23 +25,58 @@ from evaluation.statistics import (
 )
 
 
-class Contrasts:
+class Measured(Protocol):
+    """Items that all models were measured on."""
+
+    name: str
+    scores: list[float]
+    """Of each model, over all items."""
+    items: list[ItemScores]
+    """Of each model; the same items in the same order."""
+
+    @property
+    def num_items(self) -> int:
+        """Items, or clusters of them: what is resampled."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest value that is possible."""
+
+    @property
+    def one_item(self) -> float:
+        """How much the value moves when one item goes from wrong to right; 0 where items are not right or wrong."""
+
+    def value(self, score: Any) -> Any:
+        """What conditions are compared by, of a score or an array of scores."""
+
+
+Task = TypeVar("Task", bound=Measured)
+
+
+def ordered_pairs(conditions: Sequence[str], given: Sequence[str], baseline: str) -> list[tuple[str, str, str]]:
+    """(condition, reference, family): against the baseline, against given models, and the rest."""
+    trained = [name for name in conditions if name not in given and name != baseline]
+    pairs = [(name, baseline, "baseline") for name in trained]
+    references = [name for name in conditions if name in given and name != baseline]
+    pairs += [(name, reference, "given") for reference in references for name in [baseline, *trained]]
+    return pairs + [(name, reference, "others") for reference, name in combinations(trained, 2)]
+
+
+class Contrasts(Generic[Task]):
     """All models on all tasks.
 
     Args:
-        evaluations: of the models, comparable (see `load_evaluations`).
-        tasks: their tasks, see `match_tasks`.
+        models: those that were measured.
+        tasks: what they were measured on.
         num_resamples: bootstrap resamples, and permutations of the test.
         seed: decides both.
     """
 
-    def __init__(self, evaluations: Sequence[Evaluation], tasks: Sequence[MatchedTask], num_resamples: int,
-                 seed: int) -> None:
+    def __init__(self, models: Sequence[Model], tasks: Sequence[Task], num_resamples: int, seed: int) -> None:
         self.num_resamples = num_resamples
         self.seed = seed
         self.tasks = list(tasks)
-        self.models: list[Model] = [evaluation.model for evaluation in evaluations]
-        self.data: str = evaluations[0].results["data"]
+        self.models = list(models)
         self.num_items = sum(task.num_items for task in tasks)
         self.replicates = {task.name: self._replicates(task) for task in tasks}
         self._permuted: dict[tuple[str, ...], np.ndarray] = {}
@@ -46,50 +85,45 @@ class Contrasts:
         """Positions of a condition's models."""
         return [i for i, model in enumerate(self.models) if model.condition == condition]
 
-    def group(self, name: str) -> list[MatchedTask]:
-        """Tasks of a group."""
-        return [task for task in self.tasks if name == "all" or task.translated == (name == "translated")]
-
-    def named(self, names: Sequence[str]) -> list[MatchedTask]:
+    def named(self, names: Sequence[str]) -> list[Task]:
         """Tasks by name; those that were evaluated."""
         return [task for task in self.tasks if task.name in names]
 
-    def score(self, condition: str, tasks: Sequence[MatchedTask]) -> dict[str, Any]:
-        """NPM of a condition; its interval keeps to what scores can be."""
+    def score(self, condition: str, tasks: Sequence[Task]) -> dict[str, Any]:
+        """Value of a condition, mean over tasks; its interval keeps to what can be."""
         estimate = self.estimate({condition: 1}, tasks)
         if estimate["low"] is not None:
-            estimate["low"] = max(estimate["low"], settle(np.mean([task.npm(task.min_score) for task in tasks])))
-            estimate["high"] = min(estimate["high"], 100.0)
+            lowest, highest = (settle(np.mean(side)) for side in zip(*(task.bounds for task in tasks), strict=True))
+            estimate["low"], estimate["high"] = max(estimate["low"], lowest), min(estimate["high"], highest)
         return estimate
 
-    def estimate(self, coefficients: Mapping[str, float], tasks: Sequence[MatchedTask]) -> dict[str, Any]:
+    def estimate(self, coefficients: Mapping[str, float], tasks: Sequence[Task]) -> dict[str, Any]:
         """Estimate of a contrast on some tasks; single models that differ are tested by permutation."""
         chosen = [self.replicates[task.name] for task in tasks]
         p = self._permutation_p(list(coefficients), tasks) if sorted(coefficients.values()) == [-1, 1] else None
         return asdict(estimate_contrast(dict(coefficients), chosen, self.models, p))
 
-    def _replicates(self, task: MatchedTask) -> TaskReplicates:
+    def _replicates(self, task: Task) -> TaskReplicates:
         rng = task_generator(self.seed, task.name, "bootstrap")
         scores = resample(task.num_items, self.num_resamples, rng, [items.resampled for items in task.items])
-        one_item = 100 * task.max_score / (task.max_score - task.random_score) / task.num_items
-        return TaskReplicates(task.num_items, task.npm(np.array(task.scores)), task.npm(scores), one_item)
+        return TaskReplicates(task.num_items, task.value(np.array(task.scores)), task.value(scores), task.one_item)
 
-    def _permutation_p(self, pair: list[str], tasks: Sequence[MatchedTask]) -> float | None:
+    def _permutation_p(self, pair: list[str], tasks: Sequence[Task]) -> float | None:
         first, second = (self.positions(condition) for condition in pair)
         if len(first) > 1 or len(second) > 1:
             return None
         for task in tasks:
             if (task.name, *pair) not in self._permuted:
                 self._permuted[(task.name, *pair)] = self._permute(task, first[0], second[0])
-        observed = np.mean([task.npm(task.scores[first[0]]) - task.npm(task.scores[second[0]]) for task in tasks])
+        observed = np.mean([task.value(task.scores[first[0]]) - task.value(task.scores[second[0]]) for task in tasks])
         permuted = np.mean([self._permuted[(task.name, *pair)] for task in tasks], axis=0)
         return permutation_p(float(observed), permuted) if np.isfinite(observed) else None
 
-    def _permute(self, task: MatchedTask, first: int, second: int) -> np.ndarray:
-        """NPM differences of two models under exchanges of their answers, `[R]`."""
+    def _permute(self, task: Task, first: int, second: int) -> np.ndarray:
+        """Differences of two models under exchanges of their answers, `[R]`."""
         rng = task_generator(self.seed, task.name, "permutation")
         differences = []
         for mask in swap_masks(task.num_items, self.num_resamples, rng):
             mine, theirs = task.items[first].swapped(task.items[second], mask)
-            differences.append(task.npm(mine) - task.npm(theirs))
+            differences.append(task.value(mine) - task.value(theirs))
         return np.concatenate(differences)

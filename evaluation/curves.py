@@ -34,12 +34,13 @@ def score_curves(final: Sequence[Evaluation], along_training: Points, given: Seq
               for condition, points in along_training.items() for tokens, folders in points.items()}
     evaluations = load_evaluations(places, [])
     refuse_incomparable(final[0], evaluations)
-    study = Contrasts(evaluations, match_tasks(evaluations), min(num_resamples, MAX_RESAMPLES), seed)
+    models = [one.model for one in evaluations]
+    study = Contrasts(models, match_tasks(evaluations), min(num_resamples, MAX_RESAMPLES), seed)
     curves = {condition: [_point(study, condition, tokens) for tokens in sorted(points)]
               for condition, points in along_training.items()}
     start = [evaluation for evaluation in final if evaluation.model.condition in given[:1]]
     if start:
-        base = Contrasts(start, match_tasks(start), min(num_resamples, MAX_RESAMPLES), seed)
+        base = Contrasts([one.model for one in start], match_tasks(start), min(num_resamples, MAX_RESAMPLES), seed)
         npm = base.score(given[0], base.tasks)
         for points in curves.values():
             points.insert(0, {"tokens": 0, "npm": npm, "npm_per_seed": [npm["value"]]})

@@ -72,6 +72,20 @@ class MatchedTask:
         """The metric's lowest value."""
         return -1.0 if self.metric == "pearson" else 0.0
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest NPM."""
+        return self.npm(self.min_score), 100.0
+
+    @property
+    def one_item(self) -> float:
+        """How much NPM moves when one item goes from wrong to right."""
+        return 100 * self.max_score / (self.max_score - self.random_score) / self.num_items
+
+    def value(self, score: Any) -> Any:
+        """What conditions are compared by: NPM."""
+        return self.npm(score)
+
     def npm(self, score: Any) -> Any:
         """Normalised preferred metric of a score, or of an array of scores."""
         return 100 * (score - self.random_score) / (self.max_score - self.random_score)

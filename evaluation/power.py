@@ -60,7 +60,8 @@ def plan_power(settings: PowerSettings, output: Path) -> Artifact:
 def detectable_effects(settings: PowerSettings) -> dict[str, Any]:
     """Minimum detectable effects, NPM points, of a difference of two conditions and of an interaction of four."""
     evaluations = load_evaluations({"base": [settings.evaluation]}, ["base"])
-    study = Contrasts(evaluations, match_tasks(evaluations), settings.num_resamples, settings.seed)
+    models = [one.model for one in evaluations]
+    study = Contrasts(models, match_tasks(evaluations), settings.num_resamples, settings.seed)
     estimate = study.score("base", study.tasks)
     error, freedom = estimate["standard_error"], estimate["degrees_of_freedom"]
     if error is None:

@@ -2,9 +2,10 @@
 
 The unit of chance is the item (a question of a task) and, where a condition was trained with several seeds, the
 training run. Items are resampled within each task, the same ones for all models, so that what makes an item easy or
-hard for every model drops out of a difference. All values are NPM points unless said.
+hard for every model drops out of a difference. Values are in the unit of their measure (`evaluation.measures`); items
+that are no independent evidence, such as a document and its rewrites, are one item here.
 
-    replicates of a task = NPM of every model on R resamples of the task's items            `[R, models]`
+    replicates of a task = value of every model on R resamples of the task's items            `[R, models]`
     a contrast           = sum of coefficients x models: {a: 1, b: -1} is a difference
     interval             = percentiles of the contrast's replicates, stretched about the estimate so that few items
                            (n - 1, Student's t: Hesterberg 2015, arXiv 1411.5279) and the spread between seeds count
@@ -31,12 +32,12 @@ class TaskReplicates:
     """What one task says about all models."""
 
     num_items: int
-    npm: np.ndarray
-    """NPM of each model, `[models]`."""
+    values: np.ndarray
+    """Value of each model, `[models]`."""
     replicates: np.ndarray
-    """NPM of each model on each resample, `[R, models]`."""
+    """Value of each model on each resample, `[R, models]`."""
     one_item: float
-    """How much NPM moves when one item goes from wrong to right."""
+    """How much a value moves when one item goes from wrong to right; 0 where items are not right or wrong."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def swap_masks(num_items: int, num_resamples: int, rng: np.random.Generator) -> 
 
 def estimate_contrast(coefficients: dict[str, float], tasks: Sequence[TaskReplicates], models: Sequence[Model],
                       p_value: float | None = None) -> Estimate:
-    """A linear combination of conditions' NPM (mean over tasks, then over a condition's seeds), with its error.
+    """A linear combination of conditions' values (mean over tasks, then over a condition's seeds), with its error.
 
     Args:
         coefficients: condition -> coefficient; {a: 1} is a score, {a: 1, b: -1} a difference,
@@ -115,11 +116,11 @@ def estimate_contrast(coefficients: dict[str, float], tasks: Sequence[TaskReplic
     weights = np.zeros(len(models))
     for name, coefficient in coefficients.items():
         weights[seeds[name]] = coefficient / len(seeds[name])
-    value = float(np.mean([combine(task.npm, weights) for task in tasks]))
+    value = float(np.mean([combine(task.values, weights) for task in tasks]))
     spread = _spread_over_items(tasks, weights)
     variance, freedom = _add_spread_over_seeds(spread, tasks, models, coefficients)
     if not np.isfinite(value) or spread.variance == 0 or freedom <= 0:
-        detectable = minimum_detectable_effect(spread.floor ** 0.5, freedom) if freedom > 0 else None
+        detectable = minimum_detectable_effect(spread.floor ** 0.5, freedom) if freedom > 0 and spread.floor else None
         return Estimate.settled(value, minimum_detectable=detectable)
     error = variance ** 0.5
     low, high = _stretched_percentiles(value, spread.replicates, error, freedom)
@@ -178,7 +179,7 @@ def _spread_over_items(tasks: Sequence[TaskReplicates], weights: np.ndarray) -> 
     variances = share * variances * sizes / np.maximum(sizes - 1, 1)
     floors = share * np.array([task.one_item for task in tasks]) ** 2 * np.max(weights ** 2)
     variance = float(variances.sum())
-    per_task = variances if variance else floors
+    per_task = variances if variance else floors if floors.any() else np.ones(len(tasks))
     freedom = float(per_task.sum() ** 2 / (per_task ** 2 / np.maximum(sizes - 1, 1)).sum()) if sizes.max() > 1 else 0.0
     replicates = np.mean([combine(task.replicates, weights) for task in tasks], axis=0)
     return _ItemSpread(replicates[np.isfinite(replicates)], variance, freedom,
@@ -201,10 +202,10 @@ def _add_spread_over_seeds(spread: _ItemSpread, tasks: Sequence[TaskReplicates],
     if not repeated or factor == 0:
         return spread.variance, spread.degrees_of_freedom
     freedom = sum(len(positions) - 1 for positions in repeated)
-    npm = np.mean([task.npm for task in tasks], axis=0)
+    values = np.mean([task.values for task in tasks], axis=0)
     replicates = np.mean([task.replicates for task in tasks], axis=0)
-    between = sum(_deviations(npm, positions) for positions in repeated) / freedom
-    by_items = sum(_deviations(replicates - npm, positions) for positions in repeated) / freedom
+    between = sum(_deviations(values, positions) for positions in repeated) / freedom
+    by_items = sum(_deviations(replicates - values, positions) for positions in repeated) / freedom
     between_variance, item_variance = factor * float(between), factor * float(np.nanmean(by_items))
     variance = spread.variance + max(0.0, between_variance - item_variance)
     if variance == 0:

@@ -6,81 +6,124 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from evaluation.measures import NPM, Measure
+
 ALPHA = 0.05
 MIN_ITEMS = 30
 """Fewer items cannot carry a claim: intervals and t quantiles are rough there."""
 
 
-def obstacle(estimate: dict[str, Any], p: float | None, *, num_items: int, data: str) -> str | None:
+def obstacle(estimate: dict[str, Any], p: float | None, *, num_items: int, data: str = "",
+             measure: Measure = NPM) -> str | None:
     """Why a difference may not be claimed; None when it may.
 
     Args:
-        estimate: of the difference in NPM, see evaluation.statistics.Estimate.
+        estimate: of the difference, see evaluation.statistics.Estimate.
         p: corrected for the family of comparisons.
         data: kind of items; "sample" items carry no claim.
     """
     low, high = estimate["low"], estimate["high"]
     if low is None or p is None:
-        return "the items tell too little for an interval"
+        return f"the {measure.cluster}s tell too little for an interval"
     if low <= 0 <= high:
         return "the interval holds 0"
     if data == "sample":
         return "sample items carry no claim"
     if num_items < MIN_ITEMS:
-        return f"a claim needs at least {MIN_ITEMS} items"
+        return f"a claim needs at least {MIN_ITEMS} {measure.cluster}s"
     if p > ALPHA:
         return f"{p_text(p)} once corrected for the number of comparisons"
     return None
 
 
 def difference_verdict(condition: str, reference: str, estimate: dict[str, Any], p: float | None, *, num_items: int,
-                       num_tasks: int, data: str, one_seed: bool) -> str:
-    """One sentence about NPM(condition) - NPM(reference); arguments as in `obstacle`.
+                       num_tasks: int = 1, data: str = "", one_seed: bool, measure: Measure = NPM) -> str:
+    """One sentence about condition - reference; arguments as in `obstacle`.
 
     `one_seed`: a training run was not repeated, so that only these models were compared.
     """
-    size = f"n = {count(num_items, 'item')}" + (f" of {num_tasks} tasks" if num_tasks > 1 else "")
+    size = f"n = {count(num_items, measure.cluster)}" + (f" of {num_tasks} tasks" if num_tasks > 1 else "")
     none = f"No difference can be claimed between {condition} and {reference}"
     if not math.isfinite(estimate["value"]):
         return f"{none}: a score is undefined, {size}."
-    why = obstacle(estimate, p, num_items=num_items, data=data)
+    why = obstacle(estimate, p, num_items=num_items, data=data, measure=measure)
     if why is None:
-        better = "better" if estimate["value"] > 0 else "worse"
+        better = "better" if measure.is_better(estimate["value"]) else "worse"
         scope = (" This holds for these trained models; with one training run a condition, another seed may give "
                  "another answer.") if one_seed else ""
-        return f"{condition} is {better} than {reference}: {_numbers(estimate)}, {size}, corrected {p_text(p)}.{scope}"
+        return (f"{condition} is {better} than {reference}: {_numbers(estimate, measure)}, {size}, corrected "
+                f"{p_text(p)}.{scope}")
     reason = "" if why == "the interval holds 0" else f" ({why})"
-    return f"{none}: {_numbers(estimate)}, {size}{reason}{_could_detect(estimate)}."
+    return f"{none}: {_numbers(estimate, measure)}, {size}{reason}{_could_detect(estimate, measure)}."
+
+
+def only_learnt_its_own(condition: str, reference: str, difference: float, trained_on_by: Sequence[str],
+                        measure: Measure) -> bool:
+    """Whether the better one of two, alone of them, was trained on the source that the text was held out of."""
+    better, worse = (condition, reference) if measure.is_better(difference) else (reference, condition)
+    return better in trained_on_by and worse not in trained_on_by
+
+
+def held_out_verdict(condition: str, reference: str, estimate: dict[str, Any], p: float | None, *, text: str,
+                     num_clusters: int, trained_on_by: Sequence[str], one_seed: bool, measure: Measure) -> str:
+    """A sentence or two about condition - reference on a held-out text; arguments as in `obstacle`.
+
+    Args:
+        trained_on_by: conditions that were trained on the source that the text was held out of.
+    """
+    size = f"n = {count(num_clusters, measure.cluster)} of “{text}”"
+    why = obstacle(estimate, p, num_items=num_clusters, measure=measure)
+    if why is not None:
+        reason = "" if why == "the interval holds 0" else f" ({why})"
+        return (f"On “{text}” no difference can be claimed between {condition} and {reference}: "
+                f"{_numbers(estimate, measure)}, {size}{reason}{_could_detect(estimate, measure)}.")
+    value = estimate["value"]
+    is_better = measure.is_better(value)
+    own = only_learnt_its_own(condition, reference, value, trained_on_by, measure)
+    fit = f"fits “{text}” {'better' if is_better else 'worse'}" if own else \
+        f"is {'better' if is_better else 'worse'} on “{text}”"
+    more = "more" if value > 0 else "fewer"
+    scope = (f" {condition if is_better else reference} was trained on that source, which by itself makes it no better "
+             "model." if own else "")
+    scope += (" This covers the choice of documents alone: with one training run a condition, another seed may give "
+              "another answer." if one_seed else " This covers other documents and other seeds.")
+    return (f"{condition} {fit} than {reference}: {measure.amount(value)} {measure.unit} {more}, which is "
+            f"{'better' if is_better else 'worse'}; 95 % interval {measure.signed(estimate['low'])} to "
+            f"{measure.signed(estimate['high'])}, {size}, corrected {p_text(p)}.{scope}")
 
 
 def interaction_verdict(name: str, conditions: list[str], estimate: dict[str, Any], p: float | None, *,
-                        num_items: int, data: str) -> str:
+                        num_items: int, data: str = "", measure: Measure = NPM) -> str:
     """One sentence about the difference of differences (a - b) - (c - d)."""
     a, b, c, d = conditions
     what = f"({a} − {b}) − ({c} − {d})"
     if not math.isfinite(estimate["value"]):
         return f"{name}: no interaction can be claimed, {what} is undefined."
-    if obstacle(estimate, p, num_items=num_items, data=data) is None:
-        larger = "larger" if estimate["value"] > 0 else "smaller"
+    if obstacle(estimate, p, num_items=num_items, data=data, measure=measure) is None:
+        larger = "larger" if measure.is_better(estimate["value"]) else "smaller"
         return (f"{name}: the effect of {a} over {b} is {larger} than that of {c} over {d}: {what} = "
-                f"{_numbers(estimate)}, {p_text(p)}.")
-    return f"{name}: no interaction can be claimed: {what} = {_numbers(estimate)}{_could_detect(estimate)}."
+                f"{_numbers(estimate, measure)}, {p_text(p)}.")
+    return (f"{name}: no interaction can be claimed: {what} = {_numbers(estimate, measure)}"
+            f"{_could_detect(estimate, measure)}.")
 
 
-def _numbers(estimate: dict[str, Any]) -> str:
-    value = f"{signed(estimate['value'])} NPM"
+def _numbers(estimate: dict[str, Any], measure: Measure) -> str:
+    value = f"{measure.signed(estimate['value'])} {measure.unit}"
+    if not measure.higher_is_better and estimate["value"]:
+        value += " (fewer is better)"
     if estimate["low"] is None:
         return f"{value}, no interval"
-    return f"{value}, 95 % interval {signed(estimate['low'])} to {signed(estimate['high'])}"
+    return f"{value}, 95 % interval {measure.signed(estimate['low'])} to {measure.signed(estimate['high'])}"
 
 
-def _could_detect(estimate: dict[str, Any]) -> str:
+def _could_detect(estimate: dict[str, Any], measure: Measure) -> str:
     points = estimate["minimum_detectable"]
     if points is None:
         return ""
-    if points >= 100:
+    if measure.high is not None and points >= measure.high:
         return "; this study is too small to detect any difference"
-    return f"; this study could have detected {points:.{0 if points >= 10 else 1}f} NPM or more"
+    text = f"{points:.0f}" if measure.decimals == 1 and points >= 10 else measure.amount(points)
+    return f"; this study could have detected {text} {measure.unit} or more"
 
 
 def caveats(*, num_items: int, num_tasks: int, data: str, min_seeds: int, profile: str,
@@ -120,9 +163,8 @@ def caveats(*, num_items: int, num_tasks: int, data: str, min_seeds: int, profil
 
 
 def signed(value: float) -> str:
-    """A number with sign and one decimal, with a true minus: +0.6, −3.1."""
-    text = f"{value:+.1f}"
-    return ("0.0" if text in ("+0.0", "-0.0") else text).replace("-", "−")
+    """NPM with sign, see Measure.signed."""
+    return NPM.signed(value)
 
 
 def p_text(p: float | None) -> str:

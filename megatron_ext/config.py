@@ -196,7 +196,7 @@ class ValidationConfig(Settings):
     interval_tokens: int | None = Field(default=None, gt=0)
     """Validate every so many tokens, besides before the first and after the last iteration."""
     max_tokens_per_source: int = Field(default=1_000_000, gt=0)
-    """Tokens of each validation split that are used, from its beginning."""
+    """Tokens of each validation split that are used, from its beginning, in whole documents."""
 
 
 class GuardConfig(Settings):

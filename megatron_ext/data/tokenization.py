@@ -86,8 +86,9 @@ class TokenizeSettings(StageSettings):
     Megatron-LM's preprocessing does not."""
     other_tokenizer: Annotated[bool, WATCHING] = False
     """Allow another tokenizer than the one that counted the documents' tokens when they were selected."""
-    valid_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of documents for validation, by hash of document_id: rewrites stay on the side of their original."""
+    valid_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of documents for validation, by hash of document_id: rewrites stay on the side of their original; 1: all,
+    a text that is only measured."""
     split_seed: int = Field(default=0, ge=0)
     """Seed of that hash; use the same for all subsets of a study."""
     workers: Annotated[int | None, WATCHING] = Field(default=None, ge=1)

@@ -24,6 +24,8 @@ from megatron_ext.training.preflight import source_sizes
 from megatron_ext.training.run_folder import run_identity
 
 _EVALUATIONS, _ALONG = "evaluations", "along_training"
+_COMPARED = {"comparison": _EVALUATIONS, "held_out_comparison": "held_out"}
+"""Kind of a comparison -> its input that holds what was measured of each condition."""
 _NEEDED = ("model", "checkpoint")
 """Inputs without which there is nothing to measure."""
 
@@ -34,11 +36,11 @@ def is_done(node: Node, work: Path) -> bool:
 
 
 def narrowed(node: Node, work: Path) -> Node | None:
-    """The node with the inputs that are there: of a comparison the evaluations, of a measurement the held-out texts.
+    """The node with the inputs that are there: of a comparison the conditions, of a measurement the held-out texts.
 
     None where what is left makes no sense; any other node is returned as it is.
     """
-    if node.kind not in ("comparison", "held_out"):
+    if node.kind not in ("held_out", *_COMPARED):
         return node
     inputs = {key: there for key, value in node.inputs.items()
               if (there := value if key in _NEEDED else _there(value, work))}
@@ -52,11 +54,12 @@ def narrowed(node: Node, work: Path) -> Node | None:
 def missing_conditions(node: Node, work: Path) -> dict[str, str]:
     """Condition -> why it is not (with all its seeds) in the comparison that the node asks for."""
     missing: dict[str, str] = {}
+    section = _COMPARED[node.kind]
     for key, value in node.inputs.items():
-        if key.startswith(f"{_EVALUATIONS}.") and isinstance(value, list):
-            for evaluation in value:
-                if not is_done(evaluation, work):
-                    missing.setdefault(key.removeprefix(f"{_EVALUATIONS}."), why_unfinished(evaluation, work))
+        if key.startswith(f"{section}.") and isinstance(value, list):
+            for measured in value:
+                if not is_done(measured, work):
+                    missing.setdefault(key.removeprefix(f"{section}."), why_unfinished(measured, work))
     return missing
 
 
@@ -96,7 +99,8 @@ def refuse_pointless(run: Node, nodes: Sequence[Node], work: Path) -> None:
 
 def _there(value: Input, work: Path) -> Input | None:
     if isinstance(value, list):
-        return [one for one in value if is_done(one, work)]
+        measured = [narrowed(one, work) for one in value]
+        return [one for one in measured if one is not None and is_done(one, work)]
     if isinstance(value, Node):
         return value if is_done(value, work) else None
     if isinstance(value, Inside):
@@ -106,7 +110,7 @@ def _there(value: Input, work: Path) -> Input | None:
 
 def _comparison_of(node: Node, inputs: dict[str, Input]) -> Node | None:
     """The comparison of the conditions that are left; of none, or without the baseline, there is none."""
-    there, asked = _num_evaluations(inputs), _num_evaluations(node.inputs)
+    there, asked = (_num_measured(some, _COMPARED[node.kind]) for some in (inputs, node.inputs))
     if node.settings["baseline"] not in there or len(there) < 2:
         return None
     inputs = {key: value for key, value in inputs.items()
@@ -118,10 +122,10 @@ def _comparison_of(node: Node, inputs: dict[str, Input]) -> Node | None:
     return replace(node, inputs=inputs, settings={**node.settings, "interactions": interactions, "missing": missing})
 
 
-def _num_evaluations(inputs: Mapping[str, Input]) -> dict[str, int]:
-    """Condition -> number of its evaluations."""
-    return {key.removeprefix(f"{_EVALUATIONS}."): len(value) for key, value in inputs.items()
-            if key.startswith(f"{_EVALUATIONS}.") and isinstance(value, list)}
+def _num_measured(inputs: Mapping[str, Input], section: str) -> dict[str, int]:
+    """Condition -> number of its evaluations, or measurements."""
+    return {key.removeprefix(f"{section}."): len(value) for key, value in inputs.items()
+            if key.startswith(f"{section}.") and isinstance(value, list)}
 
 
 def _inputs_are_there(node: Node, work: Path) -> bool:

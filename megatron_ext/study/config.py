@@ -28,7 +28,7 @@ from megatron_ext.settings_types import Slot, expand_home, map_places
 from megatron_ext.study.contract import check_contract
 from megatron_ext.study.cost_settings import CostSettings
 from megatron_ext.study.job_settings import JobSettings
-from megatron_ext.study.names import name_problems
+from megatron_ext.study.names import NEUTRAL, name_problems
 from megatron_ext.study.programs import settings_of
 
 REWRITES = "rewrites"
@@ -131,10 +131,25 @@ class EvaluationConfig(Settings):
     those after so many tokens."""
     baseline: str
     """Condition that the others are compared with."""
+    primary: str = "npm"
+    """Outcome that the study is about, named before it runs: npm, or a held-out text (`neutral`, a source) in bits a
+    byte. It makes the headline, and its differences are corrected for their own number alone."""
     interactions: dict[str, list[str]] = Field(default_factory=dict)
     """Name -> conditions [a, b, c, d]: is a - b another difference than c - d?"""
     matched_by: Literal["tokens", "documents", "compute"] = "tokens"
     """What the conditions have equally much of; stated in the report."""
+
+
+class HeldOutConfig(Settings):
+    """What models are measured on besides what the sources hold out."""
+
+    neutral: Path | None = None
+    """Folder or file of documents that no condition is trained on, and of none of the sources: the text `neutral`, on
+    which a lower loss is a better model."""
+    text_column: str = "text"
+    """Column of its text."""
+    id_column: str | None = "id"
+    """Column of its documents' ids: documents of one id are one piece of evidence; null: ids are made from the text."""
 
 
 class StudyConfig(Settings):
@@ -173,6 +188,8 @@ class StudyConfig(Settings):
     """Name -> condition."""
     validation_sources: list[str] = Field(default_factory=list)
     """Sources whose held-out split (`tokenize.valid_fraction`) every condition is measured on; empty: all sources."""
+    validation: HeldOutConfig = HeldOutConfig()
+    """Text that is only measured."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=lambda: [0], min_length=1)
     """Seeds of the order of samples; every condition runs with each."""
     allow_differences: list[str] = Field(default_factory=list)
@@ -192,7 +209,8 @@ class StudyConfig(Settings):
     @classmethod
     def _seeds_differ(cls, seeds: list[int]) -> list[int]:
         if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-            raise ValueError(f"{', '.join(map(str, twice))} twice: the same run would count as two; name each seed once")
+            told = ", ".join(map(str, twice))
+            raise ValueError(f"{told} twice: the same run would count as two; name each seed once")
         return seeds
 
     @property
@@ -235,6 +253,18 @@ class StudyConfig(Settings):
         if not self.tokenize.get("valid_fraction"):
             return []
         return self.validation_sources or self.sources
+
+    @property
+    def measured_texts(self) -> list[str]:
+        """Texts that every model's loss is measured on."""
+        return [*([NEUTRAL] if self.validation.neutral else []), *self.held_out]
+
+    def trained_on(self, condition: str) -> list[str]:
+        """Sources that a condition is trained on, with the subsets whose text the rewritten ones were made of."""
+        names = list(self.conditions[condition].sources)
+        names += [self.style_sources[name].rewrites for name in names if name in self.style_sources]
+        return list(dict.fromkeys([*names, *(self.rewritten_sources[name][0] for name in names
+                                             if name in self.rewritten_sources)]))
 
     def styles_of(self, rewriter: str) -> list[str]:
         """The styles that a rewriter writes."""

@@ -19,7 +19,7 @@ from megatron_ext.errors import UserError
 from megatron_ext.identity import PLACE, WATCHING, role_at, with_roles
 from megatron_ext.settings import validate
 from megatron_ext.study.config import REWRITES, StudyConfig, planned_run
-from megatron_ext.study.names import BASE
+from megatron_ext.study.names import BASE, NEUTRAL, NPM
 from megatron_ext.study.older import made_by_older_version
 from megatron_ext.study.programs import settings_of
 
@@ -144,13 +144,13 @@ def build_graph(study: StudyConfig) -> list[Node]:
             curves |= {f"along_training.{condition}.{tokens}": nodes for tokens, nodes in points.items()}
     measured: dict[str, dict[str, Input]] = {BASE: {"model": base}} | {
         place: {"checkpoint": checkpoint} for place, checkpoint in checkpoints.items()}
-    held_out = [_held_out_node(study, place, model, tokenized) for place, model in measured.items()
-                if study.tokenize.get("valid_fraction")]
+    texts = {name: tokenized[name] for name in study.held_out} | _neutral_nodes(study, base)
+    held_out = {place: _held_out_node(study, place, model, texts) for place, model in measured.items()} if texts else {}
     comparison = Node("compare/conditions", "comparison", "evaluation.compare",
                       study.evaluation.model_dump(include={"baseline", "interactions", "matched_by"}),
                       evaluations | curves)
     wanted = [*tokenized.values(), comparison]  # a source that no condition uses is still wanted
-    return in_order([*wanted, *(held_out if study.held_out else [])])
+    return in_order([*wanted, *held_out.values(), *([_held_out_comparison(study, held_out)] if held_out else [])])
 
 
 def in_order(wanted: Iterable[Node]) -> list[Node]:
@@ -190,7 +190,7 @@ def checkpoint_name(iteration: int) -> str:
 
 def _source_nodes(study: StudyConfig, base: Node) -> dict[str, Node]:
     """Tokenized sources by name: each subset's original text, its rewrites, originals of these, single styles."""
-    tokenizer = base if study.tokenizer in (None, study.base_model) else _model_node("tokenizer", study.tokenizer)
+    tokenizer = _tokenizer_node(study, base)
     selections = {name: _selection_node(study, name, tokenizer) for name in study.subsets}
     rewrites = {source: _rewrite_node(study, subset, rewriter, selections[subset], base, tokenizer)
                 for source, (subset, rewriter) in study.rewritten_sources.items()}
@@ -205,6 +205,20 @@ def _source_nodes(study: StudyConfig, base: Node) -> dict[str, Node]:
     parts = {name: tokenize(name, (rewrites | originals)[part.rewrites], styles=part.styles)
              for name, part in study.style_sources.items()}
     return {name: tokenize(name, node) for name, node in (selections | rewrites | originals).items()} | parts
+
+
+def _neutral_nodes(study: StudyConfig, base: Node) -> dict[str, Node]:
+    """The text that no condition is trained on, tokenized to be measured alone."""
+    text = study.validation
+    if text.neutral is None:
+        return {}
+    settings = {**study.tokenize, "valid_fraction": 1.0, "text_column": text.text_column, "id_column": text.id_column}
+    return {NEUTRAL: Node(f"tokenize/{NEUTRAL}", "tokenized", "tools.tokenize_corpus", settings,
+                          {"documents": text.neutral, "tokenizer": _tokenizer_node(study, base)})}
+
+
+def _tokenizer_node(study: StudyConfig, base: Node) -> Node:
+    return base if study.tokenizer in (None, study.base_model) else _model_node("tokenizer", study.tokenizer)
 
 
 def _rewrite_node(study: StudyConfig, subset: str, rewriter: str, documents: Node, base: Node,
@@ -261,18 +275,31 @@ def _run_node(study: StudyConfig, condition: str, seed: int, base: Node, tokeniz
                 study.data_parallel_size * _replica_size(config.parallel))
 
 
-def _held_out_node(study: StudyConfig, name: str, model: dict[str, Input], tokenized: dict[str, Node]) -> Node:
-    """Held-out loss of a model on every source, at the layout of one replica; no run depends on it."""
+def _held_out_node(study: StudyConfig, name: str, model: dict[str, Input], texts: dict[str, Node]) -> Node:
+    """Held-out loss of a model on every text, at the layout of one replica; no run depends on it."""
     config = planned_run(study, next(iter(study.conditions)), study.seeds[0])
     parallel = config.parallel.model_copy(update={"context_parallel_size": 1})
     settings = {
         "parallel": parallel.model_dump(mode="json"), "dtype": config.model.dtype,
         "layer_implementation": config.model.layer_implementation, "micro_batch_size": config.train.micro_batch_size,
         "max_tokens_per_source": config.validation.max_tokens_per_source,
-        **config.data.model_dump(mode="json", include={"seq_length", "document_mask", "reset_positions"})}
-    sources = {f"sources.{name}": tokenized[name] for name in study.validation_sources or study.sources}
+        "seq_length": config.data.seq_length}
+    sources = {f"sources.{name}": text for name, text in texts.items()}
     return Node(f"validate/{name}", "held_out", "megatron_ext.validate", settings, {**model, **sources},
                 processes=_replica_size(parallel))
+
+
+def _held_out_comparison(study: StudyConfig, held_out: dict[str, Node]) -> Node:
+    """The conditions at the end of training, in bits a byte of every text."""
+    inputs: dict[str, Input] = {f"held_out.{BASE}": [held_out[BASE]]} | {
+        f"held_out.{condition}": [held_out[f"{condition}/seed{seed}"] for seed in study.seeds]
+        for condition in study.conditions}
+    primary = study.evaluation.primary
+    settings = {**study.evaluation.model_dump(include={"baseline", "interactions"}),
+                "neutral": [name for name in study.measured_texts if name == NEUTRAL],
+                "trained_on": {condition: study.trained_on(condition) for condition in study.conditions},
+                "primary": None if primary == NPM else primary}
+    return Node("compare/held_out", "held_out_comparison", "evaluation.compare_held_out", settings, inputs)
 
 
 def _export_node(name: str, checkpoint: Inside) -> Node:

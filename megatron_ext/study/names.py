@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 BASE = "base"
 """Name of the untrained base model among the conditions."""
+NEUTRAL = "neutral"
+"""Name of the text that no condition is trained on, among the held-out texts."""
+NPM = "npm"
+"""Name of PoETa V2's score among the outcomes."""
 _MAX_LISTED = 12
 _NAME = re.compile(r"[\w-]+")
 
@@ -54,6 +58,8 @@ def _source_problems(study: StudyConfig) -> Iterator[str]:
     yield from (f"{name!r} names two sources; rename a subset, rewriter or style source"
                 for name in _twice(study.sources))
     yield from _unknown("validation_sources", study.validation_sources, study.sources, _source())
+    if NEUTRAL in study.sources and study.validation.neutral:
+        yield f"{NEUTRAL!r} names a source and the text of validation.neutral; rename the source"
     if study.validation_sources and not study.held_out:
         yield "validation_sources: nothing is held out; set tokenize.valid_fraction above 0"
 
@@ -78,6 +84,8 @@ def _condition_problems(study: StudyConfig) -> Iterator[str]:
 def _evaluation_problems(study: StudyConfig) -> Iterator[str]:
     evaluation = study.evaluation
     yield from _unknown("evaluation.baseline", [evaluation.baseline], study.conditions, "condition")
+    yield from _unknown("evaluation.primary", [evaluation.primary], [NPM, *study.measured_texts],
+                        "outcome that is measured")
     known = [BASE, *study.conditions]
     for name, conditions in evaluation.interactions.items():
         yield from _unknown(f"evaluation.interactions.{name}", conditions, known, "condition")

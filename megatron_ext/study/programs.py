@@ -19,6 +19,7 @@ PROGRAMS = {
     "megatron_ext.validate": "megatron_ext.training.settings:HeldOutSettings",
     "evaluation.run_poeta": "evaluation.poeta.run:PoetaSettings",
     "evaluation.compare": "evaluation.compare:CompareSettings",
+    "evaluation.compare_held_out": "evaluation.compare_held_out:CompareHeldOutSettings",
     "evaluation.report": "evaluation.report.page:ReportSettings",
 }
 """Program -> place of its settings class; imported when it is asked for, none of them needs torch."""

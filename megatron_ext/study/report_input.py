@@ -47,6 +47,7 @@ def write_study_record(study: StudyConfig, nodes: list[Node], work: Path) -> Pat
         "held_out": {node.name.removeprefix("validate/"): place[node.name] for node in nodes
                      if node.kind == "held_out"},
         "comparison": place[comparison.name],
+        "held_out_comparison": next((place[node.name] for node in nodes if node.kind == "held_out_comparison"), None),
         "missing": missing_conditions(asked, work),
         "notes": _notes(study, work, {name: place[f"tokenize/{name}"] for name in study.sources}),
         "parity": [verdict for node in nodes for verdict in _parity_verdicts(node, work)],

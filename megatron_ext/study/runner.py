@@ -69,7 +69,8 @@ def run_nodes(nodes: list[Node], work: Path) -> Outcome:
     lost: set[str] = set()
     for number, asked in enumerate(nodes, start=1):
         title = f"[{number}/{len(nodes)}] {asked.name}"
-        node = narrowed(asked, work) if any(parent.identity in lost for parent in asked.parents) else asked
+        is_whole = all(parent.identity not in lost and is_finished(parent.output(work)) for parent in asked.parents)
+        node = asked if is_whole else narrowed(asked, work)
         missing = [parent.name for parent in node.parents if parent.identity in lost] if node else [asked.name]
         if node is None or missing:
             print(f"{title}: not run, for want of {', '.join(missing)}", flush=True)

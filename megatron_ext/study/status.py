@@ -127,10 +127,11 @@ def _is_made(job: Job, work: Path, done: set[str]) -> bool:
 
 def report_is_made(job: Job) -> bool:
     """Whether the page of a study is made from what its stages now hold."""
-    from megatron_ext.study.reporting import comparison_of_what_is_there, is_kept, study_report
+    from megatron_ext.study.reporting import comparisons_of_what_is_there, is_kept, study_report
 
     work, slug = Path(job.arguments[0]), job.arguments[1]
-    return (is_kept(work, slug) and is_up_to_date(comparison_of_what_is_there(work, slug), work)
+    return (is_kept(work, slug)
+            and all(is_up_to_date(node, work) for node in comparisons_of_what_is_there(work, slug))
             and is_up_to_date(study_report(work, slug), work))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_ext.artifacts import Artifact, write_json
+from megatron_ext.artifacts import Artifact, write_json, write_text
 from megatron_ext.config import RunConfig
 from megatron_ext.errors import UserError
 from megatron_ext.model.checkpoints import load_model
@@ -19,9 +20,9 @@ from megatron_ext.model.gpt import build_model
 from megatron_ext.model.hf_weights import load_hf_weights
 from megatron_ext.stage import make_artifact
 from megatron_ext.training.settings import HeldOutSettings
-from megatron_ext.training.validation import validate
+from megatron_ext.training.validation import document_losses, source_losses
 
-LOSSES = "losses.json"
+LOSSES, DOCUMENTS = "losses.json", "documents.jsonl"
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,11 @@ class LoadedModel:
 
 
 def measure_held_out(settings: HeldOutSettings, output: Path) -> Artifact | None:
-    """Make the artifact `output` (kind "held_out"): losses.json. All ranks call it; rank 0 returns the artifact.
+    """Make the artifact `output` (kind "held_out"). All ranks call it; rank 0 returns the artifact.
 
-    `losses.json` holds {source: {nats_per_token, bits_per_byte, num_tokens}}; a source whose validation split predicts
-    nothing is left out.
+    `documents.jsonl` has a line a held-out document: source, document_id, cluster (id of the document that it is, or
+    was rewritten from), nats and tokens of its text, and its UTF-8 bytes. `losses.json` holds the sums by source:
+    {source: {nats_per_token, bits_per_byte, num_tokens}}; a source of which nothing is held out is left out.
 
     Raises UserError when the model or a source is missing.
     """
@@ -49,13 +51,16 @@ def measure_held_out(settings: HeldOutSettings, output: Path) -> Artifact | None
     inputs |= {f"source {name}": path for name, path in settings.sources.items()}
 
     def make(folder: Path) -> dict[str, Any]:
-        losses = validate(_load(settings))
+        documents = document_losses(_load(settings), settings.stride)
+        losses = source_losses(documents)
         if not losses:
             raise UserError(f"no validation split of {', '.join(settings.sources)} has a token to predict; tokenize "
                             "with a valid_fraction above 0")
         if dist.get_rank() == 0:
+            write_text(folder / DOCUMENTS, "".join(f"{json.dumps(asdict(one), ensure_ascii=False)}\n"
+                                                   for one in documents))
             write_json(folder / LOSSES, losses)
-        return {"sources": losses}
+        return {"sources": losses, "documents": len(documents)}
 
     return make_artifact(output, kind="held_out", settings=settings, inputs=inputs, make=make,
                          produce=produce_together)

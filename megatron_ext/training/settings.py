@@ -25,13 +25,12 @@ class HeldOutSettings(StageSettings):
     sources: Annotated[dict[str, Path], PLACE]
     """Name -> tokenized artifact whose validation split is measured."""
     max_tokens_per_source: int = Field(default=1_000_000, gt=0)
-    """Tokens of each validation split that are used, from its beginning."""
+    """Tokens of each validation split that are used, from its beginning, in whole documents."""
     seq_length: int = Field(default=4096, gt=0)
-    """Tokens in a sample."""
-    document_mask: bool = False
-    """A token sees only its own document, as in training with data.document_mask."""
-    reset_positions: bool = False
-    """Positions begin at 0 in every document of a sample."""
+    """Tokens that the model sees at once; a longer document is read in windows."""
+    stride: int | None = Field(default=None, gt=0)
+    """Tokens between two windows of a document: in all but the first, each prediction has at least seq_length - stride
+    tokens before it. null: half of seq_length."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of weights and activations."""
     layer_implementation: Annotated[Literal["local", "transformer_engine"], LAYOUT] = "local"
@@ -45,6 +44,9 @@ class HeldOutSettings(StageSettings):
     def _one_model(self) -> HeldOutSettings:
         if (self.model is None) == (self.checkpoint is None):
             raise ValueError("give one of model, checkpoint")
+        if self.stride is not None and self.stride > self.seq_length:
+            raise ValueError(f"stride = {self.stride} is above seq_length = {self.seq_length}: tokens between two "
+                             "windows would not be measured")
         return self
 
     @property
@@ -57,8 +59,7 @@ class HeldOutSettings(StageSettings):
         model = ModelConfig(hf_folder=self.hf_folder, dtype=self.dtype, layer_implementation=self.layer_implementation)
         return validate(RunConfig, {
             "output": ".", "model": model.model_dump(mode="json"), "parallel": self.parallel.model_dump(mode="json"),
-            "data": {"sources": {}, "seq_length": self.seq_length, "document_mask": self.document_mask,
-                     "reset_positions": self.reset_positions},
+            "data": {"sources": {}, "seq_length": self.seq_length},
             "train": {"budget_tokens": 1, "micro_batch_size": self.micro_batch_size},
             "validation": {"sources": {name: str(path) for name, path in self.sources.items()},
                            "max_tokens_per_source": self.max_tokens_per_source},

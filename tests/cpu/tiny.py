@@ -51,7 +51,8 @@ def make_tokenized(folder: Path, seed: int, num_documents: int = 60, poison: tup
             write_index(idx_path(target / split), np.array([len(d) for d in documents]), np.dtype(np.uint16))
             num_tokens = sum(map(len, documents))
             rows += [{"split": split, "document": place, "sequence": place, "id": f"{folder.name}-{split}-{place}",
-                      "document_id": f"{folder.name}-{split}-{place}", "style": "original"} for place in range(number)]
+                      "document_id": f"{folder.name}-{split}-{place}", "style": "original",
+                      "num_bytes": 2 * (len(documents[place]) - 1)} for place in range(number)]
             counts[split] = {"documents": number, "tokens": num_tokens, "bytes": 2 * (num_tokens - number)}
         token_bytes = np.full(counts["vocab_size"], 2, dtype=np.int32)
         token_bytes[:2] = 0

@@ -1,0 +1,51 @@
+"""What is measured: its unit, which direction is better, how it is printed, and what is resampled to tell its error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that models are compared by; wording, tables, colours, intervals and tests follow from it."""
+
+    name: str
+    """Key in files."""
+    unit: str
+    """As it is printed after a number."""
+    higher_is_better: bool
+    decimals: int
+    """Digits after the point that are printed."""
+    low: float | None
+    """Lowest value that is possible; None: there is no such bound, or each task has its own."""
+    high: float | None
+    """Highest value that is possible."""
+    chance: float | None
+    """What guessing gives."""
+    cluster: str
+    """What is resampled: one noun in the singular. Items of one cluster are no independent evidence."""
+
+    def is_better(self, difference: float) -> bool:
+        """Whether the first of two values is the better one, given first - second."""
+        return difference > 0 if self.higher_is_better else difference < 0
+
+    def signed(self, value: float) -> str:
+        """A number with its sign, with a true minus: +0.6, −3.1."""
+        text = f"{value:+.{self.decimals}f}"
+        return (text[1:] if float(text) == 0 else text).replace("-", "−")
+
+    def amount(self, value: float) -> str:
+        """The size of a difference, without its sign."""
+        return f"{abs(value):.{self.decimals}f}"
+
+    def plain(self, value: float) -> str:
+        """A value."""
+        return f"{value:.{self.decimals}f}".replace("-", "−")
+
+
+NPM = Measure("npm", "NPM", higher_is_better=True, decimals=1, low=None, high=100.0, chance=0.0, cluster="item")
+"""Normalised preferred metric of PoETa V2."""
+BITS_PER_BYTE = Measure("bits_per_byte", "bits a byte", higher_is_better=False, decimals=3, low=0.0, high=None,
+                        chance=None, cluster="document")
+"""Held-out loss per byte of text; a document and all that was made of it are one cluster."""
+MEASURES = {measure.name: measure for measure in (NPM, BITS_PER_BYTE)}
