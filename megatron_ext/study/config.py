@@ -205,14 +205,6 @@ class StudyConfig(Settings):
     def _can_be_had(cls, model: str | None) -> str | None:
         return model and obtainable(model)
 
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
-        if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-            told = ", ".join(map(str, twice))
-            raise ValueError(f"{told} twice: the same run would count as two; name each seed once")
-        return seeds
-
     @property
     def slug(self) -> str:
         """The name as it can stand in a file name."""
