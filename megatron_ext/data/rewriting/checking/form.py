@@ -32,7 +32,7 @@ _EDGE_WORDS = 30
 
 def is_refusal(source: Text, text: Text, lexicon: Lexicon) -> bool:
     """Whether the rewriter declines."""
-    return (any(word in lexicon.refusal_triggers for word in text.word_set)
+    return (lexicon.refusal_triggers.has_any_of(text.word_set)
             and bool(lexicon.refusal.search(text.raw)) and not lexicon.refusal.search(source.raw))
 
 
@@ -41,7 +41,7 @@ def has_leftovers(source: Text, text: Text, lexicon: Lexicon) -> bool:
     if _TAGS.search(text.raw) and not _TAGS.search(source.raw):
         return True
     talk = frozenset(word for word in text.word_set if word in lexicon.meta_words or word in lexicon.talk)
-    if any(word in lexicon.talk_triggers for word in text.word_set) and _has_talk_phrase(source, text, lexicon):
+    if lexicon.talk_triggers.has_any_of(text.word_set) and _has_talk_phrase(source, text, lexicon):
         return True
     talk = frozenset(word for word in talk if word not in source.word_set and stem(word) not in source.stems)
     edge = {*range(_EDGE_SENTENCES), *range(len(text.sentences) - _EDGE_SENTENCES, len(text.sentences))}

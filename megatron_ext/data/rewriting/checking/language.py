@@ -27,8 +27,11 @@ def foreign_words(source: Text, text: Text, lexicon: Lexicon) -> tuple[float, st
 
     Words that the source has speak for no language: names, terms, quotations.
     """
-    evidence = [_total([word for word in sentence.words if word not in source.word_set], lexicon)
-                for sentence in text.sentences]
+    telling = [[word for word in sentence.words if word not in source.word_set] for sentence in text.sentences]
+    bounds = [sum(_least(word, lexicon) for word in words) for words in telling]
+    if sum(bounds) >= -_WHOLE_TEXT and min(bounds, default=0.0) >= -_SENTENCE:
+        return 0.0, ""  # what speaks against the language most, word by word, is not enough
+    evidence = [_total(words, lexicon) for words in telling]
     least, other = _likeliest([sum(column) for column in zip(*evidence, strict=True)], lexicon)
     if least < -_WHOLE_TEXT:
         return 1.0, other
@@ -84,6 +87,11 @@ def _evidence(word: str, lexicon: Lexicon) -> tuple[float, ...]:
     own = _frequencies(lexicon.language).get(word, _UNSEEN)
     ratios = (math.log10(own / _frequencies(other).get(word, _UNSEEN)) for other in lexicon.other_languages)
     return tuple(max(-_MAX_EVIDENCE, min(_MAX_EVIDENCE, ratio)) for ratio in ratios)
+
+
+@lru_cache(maxsize=2**18)
+def _least(word: str, lexicon: Lexicon) -> float:
+    return min(_evidence(word, lexicon))
 
 
 def _scripts(text: str) -> Counter[str]:

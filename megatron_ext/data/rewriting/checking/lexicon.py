@@ -34,6 +34,11 @@ class WordSet:
         return known
 
 
+    def has_any_of(self, words: Iterable[str]) -> bool:
+        """Whether one of the words is in the set."""
+        return any(map(self.__contains__, words))
+
+
 class WordMap:
     """The same with a value for each entry; the longest beginning counts."""
 
