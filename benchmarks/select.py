@@ -9,6 +9,7 @@ best of the turns is shown. All write zstd-compressed Parquet, and the ids that 
 
 Ours does more than the rule: hashes and compares ids and texts, and orders the documents by the hash of their ids, on
 disk. "polars, ordered" does the last as well, in memory.
+"ours, again" selects with counting after a selection by another rule has counted what both rules let pass.
 "tokenizer alone" encodes the passing texts, which lie in memory, in as many processes, and throws the ids away.
 polars and datatrove run where .venv-peers is (requirements.txt beside this file).
 """
@@ -37,6 +38,7 @@ from benchmarks.select_peers import MIN_SCORE, PEERS, ids_digest
 TEXTS = Path(__file__).parents[1] / "examples" / "quickstart" / "corpus"
 SCORES = {"stem": "stem_score", "edu": "edu_score"}
 RULE = f"stem > {MIN_SCORE} or edu > {MIN_SCORE}"
+OTHER_RULE = f"stem + edu > {MIN_SCORE}"  # which all documents meet that meet the first
 _MEAN_SCORE = 1.1  # of an exponential distribution: a fifth passes the rule
 _PHRASE_WORDS = 5
 _MEAN_PHRASES = 130  # 4 kB of text, about 1,000 tokens
@@ -85,8 +87,9 @@ def _run_turn(name: str, arguments: argparse.Namespace, corpus: Path, work: Path
         return json.loads(done.stdout.splitlines()[-1])
 
 
-def _select(arguments: argparse.Namespace, tokenizer: Path | None) -> dict[str, Any]:
-    """A turn of the selecting stage, with all it does."""
+def _select(arguments: argparse.Namespace, tokenizer: Path | None, is_again: bool = False) -> dict[str, Any]:
+    """A turn of the selecting stage, with all it does; again: after a selection by another rule, which does not count.
+    """
     import pandas  # noqa: F401 (pyarrow imports it at its first array)
 
     from megatron_ext.data.selection import SelectSettings, select_corpus
@@ -97,6 +100,8 @@ def _select(arguments: argparse.Namespace, tokenizer: Path | None) -> dict[str, 
     settings = SelectSettings(corpus=str(arguments.corpus), tokenizer=tokenizer, scores=SCORES, rule=RULE,
                               exact_duplicates="report", workers=arguments.workers)
     output = arguments.work / "out"
+    if is_again:
+        select_corpus(settings.model_copy(update={"rule": OTHER_RULE}), arguments.work / "before")
     measured = measure(lambda: select_corpus(settings, output) and None)
     return measured | {"ids": ids_digest(output / "documents")}
 
@@ -135,6 +140,7 @@ def _passing_texts(corpus: Path) -> Iterator[pa.Array]:
 CONTESTANTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "ours": lambda arguments: _select(arguments, None),
     "ours, tokens counted": lambda arguments: _select(arguments, arguments.tokenizer),
+    "ours, again": lambda arguments: _select(arguments, arguments.tokenizer, is_again=True),
     "tokenizer alone": _encode_alone,
 }
 """Name of a contestant of ours -> its turn."""

@@ -5,7 +5,7 @@ What an index spares is read later, if it is wanted at all: documents that are c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -22,6 +22,7 @@ from megatron_ext.data.selection.judging import PASSED, REASONS, Criteria, judge
 from megatron_ext.data.selection.near_duplicates import NearDuplicates, signatures
 from megatron_ext.data.selection.rows import Rows, selection_order
 from megatron_ext.data.selection.runs import ChunkRun, Run, Runs, plan_pieces, run_path, write_arrays, write_run
+from megatron_ext.data.shards import format_of
 from megatron_ext.data.workers import Workers
 from megatron_ext.progress import Progress
 
@@ -181,6 +182,11 @@ class LayTask:
     path: Path
 
 
+def read_by_threads(chunks: Iterable[Chunk]) -> bool:
+    """Whether reading hardly needs Python, which one thread at a time can use: tables do not, JSON does."""
+    return all(format_of(chunk.path) == "parquet" for chunk in chunks)
+
+
 def lay_down(task: LayTask) -> None:
     """Write a run of some documents of a chunk, in the order of selection."""
     wanted = np.zeros(int(task.rows.max()) + 1, dtype=bool)
@@ -205,7 +211,7 @@ def laid_down(runs: Runs, rows: Rows, places: np.ndarray, folder: Path, workers:
         run[piece.places], row[piece.places] = number, np.arange(len(piece.places))
     missing = [task for task in tasks if not task.path.exists()]
     progress = Progress("read what is known", len(tasks), "chunks", already_done=len(tasks) - len(missing))
-    for _ in workers.map_in_order(lay_down, missing):
+    for _ in workers.map_in_order(lay_down, missing, in_threads=read_by_threads(task.run.chunk for task in tasks)):
         progress.advance()
     names = [[(0, task.run.chunk.name)] for task in tasks]
     return replace(runs, runs=[*runs.runs, *(task.path for task in tasks)], shards=[*runs.shards, *names]), \

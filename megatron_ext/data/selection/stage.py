@@ -40,13 +40,12 @@ from megatron_ext.data.selection.decision import Candidates, Decision, budget_no
 from megatron_ext.data.selection.gathering import gather_documents, gather_rejected, mean_scores
 from megatron_ext.data.selection.index import KnownMeasures, runs_of
 from megatron_ext.data.selection.judging import PASSED, REASONS, Criteria
-from megatron_ext.data.selection.laying import Memory, RunTask, laid_down, make_runs
+from megatron_ext.data.selection.laying import Memory, RunTask, laid_down, make_runs, read_by_threads
 from megatron_ext.data.selection.measures import Measured
 from megatron_ext.data.selection.rows import selection_order
 from megatron_ext.data.selection.rules import parse_rule
 from megatron_ext.data.selection.runs import ChunkRun, Runs, joined_in_memory, load_runs
 from megatron_ext.data.selection.settings import SelectSettings
-from megatron_ext.data.shards import format_of
 from megatron_ext.data.tokenizers import TrainingTokenizer, load_tokenizer
 from megatron_ext.data.workers import Workers, available_cores
 from megatron_ext.parts import PART, Merge, Part, check_parts
@@ -218,7 +217,7 @@ class Stage:
         settings = self.settings
         print(f"corpus: {self.corpus.describe()}", flush=True)
         criteria = Criteria(self.rule, settings.min_chars, settings.max_chars)
-        in_threads = self._reads_in_threads(chunks)
+        in_threads = settings.near is None and read_by_threads(chunks)  # MinHash needs Python, too
         is_read_again = share is None and not self._measures and all(isinstance(chunk.path, Path) for chunk in chunks)
         memory = Memory(_HELD_BYTES) if in_threads and is_read_again else None
         tasks = [RunTask(self.corpus, chunk, criteria, settings.seed, settings.keep_rejected, settings.near,
@@ -247,10 +246,6 @@ class Stage:
     def _measures(self) -> bool:
         """Whether documents are measured, which is done in other processes."""
         return self.tokenizer is not None or self.settings.test_items is not None
-
-    def _reads_in_threads(self, chunks: Sequence[Chunk]) -> bool:
-        """Whether reading hardly needs Python, which one thread at a time can use: tables, without MinHash."""
-        return self.settings.near is None and all(format_of(chunk.path) == "parquet" for chunk in chunks)
 
 
 def make_selection(folder: Path, stage: Stage,
