@@ -1,5 +1,6 @@
 # make quickstart   the whole study in miniature, on the CPU
 # make test         all checks
+# make test-all     the same, with the long campaigns of random kills (hours)
 # Both set up .venv first, if need be; the tests of the vLLM engine want .venv-vllm (make vllm), those of Transformer
 # Engine .venv-te (make te).
 
@@ -19,7 +20,7 @@ PIP := .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-che
 VLLM_REQUIREMENTS := megatron_ext/data/rewriting/engines/requirements-vllm-$(VLLM).txt
 VLLM_PIP := .venv-vllm/bin/python -m pip --quiet --quiet --disable-pip-version-check
 
-.PHONY: quickstart test lint setup native vllm try-vllm te try-te gpu gpu-check clean
+.PHONY: quickstart test test-all lint setup native vllm try-vllm te try-te gpu gpu-check clean
 
 quickstart: .venv/.ready native
 	@.venv/bin/python -m tools.run_study examples/quickstart/study.yaml --work "$(WORK)" \
@@ -28,6 +29,9 @@ quickstart: .venv/.ready native
 
 test: .venv/.ready-test lint native try-vllm try-te
 	@.venv/bin/python -m pytest --numprocesses 2 --no-loadscope-reorder
+
+test-all: export CAMPAIGN_KILLS ?= 100
+test-all: test
 
 lint: .venv/.ready-test
 	@.venv/bin/ruff check .

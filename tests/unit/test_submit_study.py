@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -399,3 +402,56 @@ def test_the_papers_two_sizes_share_their_data():
     stages = [node.stage for node in small.nodes if node.identity in shared]
     assert Counter(stages) == {"model": 2, "select": 2, "rewrite": 2, "tokenize": 4}
     assert len([node for node in large.nodes if node.stage == "run"]) == 4
+
+
+def test_a_job_that_submits_gives_nothing_of_its_own_to_the_new_ones(setting, monkeypatch):
+    outer = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1",
+             "NUM_PARTS": "8", "CHECKPOINT": "/old", "TRAIN_JOB": "5", "PMIX_RANK": "0"}
+    for name, value in (outer | {"SLURM_CONF": "/etc/slurm.conf", "MY_SETTING": "kept"}).items():
+        monkeypatch.setenv(name, value)
+    setting.submit()
+    for job in setting.slurm.jobs.values():
+        found = {name: value for name, value in job["environment"].items() if name in outer}
+        assert found.items() <= {("NUM_PARTS", "8")}  # of the array of eight parts
+        assert job["environment"]["SLURM_CONF"] == "/etc/slurm.conf"
+        assert job["environment"]["MY_SETTING"] == "kept"
+
+
+def test_a_work_folder_with_comma_and_percent_travels_whole(setting):
+    setting.work = setting.folder / "a,b %j" / "work"
+    setting.submit()
+    for job in setting.slurm.jobs.values():
+        assert job["environment"]["PROVENANCE"] == str(setting.work)
+        assert option(job, "export") == "ALL"
+        assert option(job, "output").startswith(f"{setting.folder}/a,b %%j/work/logs/")
+        assert str(setting.work) in option(job, "comment")
+
+
+def test_two_submissions_at_once_submit_each_job_once(setting, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    setting.load()
+    environment = {**os.environ, "SITE": str(tmp_path / "site.env")}
+    commands = [[sys.executable, "-m", "tools.submit_study", str(tmp_path / "study.yaml"), "--work", str(work)]
+                for work in (setting.work, tmp_path / "link" / ".." / tmp_path.name / "work")]
+    (setting.slurm.folder / "squeue").write_text(SQUEUE_OF_SUBMITTED.format(
+        python=sys.executable, calls=str(setting.slurm.folder / "calls.jsonl")))
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for command in commands]
+    outputs = [one.communicate(timeout=300)[0] for one in both]
+    assert [one.returncode for one in both] == [0, 0], outputs
+    calls = [json.loads(line) for line in (setting.slurm.folder / "calls.jsonl").read_text().splitlines()]
+    names = [option(call, "job-name") for call in calls]
+    assert len(names) == len(set(names)) > 10
+    assert sum("nothing to submit" in output for output in outputs) == 1
+
+
+SQUEUE_OF_SUBMITTED = '''#!{python}
+import json, pathlib
+calls = pathlib.Path({calls!r})
+for line in calls.read_text().splitlines() if calls.exists() else []:
+    call = json.loads(line)
+    comment = next(word for word in call["words"] if word.startswith("--comment=")).partition("=")[2]
+    array = next((word for word in call["words"] if word.startswith("--array=")), None)
+    for task in range(8) if array else [None]:
+        print(call["id"] + ("" if task is None else f"_{{task}}"), "PENDING", "Resources", comment, sep="|")
+'''
