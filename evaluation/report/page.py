@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,6 +74,7 @@ def gather(record: StudyRecord) -> dict[str, Any]:
                                                      for name, why in record.values.get("missing", {}).items())],
         "base_model": _model_name(record),
         "colors": condition_colors(names, given),
+        "registration": _registration(record),
         "verdict": _verdict(results, held_out),
         "results": results,
         "held_out": held_out,
@@ -86,6 +88,14 @@ def gather(record: StudyRecord) -> dict[str, Any]:
         "software": software_section(record),
         "missing": record.missing,
     }
+
+
+def _registration(record: StudyRecord) -> dict[str, Any] | None:
+    """The outcome that was named before anything ran, and what was edited since; None in an older record."""
+    registered = record.values.get("registration")
+    return registered and {**registered, "primary": label(registered["primary"]), "edits": [
+        f"{one['key']}: {json.dumps(one['before'])} at first, then {json.dumps(one['now'])}"
+        for one in registered["edits"]]}
 
 
 def _verdict(results: dict[str, Any] | None, held_out: dict[str, Any] | None) -> dict[str, Any] | None:
