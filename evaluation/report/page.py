@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from evaluation.measures import MEASURES
 from evaluation.report.cost import cost_section
 from evaluation.report.custody import chain_section, parity_section, software_section
 from evaluation.report.data import rewriting_section, selection_section, tokenized_section
+from evaluation.report.held_out import held_out_section
 from evaluation.report.plots import loss_charts, npm_chart, short_count
 from evaluation.report.record import StudyRecord, label
 from evaluation.report.results import results_section
@@ -60,6 +63,7 @@ def write_report(settings: ReportSettings, output: Path) -> Artifact:
 def gather(record: StudyRecord) -> dict[str, Any]:
     """All numbers and texts of the page, by section; a section without its artifacts is None or empty."""
     results = results_section(record)
+    held_out = held_out_section(record)
     training = training_section(record)
     given = [one["name"] for one in results["conditions"] if not one["is_trained"]] if results else []
     names = [one["name"] for one in results["conditions"]] if results else record.conditions
@@ -70,7 +74,10 @@ def gather(record: StudyRecord) -> dict[str, Any]:
                                                      for name, why in record.values.get("missing", {}).items())],
         "base_model": _model_name(record),
         "colors": condition_colors(names, given),
+        "registration": _registration(record),
+        "verdict": _verdict(results, held_out),
         "results": results,
+        "held_out": held_out,
         "training": training,
         "selection": selection_section(record),
         "rewriting": rewriting_section(record),
@@ -83,6 +90,23 @@ def gather(record: StudyRecord) -> dict[str, Any]:
     }
 
 
+def _registration(record: StudyRecord) -> dict[str, Any] | None:
+    """The outcome that was named before anything ran, and what was edited since; None in an older record."""
+    registered = record.values.get("registration")
+    return registered and {**registered, "primary": label(registered["primary"]), "edits": [
+        f"{one['key']}: {json.dumps(one['before'])} at first, then {json.dumps(one['now'])}"
+        for one in registered["edits"]]}
+
+
+def _verdict(results: dict[str, Any] | None, held_out: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The page's answer: of the outcome that the study named before it ran, then all others."""
+    first = [held_out, results] if held_out and held_out["headline"] else [results, held_out]
+    parts = [part for part in first if part]
+    headline = next((part["headline"] for part in parts if part["headline"]), None)
+    return headline and {**headline, "verdicts": [verdict for part in parts for verdict in part["verdicts"]],
+                         "caveats": [caveat for part in parts for caveat in part["caveats"]]}
+
+
 def render(numbers: dict[str, Any]) -> str:
     """The page as HTML, everything in one file."""
     import jinja2
@@ -90,7 +114,8 @@ def render(numbers: dict[str, Any]) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"number": _number, "signed": _signed, "fixed": _fixed, "short": short_count,
-                            "label": label, "p": p_text, "sci": lambda value: f"{value:.1e}".replace("-", "−")}
+                            "label": label, "p": p_text, "value": _value, "difference": _difference,
+                            "sci": lambda value: f"{value:.1e}".replace("-", "−")}
     training = numbers["training"]
     charts = loss_charts(training["curves"], numbers["colors"]) if training else []
     curves = numbers["results"]["curves"] if numbers["results"] else {}
@@ -112,6 +137,14 @@ def _number(value: float | None) -> str:
 
 def _fixed(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _value(value: float | None, measure: str) -> str:
+    return "–" if value is None else MEASURES[measure].plain(value)
+
+
+def _difference(value: float | None, measure: str) -> str:
+    return "–" if value is None else MEASURES[measure].signed(value)
 
 
 def _signed(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,11 @@ class StudyRecord:
             return None
         return json.loads((artifact.path / "comparison.json").read_text(encoding="utf-8"))
 
+    def held_out_comparison(self) -> dict[str, Any] | None:
+        """Content of held_out.json."""
+        artifact = self.open(self.values.get("held_out_comparison"))
+        return artifact and json.loads((artifact.path / "held_out.json").read_text(encoding="utf-8"))
+
     def open(self, place: str | None) -> Artifact | None:
         """The artifact at a place; None when there is none."""
         if place is None or not is_finished(self.folder / place):
@@ -87,8 +92,9 @@ class StudyRecord:
         return places
 
     def _places(self) -> Iterator[tuple[str, str]]:
-        if self.values.get("comparison"):
-            yield "comparison", self.values["comparison"]
+        for name in ("comparison", "held_out_comparison"):
+            if self.values.get(name):
+                yield name.replace("_", " "), self.values[name]
         for section in ("base", "selections", "rewrites", "tokenized"):
             for name, place in self.values.get(section, {}).items():
                 yield f"{section}/{name}", place
@@ -98,6 +104,20 @@ class StudyRecord:
             for seed, places in self.seeds(condition).items():
                 for part, place in places.items():
                     yield f"{condition}/seed{seed}/{part}", place
+
+
+def readable(text: str, conditions: Iterable[str]) -> str:
+    """A verdict with conditions' names as labels; longest first, for one may hold another."""
+    for name in sorted(conditions, key=len, reverse=True):
+        text = text.replace(name, label(name))
+    for tied in ("95 %", "p = ", "p < ", "n = ", " NPM", " bits a byte"):
+        text = text.replace(tied, tied.replace(" ", "\N{NO-BREAK SPACE}"))
+    return text[0].upper() + text[1:]
+
+
+def joined(parts: list[str]) -> str:
+    """a, b and c."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def label(name: str) -> str:

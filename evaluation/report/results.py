@@ -6,7 +6,7 @@ from typing import Any
 
 from evaluation.poeta import task_names
 from evaluation.report.curves import peaks_table
-from evaluation.report.record import StudyRecord, label
+from evaluation.report.record import StudyRecord, joined, label, readable
 from evaluation.report.scales import Scale, nice_scale
 
 FAMILIES = {"baseline": "Against the baseline", "given": "Against the model before training",
@@ -23,7 +23,8 @@ def results_section(record: StudyRecord) -> dict[str, Any] | None:
     differences = [_difference(one) for one in comparison["differences"]]
     interactions = [_interaction(one) for one in comparison["interactions"]]
     told = comparison["interactions"] + [one for one in comparison["differences"] if one["family"] == "baseline"]
-    verdicts = [_readable(one["verdict"], comparison) for one in sorted(told, key=lambda one: not one["is_claimed"])]
+    told.sort(key=lambda one: not one["is_claimed"])
+    verdicts = [readable(one["verdict"], comparison["conditions"]) for one in told]
     return {
         "headline": _headline(comparison),
         "verdicts": verdicts,
@@ -60,9 +61,9 @@ def _headline(comparison: dict[str, Any]) -> dict[str, Any]:
                 "text": f"No condition can be told apart from “{baseline}” on these {items}."}
     parts = [f"“{label(one['condition'])}” is {abs(one['npm']['all']['value']):.1f} NPM "
              f"{'better' if one['npm']['all']['value'] > 0 else 'worse'}" for one in claimed]
-    text = _joined(parts) + f" than “{baseline}”"
+    text = joined(parts) + f" than “{baseline}”"
     if len(claimed) < len(primary):
-        text += f"; for {_joined(['“' + label(one['condition']) + '”' for one in primary if one not in claimed])} "
+        text += f"; for {joined(['“' + label(one['condition']) + '”' for one in primary if one not in claimed])} "
         text += "no difference can be claimed"
     return {"is_claimed": True, "text": text + "."}
 
@@ -102,19 +103,7 @@ def _categories(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     } for name, tasks in comparison.get("categories", {}).items()]
 
 
-def _readable(text: str, comparison: dict[str, Any]) -> str:
-    """A verdict with conditions' names as labels; longest first, for one may hold another."""
-    for name in sorted(comparison["conditions"], key=len, reverse=True):
-        text = text.replace(name, label(name))
-    for tied in ("95 %", "p = ", "p < ", "n = ", " NPM"):
-        text = text.replace(tied, tied.replace(" ", "\N{NO-BREAK SPACE}"))
-    return text[0].upper() + text[1:]
-
-
 def _scale_of(estimates: list[dict[str, Any]], more: list[list[float]], include: list[float] | None = None) -> Scale:
     values = [estimate[key] for estimate in estimates for key in ("value", "low", "high")]
     return nice_scale([*values, *(value for group in more for value in group)], include or [0.0])
 
-
-def _joined(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]

@@ -29,7 +29,7 @@ def nice_scale(values: Sequence[float | None], include: Sequence[float] = ()) ->
     """An axis with round ends around all values."""
     known = [value for value in [*values, *include] if value is not None and math.isfinite(value)] or [0.0]
     low, high = min(known), max(known)
-    if high - low < 1e-6:  # a single value stands in the middle
+    if high - low < 1e-9:  # a single value stands in the middle
         low, high = low - 1, high + 1
     step = _nice_step((high - low) / 5)
     first, last = math.floor(low / step), math.ceil(high / step)

@@ -13,6 +13,7 @@ from megatron_ext.study.graph import Node, build_graph
 from megatron_ext.study.job_settings import GpuJob
 from megatron_ext.study.jobs import FETCHED_HERE
 from megatron_ext.study.names import BASE
+from megatron_ext.study.registration import register
 from megatron_ext.study.runner import stage_seconds
 
 
@@ -48,6 +49,7 @@ def write_study_record(study: StudyConfig, nodes: list[Node], work: Path) -> Pat
                      if node.kind == "held_out"},
         "comparison": place[comparison.name],
         "held_out_comparison": next((place[node.name] for node in nodes if node.kind == "held_out_comparison"), None),
+        "registration": _registration(study, work),
         "missing": missing_conditions(asked, work),
         "notes": _notes(study, work, {name: place[f"tokenize/{name}"] for name in study.sources}),
         "parity": [verdict for node in nodes for verdict in _parity_verdicts(node, work)],
@@ -71,6 +73,12 @@ def _checkpoints(place: dict[str, str], run: str) -> dict[str, dict[str, str]]:
     return {str(int(name.removeprefix(prefix))): {"export": place[name.replace("evaluate/", "export/", 1)],
                                                   "evaluation": place[name]}
             for name in place if name.startswith(prefix)}
+
+
+def _registration(study: StudyConfig, work: Path) -> dict[str, Any]:
+    """The hash of what the study asked at its first launch, its outcome, and what was edited since."""
+    registered = register(study, work)
+    return {"sha256": registered["sha256"], "primary": study.evaluation.primary, "edits": registered["edits"]}
 
 
 def _notes(study: StudyConfig, work: Path, tokenized: dict[str, str]) -> list[str]:

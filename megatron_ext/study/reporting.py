@@ -11,6 +11,7 @@ from megatron_ext.settings import load_settings
 from megatron_ext.study.arms import missing_conditions, narrowed
 from megatron_ext.study.config import StudyConfig
 from megatron_ext.study.graph import Node, build_graph
+from megatron_ext.study.registration import register
 from megatron_ext.study.report_input import write_study_record
 from megatron_ext.study.runner import report_node
 
@@ -19,7 +20,8 @@ STUDIES = "studies"
 
 def keep_study(study: StudyConfig, nodes: Sequence[Node], work: Path) -> Path:
     """Keep a study with all its layers and overrides in the work folder, for its report job, and the folders that it
-    uses, for tools.clean; returns the study's file."""
+    uses, for tools.clean; returns the study's file. What it asks is registered."""
+    register(study, work)
     file = work / STUDIES / f"{study.slug}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, study.model_dump(mode="json", by_alias=True, exclude_defaults=True), private=True)

@@ -42,7 +42,8 @@ def study_values(model):
             "high": {"sources": {"high": {"fill": True}}},
             "high_with_rewrites": {"sources": {"high": {"fill": True}, "high_rewrites": {"epochs": 1}}},
         },
-        "evaluation": {"baseline": "low", "checkpoints": [8 * 4 * 64],
+        "validation": {"neutral": "examples/quickstart/neutral"},
+        "evaluation": {"baseline": "low", "primary": "neutral", "checkpoints": [8 * 4 * 64],
                        "settings": {"tasks": ["tweetsentbr_greedy"], "limit": 3, "allow_sample_data": True,
                                     "max_gen_toks": 4}},
     }
@@ -102,10 +103,24 @@ def test_held_out_loss_falls_in_every_condition(study, finished):
     before = json.loads((one(study, "validate/base-*") / "losses.json").read_text())
     for condition in TRAINED:
         after = json.loads((one(study, f"validate/{condition}/seed0-*") / "losses.json").read_text())
-        assert before.keys() == after.keys() == {"high", "low"}  # no rewrite survived to be held out
+        assert before.keys() == after.keys() == {"high", "low", "neutral"}  # no rewrite survived to be held out
         for source, losses in before.items():
-            assert after[source]["nats_per_token"] < losses["nats_per_token"]
+            if source != "neutral":
+                assert after[source]["nats_per_token"] < losses["nats_per_token"]
             assert after[source]["num_tokens"] == losses["num_tokens"]
+
+
+def test_the_study_ends_with_a_verdict_in_bits_a_byte_of_its_neutral_text(study, finished):
+    comparison = json.loads((one(study, "compare/held_out-*") / "held_out.json").read_text())
+    assert comparison["missing"] == ["high_with_rewrites"]
+    texts = {text["name"]: text for text in comparison["texts"]}
+    assert list(texts) == ["high", "low", "neutral"]
+    assert texts["neutral"]["num_clusters"] == 66
+    assert (texts["neutral"]["is_neutral"], texts["neutral"]["trained_on_by"]) == (True, [])
+    assert texts["low"]["trained_on_by"] == ["low"]
+    report = json.loads((one(study, "report/tiny-*") / "report.json").read_text())
+    assert report["verdict"]["text"].startswith("On “neutral” text ")
+    assert "n\u00a0=\u00a066 documents of “neutral”" in report["verdict"]["verdicts"][0]
 
 
 def test_a_condition_without_survivors_is_refused_and_the_others_are_compared(study, finished):
