@@ -57,7 +57,7 @@ class Corpus:
     @cached_property
     def is_documents_artifact(self) -> bool:
         """Whether this is the output of selection or rewriting, whose columns have names of their own."""
-        return isinstance(self.path, str | Path) and is_documents_artifact(Path(self.path))
+        return isinstance(self.path, str | Path) and is_documents_artifact(Path(self.path).expanduser())
 
     @cached_property
     def found(self) -> Shards:
