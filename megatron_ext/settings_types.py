@@ -143,13 +143,16 @@ def slot_at(cls: type[BaseModel], keys: Sequence[str]) -> Slot:
     return slot
 
 
-def map_places(values: Any, slot: Slot, change: Callable[[str], str]) -> Any:
-    """A copy of plain values with `change` done to every text that stands where a path can be."""
+def map_places(values: Any, slot: Slot, change: Callable[[str, str], str], prefix: str = "") -> Any:
+    """A copy of plain values with `change(key, text)` for every text that stands where a path can be."""
+    def changed(key: Any, value: Any) -> Any:
+        return map_places(value, slot.below(str(key)), change, f"{prefix}.{key}" if prefix else str(key))
+
     if isinstance(values, dict):
-        return {key: map_places(value, slot.below(str(key)), change) for key, value in values.items()}
+        return {key: changed(key, value) for key, value in values.items()}
     if isinstance(values, list):
-        return [map_places(value, slot.below("0"), change) for value in values]
-    return change(values) if isinstance(values, str) and slot.is_place else values
+        return [changed(position, value) for position, value in enumerate(values)]
+    return change(prefix, values) if isinstance(values, str) and slot.is_place else values
 
 
 def paths_in(values: Any, slot: Slot, key: str = "") -> Iterator[tuple[str, Path]]:

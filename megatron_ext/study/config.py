@@ -311,16 +311,16 @@ def check_runs(study: StudyConfig) -> None:
 
 def _find_places(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The values of a study file with its relative paths made relative to the working folder."""
-    return map_places(values, Slot(StudyConfig), lambda text: _find(text, folder))
+    return map_places(values, Slot(StudyConfig), lambda key, text: _find(key, text, folder))
 
 
-def _find(text: str, folder: Path) -> str:
+def _find(key: str, text: str, folder: Path) -> str:
     try:
         here, there = Path(expand_home(text)), folder / expand_home(text)
         if not text or here.is_absolute() or not there.exists():
             return text
         if here.exists() and not here.samefile(there):
-            raise UserError(f"{text} is in the study file's folder and in the working folder; name the one that is "
+            raise UserError(f"{key} = {text} is in the study file's folder and in the working folder; name the one that is "
                             f"meant by its whole path: {there.absolute()} or {here.absolute()}")
         return text if here.exists() else str(there)
     except (OSError, ValueError) as error:

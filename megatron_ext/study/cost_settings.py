@@ -5,6 +5,8 @@ Measure one iteration and one rewriting task on your cluster and put the numbers
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from megatron_ext.settings import Settings
@@ -13,7 +15,7 @@ from megatron_ext.settings import Settings
 class CostSettings(Settings):
     """Assumptions of a forecast. A billion is 10^9."""
 
-    billion_parameters: dict[str, float] = Field(default_factory=dict)
+    billion_parameters: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Model -> its size in billions; needed for models that are not fetched yet."""
     train_tflops_per_gpu: float = Field(default=400, gt=0)
     """Model TFLOP/s of a GPU in training (H100 SXM, bf16: 989 at the peak; 400 is an MFU of 40 %)."""

@@ -71,7 +71,15 @@ def plan_studies(studies: Sequence[StudyConfig]) -> list[PlannedStudy]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"two studies are named {', '.join(twice)}; give each a name of its own")
-    return [PlannedStudy(study, build_graph(study)) for study in studies]
+    return [PlannedStudy(study, _graph(study)) for study in studies]
+
+
+def _graph(study: StudyConfig) -> list[Node]:
+    try:
+        return build_graph(study)
+    except OSError as error:  # folders are named by the bytes of the corpus and of model folders
+        raise UserError(f"{study.name}: corpus.path {study.corpus.path} or base_model {study.base_model} cannot be read: "
+                        f"{error.filename}: {error.strerror}") from None
 
 
 def examine(studies: Sequence[PlannedStudy], work: Path) -> Findings:
