@@ -149,7 +149,7 @@ def test_else_in_the_working_folder(study, tmp_path, monkeypatch):
 def test_a_path_that_could_be_both_is_refused(study, tmp_path, monkeypatch):
     (tmp_path / "corpus").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"corpus\.path = corpus is in the study file's folder and in the working folder"):
+    with pytest.raises(UserError, match=r"corpus\.path = corpus is in the study file's folder and in the working"):
         load_study(study, [])
 
 

@@ -60,7 +60,7 @@ def settings(tmp_path, model):  # noqa: F811
     ("half json", "request_failed"), ("truncated", "request_failed"), (500, "request_failed"), (400, "request_failed"),
     (finished_by(None), "not_finished"), (finished_by("content_filter"), "not_finished"),
     (finished_by("length"), "cut_by_max_tokens"), (saying(lambda text: None), "empty"),
-    (saying(lambda text: "<think>\nO usuário pede que eu"), "empty")], ids=str)
+    (saying(lambda text: "<think>\nO usuário pede que eu"), "empty")])
 def test_a_faulty_answer_is_a_rejected_attempt_and_the_run_goes_on(settings, tmp_path, fault, reason):
     endpoint = Endpoint(answer=answer, fault_of=sometimes(fault))
     rewrites = rewrite_corpus(settings(endpoint), tmp_path / "out")
@@ -104,7 +104,7 @@ def test_answers_without_usage_are_counted_by_nobody(settings, tmp_path):
     assert {row["num_completion_tokens"] for row in chunk_rows(rewrites.path)} == {None}
 
 
-@pytest.mark.parametrize("fault", [without_choices, 500, "html", 422], ids=str)
+@pytest.mark.parametrize("fault", [without_choices, 500, "html", 422])
 def test_a_run_whose_requests_fail_ends_early_and_goes_on_when_the_server_is_mended(settings, tmp_path, fault):
     broken = Endpoint(answer=answer, fault_of=lambda number: fault)
     with pytest.raises(UserError, match=r"20 of 20 requests failed, more than max_failed_fraction = 0.4"):
