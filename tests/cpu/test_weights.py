@@ -71,13 +71,11 @@ def test_vocabulary_is_padded_for_tensor_parallelism(lab):
     assert embedding[130].abs().max() > 0
 
 
-def test_parity_under_sequence_and_virtual_pipeline_parallelism(lab):
-    lines = (lab / "output.txt").read_text().splitlines()
-    [sequence, virtual] = [line for line in lines if line.startswith("parity (")]
-    assert sequence.startswith("parity (tp=2 pp=2, float32, 64 positions")
-    assert sequence.endswith(": pass")
-    assert virtual.startswith("parity (tp=2 pp=2 vpp=2, float32")
-    assert virtual.endswith(": pass")
+def test_parity_under_sequence_context_and_virtual_pipeline_parallelism(lab):
+    lines = [line for line in (lab / "output.txt").read_text().splitlines() if line.startswith("parity (")]
+    assert [line.split(", ")[0] for line in lines] == [
+        "parity (tp=2 pp=1 cp=2", "parity (tp=1 pp=2 cp=2", "parity (tp=2 pp=2", "parity (tp=2 pp=2 vpp=2"]
+    assert all(", float32, 64 positions" in line and line.endswith(": pass") for line in lines)
 
 
 def test_programs_prove_parity_and_agree(lab, tmp_path, capsys):
