@@ -78,8 +78,8 @@ def _graph(study: StudyConfig) -> list[Node]:
     try:
         return build_graph(study)
     except OSError as error:  # folders are named by the bytes of the corpus and of model folders
-        raise UserError(f"{study.name}: corpus.path {study.corpus.path} or base_model {study.base_model} cannot be read: "
-                        f"{error.filename}: {error.strerror}") from None
+        raise UserError(f"{study.name}: corpus.path {study.corpus.path} or base_model {study.base_model} cannot be "
+                        f"read: {error.filename}: {error.strerror}") from None
 
 
 def examine(studies: Sequence[PlannedStudy], work: Path) -> Findings:
