@@ -320,8 +320,8 @@ def _find(key: str, text: str, folder: Path) -> str:
         if not text or here.is_absolute() or not there.exists():
             return text
         if here.exists() and not here.samefile(there):
-            raise UserError(f"{key} = {text} is in the study file's folder and in the working folder; name the one that "
-                            f"is meant by its whole path: {there.absolute()} or {here.absolute()}")
+            raise UserError(f"{key} = {text} is in the study file's folder and in the working folder; name the one "
+                            f"that is meant by its whole path: {there.absolute()} or {here.absolute()}")
         return text if here.exists() else str(there)
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):

@@ -71,6 +71,9 @@ class Forecast:
         if node.stage == "originals":  # about as long as the rewrites of the same chunks
             return self._tokens(_parent(node, "rewrites"))
         documents = _parent(node, "documents")
+        if isinstance(documents, Path):  # text that is only measured: as it lies there
+            files = [documents] if documents.is_file() else documents.rglob("*")
+            return sum(file.stat().st_size for file in files if file.is_file()) / self._settings.bytes_per_token
         if node.stage == "rewrite":
             return self._tokens(documents) * self._settings.rewrite_yield * len(_styles(node))
         wanted = node.settings.get("styles")

@@ -23,6 +23,7 @@ def study(tmp_path):
     (tmp_path / "corpus" / "a.jsonl").write_text(json.dumps(row) + "\n")
     values = yaml.safe_load(Path("examples/quickstart/study.yaml").read_text())
     values |= {"run_file": str(Path("examples/base/smollm2_135m_cpu.yaml").absolute())}
+    values["validation"]["neutral"] = str(Path("examples/quickstart/neutral").absolute())
     values["corpus"]["path"] = str(tmp_path / "corpus")
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
     return tmp_path / "study.yaml"

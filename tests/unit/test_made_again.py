@@ -23,6 +23,7 @@ def study(tmp_path):
     row = {"id": "1", "text": "olá", "stem_score": 3.0, "edu_score": 3.0}
     (tmp_path / "corpus" / "a.jsonl").write_text(json.dumps(row) + "\n")
     values = yaml.safe_load(Path("examples/quickstart/study.yaml").read_text()) | {"run_file": str(BASE.absolute())}
+    values["validation"]["neutral"] = str(Path("examples/quickstart/neutral").absolute())
     values["corpus"]["path"] = str(tmp_path / "corpus")
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
     return tmp_path / "study.yaml"

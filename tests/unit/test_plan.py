@@ -126,6 +126,7 @@ def study(tmp_path):
     (folder / "corpus" / "a.jsonl").write_text(json.dumps(row) + "\n")
     (folder / "run.yaml").write_text(Path("examples/base/smollm2_135m_cpu.yaml").read_text())
     values = yaml.safe_load(QUICKSTART.read_text()) | {"run_file": "run.yaml"}
+    values["validation"]["neutral"] = str(Path("examples/quickstart/neutral").absolute())
     values["corpus"]["path"] = "corpus"
     (folder / "study.yaml").write_text(yaml.safe_dump(values))
     return folder / "study.yaml"
@@ -149,7 +150,7 @@ def test_else_in_the_working_folder(study, tmp_path, monkeypatch):
 def test_a_path_that_could_be_both_is_refused(study, tmp_path, monkeypatch):
     (tmp_path / "corpus").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"corpus\.path = corpus is in the study file's folder and in the working"):
+    with pytest.raises(UserError, match=r"corpus\.path = corpus is in the study file's folder and in"):
         load_study(study, [])
 
 
@@ -172,9 +173,9 @@ def test_the_size_of_a_model_folder_is_counted(study, tmp_path, capsys):
 
 def test_studies_with_mistakes_are_all_told(study, tmp_path):
     other = study.with_name("other.yaml")
-    other.write_text(study.read_text().replace("baseline: high", "baseline: higher"))
+    other.write_text(study.read_text().replace("baseline: low", "baseline: lower"))
     study.write_text(study.read_text().replace("name: quickstart", "nome: quickstart"))
-    with pytest.raises(UserError, match=r"(?s)nome.*higher"):
+    with pytest.raises(UserError, match=r"(?s)nome.*lower"):
         load_studies([study, other], [])
 
 
