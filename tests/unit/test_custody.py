@@ -200,10 +200,10 @@ def test_a_large_study_in_which_nothing_changed_is_opened_in_two_seconds(tmp_pat
     for number in range(100):
         Artifact.open(tmp_path / str(number)).check()
     no_reading()
-    times = []
+    times = []  # of the processor: the machine may be shared
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()
         for number in range(100):
             Artifact.open(tmp_path / str(number)).check()
-        times.append(time.perf_counter() - started)
+        times.append(time.process_time() - started)
     assert min(times) < 2
