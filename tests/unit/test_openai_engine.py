@@ -65,14 +65,14 @@ def test_a_busy_server_is_asked_again():
     assert len(endpoint.bodies) == 4
 
 
-@pytest.mark.parametrize("fault", [*UNDECODABLE, "reset", 500, 408], ids=str)
+@pytest.mark.parametrize("fault", [*UNDECODABLE, "reset", 500, 408])
 def test_what_passes_by_itself_is_asked_again(fault):
     endpoint = Endpoint(faults=[fault])
     assert ask(endpoint)["0"].text == "texto 0"
     assert len(endpoint.bodies) == 2
 
 
-@pytest.mark.parametrize("fault", [*UNDECODABLE, "reset", 500], ids=str)
+@pytest.mark.parametrize("fault", [*UNDECODABLE, "reset", 500])
 def test_what_does_not_pass_is_recorded_and_the_others_go_on(fault):
     endpoint = Endpoint(faults=[fault, fault])
     answers = ask(endpoint, 3, max_retries=1, concurrency=1)
