@@ -224,6 +224,8 @@ class GigatokenEncoder:
 
 def grouped(texts: pa.Array, max_rows: int = _TEXTS_TOGETHER, max_bytes: int = _BYTES_TOGETHER) -> Iterator[pa.Array]:
     """Slices of so many texts, or bytes of text unless one alone has more; the texts hold no nulls."""
+    if pa.types.is_string_view(texts.type):  # whose lengths arrow does not tell
+        texts = texts.cast(pa.large_string())
     ends = np.cumsum(pc.binary_length(texts).to_numpy(zero_copy_only=False), dtype=np.int64)
     start = 0
     while start < len(texts):

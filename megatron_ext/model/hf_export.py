@@ -45,6 +45,7 @@ def export_hf(settings: ExportSettings, output: Path) -> Artifact:
         except CheckpointGone:
             if named_checkpoint(settings.checkpoint) == checkpoint:
                 raise
+            settings = settings.model_copy(update={"restart": True})  # what was made of a lost checkpoint is of no use
 
 
 def export_run(settings: ExportSettings, output: Path) -> Iterator[Artifact]:

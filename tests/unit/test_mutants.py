@@ -36,6 +36,8 @@ def good_values(path):
     values.setdefault("conditions", {"low": {"sources": {"low": {"fill": True, "max_epochs": 4.1}}},
                                      "high": {"sources": {"high": {"fill": True, "max_epochs": 4.1}}}})
     values["run_file"] = str((path.parent / values["run_file"]).absolute())
+    if neutral := values.get("validation", {}).get("neutral"):
+        values["validation"]["neutral"] = str((path.parent / neutral).absolute())
     return values
 
 
