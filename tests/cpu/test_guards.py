@@ -30,6 +30,7 @@ def test_a_non_finite_loss_names_its_documents_and_changes_nothing(lab):
     weights = safetensors.numpy.load_file(model / "model.safetensors")
     weights["model.embed_tokens.weight"][POISON] = np.nan
     safetensors.numpy.save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    (model / "manifest.json").unlink()  # a plain folder: what is changed in an artifact is refused
     settings["model"]["hf_folder"] = str(model)
     settings["data"]["sources"] = {"a": {"path": str(make_tokenized(lab.folder / "rare", 7, poison=(5, POISON))),
                                          "fill": True}}
