@@ -65,8 +65,9 @@ def gather(record: StudyRecord) -> dict[str, Any]:
     results = results_section(record)
     held_out = held_out_section(record)
     training = training_section(record)
-    given = [one["name"] for one in results["conditions"] if not one["is_trained"]] if results else []
-    names = [one["name"] for one in results["conditions"]] if results else record.conditions
+    shown = [*(results["conditions"] if results else []), *(held_out["texts"][0]["conditions"] if held_out else [])]
+    given = [one["name"] for one in shown if not one["is_trained"]]
+    names = list(dict.fromkeys(one["name"] for one in shown)) or record.conditions
     return {
         "name": label(record.values["name"]),
         "description": record.values.get("description", ""),

@@ -20,7 +20,7 @@ from tests.study.test_whole_study import CORPUS
 
 pytestmark = pytest.mark.slow
 ARCHIVE = Path(__file__).parents[1] / "golden" / "study_v1.tar.xz"
-REMADE = ("validate/", "report/")
+REMADE = ("validate/", "report/", "compare/held_out")
 
 
 @pytest.fixture(scope="module")

@@ -110,16 +110,17 @@ def test_mistakes_in_the_run_section_are_told(load, study_values):
 
 
 FROM_THE_RUNS_OF_HIGH = {"run/high/seed0", "export/high/seed0", "evaluate/high/seed0", "validate/high/seed0",
-                         "compare/conditions"}
+                         "compare/conditions", "compare/held_out"}
 FROM_ALL_RUNS = FROM_THE_RUNS_OF_HIGH | {name.replace("high", "low") for name in FROM_THE_RUNS_OF_HIGH}
 OF_HIGH = FROM_THE_RUNS_OF_HIGH | {"select/high", "tokenize/high", "rewrite/high", "tokenize/high_rewrites"}
-HELD_OUT = {"validate/base", "validate/low/seed0", "validate/high/seed0"}
+HELD_OUT = {"validate/base", "validate/low/seed0", "validate/high/seed0", "compare/held_out"}
 CHANGES = {
     "white space of a rule": (["subsets.high.rule=stem  >2.5"], set()),
     "a rule's value": (["subsets.high.rule=stem > 3"], OF_HIGH | HELD_OUT),
     "a new subset": (["subsets.more={rule: stem > 1, budget_tokens: 10}"], HELD_OUT),
-    "a new seed": (["seeds=[0, 1]"], {"compare/conditions"}),
-    "a new condition": (["conditions.both.sources={low: {fill: true}, high: {fill: true}}"], {"compare/conditions"}),
+    "a new seed": (["seeds=[0, 1]"], {"compare/conditions", "compare/held_out"}),
+    "a new condition": (["conditions.both.sources={low: {fill: true}, high: {fill: true}}"],
+                        {"compare/conditions", "compare/held_out"}),
     "fewer validation sources": (["validation_sources=[low]"], HELD_OUT),
     "another learning rate": (["run.optimizer.lr=1e-3"], FROM_ALL_RUNS),
     "a new task": (["evaluation.settings.tasks=[tweetsentbr_greedy, assin_rte_greedy]"],
