@@ -36,7 +36,7 @@ def study_values(model):
                 "train": {"budget_tokens": 16 * 4 * 64, "global_batch_size": 4},
                 "optimizer": {"lr": 1e-3, "min_lr": 1e-4},
                 "parallel": {"pipeline_model_parallel_size": 2}, "checkpoint": {"interval_tokens": 2 * 4 * 64},
-                "validation": {"max_tokens_per_source": 1024}},
+                "validation": {"max_tokens_per_source": 100_000}},
         "conditions": {
             "low": {"sources": {"low": {"fill": True}}},
             "high": {"sources": {"high": {"fill": True}}},
