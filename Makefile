@@ -32,6 +32,7 @@ test: .venv/.ready-test lint native try-vllm try-te
 
 test-all: export CAMPAIGN_KILLS ?= 100
 test-all: test
+	@.venv/bin/python -m pytest -m campaign
 
 lint: .venv/.ready-test
 	@.venv/bin/ruff check .

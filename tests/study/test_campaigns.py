@@ -1,4 +1,4 @@
-"""The campaigns against a small study: a short form here, the whole by `make test-all` (CAMPAIGN_KILLS=100)."""
+"""The campaigns against a small study: a part of `make test-all` alone (CAMPAIGN_KILLS=100)."""
 
 import os
 import random
@@ -11,7 +11,7 @@ from tests.study import campaigns
 from tests.study.test_whole_study import study_values
 from tests.unit.tiny_chat_model import make_tiny_chat_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.campaign]
 NUM_KILLS = int(os.environ.get("CAMPAIGN_KILLS", "3"))
 SEED = int(os.environ.get("CAMPAIGN_SEED", "0"))
 
