@@ -193,17 +193,13 @@ def test_without_a_home_everything_works(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_large_study_in_which_nothing_changed_is_opened_in_two_seconds(tmp_path, no_reading):
+def test_of_a_large_study_in_which_nothing_changed_no_file_is_read(tmp_path, no_reading):
+    """20,000 files at two seconds of a processor: benchmarks/robustness.md."""
     for number in range(100):
         make(tmp_path / str(number), {f"{name:03}": "text" for name in range(200)})
     let_the_clock_tick()
     for number in range(100):
         Artifact.open(tmp_path / str(number)).check()
     no_reading()
-    times = []  # of the processor: the machine may be shared
-    for _ in range(3):
-        started = time.process_time()
-        for number in range(100):
-            Artifact.open(tmp_path / str(number)).check()
-        times.append(time.process_time() - started)
-    assert min(times) < 2
+    for number in range(100):
+        Artifact.open(tmp_path / str(number)).check()

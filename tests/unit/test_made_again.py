@@ -1,7 +1,6 @@
 """The plan says what is done, what goes on from where, and what is made again because of which setting."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -133,10 +132,8 @@ def test_what_goes_on_says_from_where(study, tmp_path, capsys):
     assert "tokenize/low goes on: 3 of 4 parts are finished" in told
 
 
-def test_the_plan_of_a_finished_study_of_a_hundred_stages_takes_seconds(study, tmp_path, capsys):
+def test_the_plan_of_a_finished_study_of_a_hundred_stages_has_nothing_to_do(study, tmp_path, capsys):
     seeds = "seeds=[0, 1, 2, 3, 4, 5, 6, 7]"
     assert len(finish(study, tmp_path / "work", seeds)) >= 100
-    started = time.process_time()
     told = planned(capsys, study, tmp_path / "work", seeds)
-    assert time.process_time() - started < 2
     assert "(0.0 of them still to do)" in told

@@ -1,7 +1,6 @@
 """The plan of a study: every mistake before anything runs, and what will be done, with the reason."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -100,11 +99,9 @@ def test_the_table_of_programs_names_the_classes_that_the_programs_parse():
         assert settings_of(program).model_fields
 
 
-def test_a_big_study_is_planned_without_its_data_in_seconds(tmp_path, capsys):
-    started = time.process_time()
+def test_a_big_study_is_planned_without_its_data(tmp_path, capsys):
     code, told = dry_run(capsys, "examples/studies/paper_7b.yaml", "--work", tmp_path)
     assert code == 0
-    assert time.process_time() - started < 5
     assert "GPU-hours" in told
     assert "corpus.path data/classicc-pt does not exist: its columns are not checked" in told
     assert "meta-llama/Llama-2-7b-hf is not fetched" in told
