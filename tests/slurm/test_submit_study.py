@@ -86,13 +86,13 @@ def test_jobs_over_two_nodes_give_the_report_of_one_machine(study):
     code, output = study.submit(SITE=site)
     assert code == 0, output
     reference = start_on_one_core(study)
-    study.wait(500)
+    study.wait(1200)
     code, status = study.submit("--status", SITE=site)
     failed = {line.split()[0] for line in status.splitlines() if " failed " in line}
     assert code == 1
     assert all("/high_with_rewrites/" in name or name == "report/tiny" for name in failed), status
     assert "high_rewrites" in status  # why
-    output, _ = reference.communicate(timeout=300)
+    output, _ = reference.communicate(timeout=900)
     assert reference.returncode == 0, output
     here, there = numbers(study.folder / "here"), numbers(study.work)
     assert len(here) == 10  # two runs with their exposure, five evaluations, one comparison
@@ -119,7 +119,7 @@ def test_once_a_failed_arm_is_mended_the_comparison_is_made_again(study):
     code, output = study.submit(mend, SITE=site)
     assert code == 0, output
     assert "run/low/seed0" not in output
-    study.wait(400)
+    study.wait(900)
     code, status = study.submit("--status", mend, SITE=site)
     assert code == 0, status
     comparisons = [json.loads(path.read_text()) for path in study.work.glob("compare/conditions-*/comparison.json")]
@@ -144,7 +144,7 @@ def test_a_failed_stage_leaves_no_dependents_pending_and_its_error_is_told(study
     assert "has no column 'stem_rating'" in output
     code, output = study.submit("subsets.high.budget_tokens=2000000")
     assert code == 0, output
-    study.wait(120)
+    study.wait(300)
     code, status = study.submit("--status", "subsets.high.budget_tokens=2000000")
     assert code == 1
     (line,) = (line for line in status.splitlines() if line.startswith("select/high "))
@@ -173,7 +173,7 @@ def test_of_an_array_only_the_killed_tasks_run_again(study):
     for task in (2, 5):
         study.wait_for(lambda task=task: list(study.work.glob(f"logs/*.{array}_{task}.log")))
         study.cluster.run("scancel", f"{array}_{task}")
-    study.wait(300)
+    study.wait(600)
     code, status = study.submit("--status", *values)
     assert code == 1
     assert "2 of 8 parts" in status
