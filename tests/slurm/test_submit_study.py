@@ -92,7 +92,7 @@ def test_jobs_over_two_nodes_give_the_report_of_one_machine(study):
     assert code == 1
     assert all("/high_with_rewrites/" in name or name == "report/tiny" for name in failed), status
     assert "high_rewrites" in status  # why
-    output, _ = reference.communicate(timeout=900)
+    output, _ = reference.communicate(timeout=1800)
     assert reference.returncode == 0, output
     here, there = numbers(study.folder / "here"), numbers(study.work)
     assert len(here) == 10  # two runs with their exposure, five evaluations, one comparison

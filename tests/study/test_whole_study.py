@@ -64,7 +64,7 @@ def start(study, work=None):
 
 def run(study):
     process = start(study)
-    output, _ = process.communicate(timeout=900)
+    output, _ = process.communicate(timeout=1800)
     assert process.returncode == 0, output
     return output
 
@@ -137,7 +137,7 @@ def test_a_condition_without_survivors_is_refused_and_the_others_are_compared(st
 def test_an_undisturbed_study_elsewhere_has_the_same_content_everywhere(study, finished, tmp_path):
     """The first was killed on the way; only the report's request, which holds times, names another folder."""
     process = start(study, tmp_path / "elsewhere")
-    output, _ = process.communicate(timeout=900)
+    output, _ = process.communicate(timeout=1800)
     assert process.returncode == 0, output
     here, there = contents(study / "work"), contents(tmp_path / "elsewhere")
     assert len(here) > 25
