@@ -127,7 +127,7 @@ def test_a_condition_without_survivors_is_refused_and_the_others_are_compared(st
     assert "run/high_with_rewrites/seed0: refused: it would see nothing of high_rewrites" in finished
     assert "evaluate/high_with_rewrites/seed0: not run, for want of export/high_with_rewrites/seed0" in finished
     comparison = json.loads((one(study, "compare/conditions-*") / "comparison.json").read_text())
-    assert list(comparison["conditions"]) == ["base", "low", "high"]
+    assert set(comparison["conditions"]) == {"base", "low", "high"}
     assert comparison["missing"] == ["high_with_rewrites"]
     assert any("high_with_rewrites" in caveat for caveat in comparison["caveats"])
     page = (one(study, "report/tiny-*") / "report.html").read_text()
@@ -156,7 +156,7 @@ def test_a_checkpoint_along_training_is_evaluated_though_later_ones_were_saved(s
         seed = record["conditions"][condition]["seeds"]["0"]
         along = record["along_training"][condition]["0"]
         assert list(along) == ["8"]
-        kept = {path.name for path in (study / "work" / seed["run"] / "checkpoints").glob("iter_*")}
+        kept = {path.name for path in (study / "work" / seed["run"] / "checkpoints").glob("iter_???????")}
         assert kept == {"iter_0000008", "iter_0000014", "iter_0000016"}
         earlier, last = (Artifact.open(study / "work" / place, kind="evaluation")
                          for place in (along["8"]["evaluation"], seed["evaluation"]))
