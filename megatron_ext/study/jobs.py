@@ -117,7 +117,7 @@ def _node_jobs(node: Node, study: StudyConfig, work: Path, site: Site) -> list[J
 def _early_checkpoint(node: Node) -> Inside | None:
     """The checkpoint that an export reads, if its run goes on after it."""
     source = node.inputs.get("checkpoint")
-    if isinstance(source, Inside) and "/iter_" in node.name:
+    if isinstance(source, Inside) and "/iter_" in node.name and node.stage == "export":  # whose script waits for it
         return source
     return None
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 _TAIL_BYTES = 64 * 1024
 _ERROR_MARKS = ("error:", "Error:")
 _LAUNCHERS = ("srun:", "slurmstepd:", "[rank")  # they tell that a program failed; the program tells why
+_SEE_ABOVE = "(see above)"  # a script that tells the same
+_LABEL = re.compile(r"^\d+:\s+")  # srun's, of a task
+_MOST_ITEMS = 3
 
 
 def last_error(log: Path) -> str:
-    """The last line of a log that tells an error, else its last line."""
+    """The last line of a log that tells an error, with the list that it opens; else the log's last line."""
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if any(mark in line for mark in _ERROR_MARKS)]
-    told = [line for line in errors if not line.startswith(_LAUNCHERS)]
-    return (told or errors or lines or ["nothing was written"])[-1]
+    errors = [place for place, line in enumerate(lines) if any(mark in line for mark in _ERROR_MARKS)]
+    told = [place for place in errors if not lines[place].startswith(_LAUNCHERS) and _SEE_ABOVE not in lines[place]]
+    if told and lines[told[-1]].endswith(":"):
+        after = [_LABEL.sub("", line) for line in lines[told[-1] + 1:]]
+        items = [line.removeprefix("- ") for line in after if line.startswith("- ")]
+        return f"{lines[told[-1]]} {'; '.join(items[:_MOST_ITEMS])}".strip()
+    chosen = (told or errors)[-1:]
+    return lines[chosen[0]] if chosen else (lines or ["nothing was written"])[-1]

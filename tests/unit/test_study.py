@@ -9,6 +9,7 @@ from megatron_ext.errors import UserError
 from megatron_ext.study.arms import RefusedArm, missing_conditions, narrowed, refuse_pointless, why_unfinished
 from megatron_ext.study.config import load_study
 from megatron_ext.study.graph import Node, build_graph
+from megatron_ext.study.logs import last_error
 from megatron_ext.study.programs import PROGRAMS, settings_of
 from megatron_ext.study.runner import StageError, is_up_to_date, run_nodes
 
@@ -277,3 +278,15 @@ def test_arms_that_differ_train(trainable, tmp_path):
     for node in others:
         refuse_pointless(node, [first, *others], tmp_path / "work")
     refuse_pointless(first, [first, *others], tmp_path / "work")
+
+
+@pytest.mark.parametrize(("log", "expected"), [
+    ("", "nothing was written"), ("a\nb\n", "b"), ("error: no disk\nsrun: error: node1: task 0\n", "error: no disk"),
+    ("error: the run cannot start:\nsrun: error: node1: task 0\n  - data.sources.b: no text\n  - x: y\n"
+     "12:00 [job] error: the run was refused (see above)\n",
+     "error: the run cannot start: data.sources.b: no text; x: y"),
+    ("0: error: not possible:\n0:   - because\n", "0: error: not possible: because"),
+])
+def test_the_last_error_of_a_log_is_told_with_its_list(tmp_path, log, expected):
+    (tmp_path / "log").write_text(log)
+    assert last_error(tmp_path / "log") == expected
