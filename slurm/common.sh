@@ -54,7 +54,8 @@ record_provenance() {
     )
 }
 
-job_field() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep -oP "(?<= $1=)\S+"; }  # NAME
+# job_field NAME: of this job. Slurm shows all tasks of an array for the id of its last one, which is that of the array.
+job_field() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID " | grep -oP "(?<= $1=)\S+"; }
 
 # Whether Slurm takes the nodes for a job with more priority. A cluster without preempt_send_user_signal ends the steps
 # and tells the script nothing.

@@ -161,6 +161,8 @@ def test_each_script_is_usable_alone(study, cluster, tmp_path):
     merge = cluster.submit(f"--dependency=afterok:{array}", "--kill-on-invalid-dep=yes", "slurm/merge.sbatch",
                            "tools.tokenize_corpus", "2", *settings)
     assert cluster.wait(merge, 180) == "COMPLETED", cluster.log(merge).read_text()
+    for part in ("0-of-2", "1-of-2"):  # the last task of an array has the array's own id
+        assert Artifact.open(tmp_path / "tokens.parts" / part, kind="tokenized_part")
     assert Artifact.open(tmp_path / "tokens", kind="tokenized").counts["train"]["documents"] > 100
 
 
