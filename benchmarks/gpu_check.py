@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks import gpu_lab
 from benchmarks.gpu_lab import SIZES, CheckFailed, Lab, describe_gpus, num_gpus, run_program
 from benchmarks.measuring import versions_of
-from megatron_ext.data.model_folder import EMBEDDED_MODEL
+from megatron_ext.data.model_folder import EMBEDDED_MODEL, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 _VLLM = ROOT / ".venv-vllm" / "bin" / "python"
@@ -142,6 +142,8 @@ def rewriting(lab: Lab) -> list[str]:
     """Output tokens/s of the rewriting stage, and of vLLM alone on the same prompts."""
     if not _VLLM.exists():
         return ["Not run: vLLM is not set up (make vllm VLLM=cuda)."]
+    if not load_tokenizer(lab.model).chat_template:
+        return [f"Not run: {lab.model} has no chat template; --model names an instruct model."]
     told = run_program("benchmarks.rewrite", ["--model", str(lab.model), "--documents", str(
         lab.size.rewritten_documents), "--repetitions", "1"], python=str(_VLLM))
     return ["```", *told.splitlines()[-2:], "```"]
