@@ -21,6 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -28,6 +29,8 @@ import yaml
 from megatron_ext.artifacts import Artifact
 from megatron_ext.errors import UserError
 from megatron_ext.manifest import MANIFEST, read_manifest
+from tests.study.test_whole_study import study_values
+from tests.unit.tiny_chat_model import make_tiny_chat_model
 
 SHARE_OF_TWO_RUNNERS = 0.3
 _TITLE = re.compile(r"^\[\d+/\d+\] (\w+)/", re.MULTILINE)
@@ -159,7 +162,7 @@ def _one_kill(study: Path, work: Path, overrides: list[str], chance: random.Rand
     log = work.with_name(f"{work.name}.log")
     with open(log, "a") as file:
         runners = [start(study, work, overrides, file) for _ in range(2 if two else 1)]
-        time.sleep(chance.uniform(2, max(4, seconds / 2)))
+        time.sleep(chance.uniform(2, max(4, seconds / 4)))
         alive = [process for runner in runners if runner.poll() is None for process in _tree(runner.pid)]
         if alive:
             with_chance = chance.choice(alive)
@@ -190,6 +193,14 @@ def start(study: Path, work: Path, overrides: list[str], output: object) -> subp
         **os.environ, "POETA_DATA": "", "XDG_CACHE_HOME": str(work.with_name("cache"))})
 
 
+def small_study(model: Path) -> dict[str, Any]:
+    """All stages, as short as they can be: many starts of it are the point."""
+    values = study_values(model)
+    del values["evaluation"]["checkpoints"]
+    values["run"]["validation"]["max_tokens_per_source"] = 4_000
+    return values
+
+
 def finish(study: Path, work: Path, overrides: list[str]) -> float:
     """Run the study to its end; returns how long that took, in seconds."""
     started = time.monotonic()
@@ -207,9 +218,6 @@ def contents_of(work: Path) -> dict[str, str]:
 
 def main() -> None:
     """Run both campaigns and print their results."""
-    from tests.study.test_whole_study import study_values
-    from tests.unit.tiny_chat_model import make_tiny_chat_model
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -219,7 +227,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     study = work / "study.yaml"
     if not study.exists():
-        study.write_text(yaml.safe_dump(study_values(make_tiny_chat_model(work / "tiny"))))
+        study.write_text(yaml.safe_dump(small_study(make_tiny_chat_model(work / "tiny"))))
     os.environ["XDG_CACHE_HOME"] = str(work / "cache")
     seconds = finish(study, work / "undisturbed", [])
     print(f"undisturbed: {seconds:.0f} s, {len(contents_of(work / 'undisturbed'))} artifacts", flush=True)

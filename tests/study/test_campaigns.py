@@ -8,7 +8,6 @@ import yaml
 
 from megatron_ext.artifacts import Artifact
 from tests.study import campaigns
-from tests.study.test_whole_study import study_values
 from tests.unit.tiny_chat_model import make_tiny_chat_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.campaign]
@@ -19,7 +18,7 @@ SEED = int(os.environ.get("CAMPAIGN_SEED", "0"))
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("campaign")
-    (folder / "study.yaml").write_text(yaml.safe_dump(study_values(make_tiny_chat_model(folder / "tiny"))))
+    (folder / "study.yaml").write_text(yaml.safe_dump(campaigns.small_study(make_tiny_chat_model(folder / "tiny"))))
     return folder / "study.yaml"
 
 
@@ -57,5 +56,3 @@ def test_killed_at_random_a_study_ends_with_the_bits_of_an_undisturbed_one(undis
     kills = campaigns.kill_at_random(study, study.parent, campaigns.contents_of(work), NUM_KILLS, seconds, SEED)
     assert sum(kills.by_stage.values()) == NUM_KILLS
     assert kills.differing == []
-
-
