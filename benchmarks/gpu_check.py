@@ -146,7 +146,7 @@ def rewriting(lab: Lab) -> list[str]:
         return [f"Not run: {lab.model} has no chat template; --model names an instruct model."]
     told = run_program("benchmarks.rewrite", ["--model", str(lab.model), "--documents", str(
         lab.size.rewritten_documents), "--repetitions", "1"], python=str(_VLLM))
-    return ["```", *told.splitlines()[-2:], "```"]
+    return ["```", *[line for line in told.splitlines() if "stage / bare" in line], "```"]
 
 
 PARTS = {"Parity": parity, "Losses side by side": losses, "Resume": resume, "Saved weights": saved_weights,

@@ -41,6 +41,8 @@ def test_the_page_tells_every_part(checked):
     assert "| megatron_ext |" in page
     assert "| transformers + AdamW |" in page
     assert re.search(r"Memory: estimated \d+\.\d GiB", page)
+    if gpu_check._VLLM.exists():
+        assert re.search(r"1: bare .* stage .* stage / bare \d", page)
     assert page.rstrip().endswith("All parts passed.")
 
 
