@@ -1,5 +1,9 @@
 import json
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +16,8 @@ from megatron_ext.study.graph import Node, build_graph
 from megatron_ext.study.logs import last_error
 from megatron_ext.study.programs import PROGRAMS, settings_of
 from megatron_ext.study.runner import StageError, is_up_to_date, run_nodes
+
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -183,6 +189,35 @@ def test_runner_runs_each_node_once_and_keeps_logs_and_configs(program, tmp_path
     assert json.loads((tmp_path / "work" / "configs" / f"{nodes[0].label}.json").read_text()) == {"text": "olá"}
     assert run_nodes(nodes, tmp_path / "work").num_run == 0
     assert "[2/2] select/b: up to date" in capsys.readouterr().out
+
+
+RUNNER = """
+import sys
+from pathlib import Path
+from megatron_ext.study.graph import Node
+from megatron_ext.study.programs import PROGRAMS
+from megatron_ext.study.runner import run_nodes
+
+PROGRAMS["stage_program"] = "stage_program:S"
+nodes = [Node(f"select/{name}", "text", "stage_program", {"text": name}) for name in "abc"]
+nodes.append(Node("tokenize/a", "text", "stage_program", {"text": "of a"}, after=(nodes[0],)))
+print("ran", run_nodes(nodes, Path(sys.argv[1])).require_all().num_run)
+"""
+
+
+def test_two_runners_in_one_folder_share_the_stages(program, tmp_path):
+    work, link = tmp_path / "work", tmp_path / "link"
+    work.mkdir()
+    link.symlink_to(work)
+    runners = [subprocess.Popen([sys.executable, "-c", RUNNER, str(place)], stdout=subprocess.PIPE, text=True,
+                                stderr=subprocess.STDOUT, cwd=CHECKOUT) for place in (work, link)]
+    told = [runner.communicate(timeout=300)[0] for runner in runners]
+    assert [runner.returncode for runner in runners] == [0, 0], told
+    assert sum(int(re.search(r"^ran (\d)$", one, re.MULTILINE)[1]) for one in told) == 4
+    assert all(len(re.findall(rf"\] {node}: (stage_program|up to date)", one)) == 1
+               for one in told for node in ("select/a", "select/b", "select/c", "tokenize/a"))
+    logs = [log.read_text() for log in (work / "logs").iterdir()]
+    assert len(logs) == 4
 
 
 def test_a_failing_stage_takes_those_that_need_it_with_it_and_the_others_go_on(program, tmp_path, capsys):
