@@ -19,7 +19,7 @@ from megatron_ext.redaction import redact_text
 
 MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
 _USERS_TO_MEND = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-_IMPOSSIBLE_PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+_IMPOSSIBLE_PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST)
 _EXIT_OF_SIGPIPE = 141
 
 

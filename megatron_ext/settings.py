@@ -217,6 +217,9 @@ def folder_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r} names no folder of its own: give the name of the folder to make")
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a file; give the name of a folder")
+    for link in (path, *path.parents):
+        if link.is_symlink() and not link.exists():
+            raise argparse.ArgumentTypeError(f"{link} is a link to {link.readlink()}, where nothing is")
     return path
 
 

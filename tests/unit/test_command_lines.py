@@ -30,6 +30,7 @@ OF_A_CONFIG = [name for name in FILES if name not in ("plain",)]
 OF_OUTPUT = {
     "a file": "plain", "below a file": "plain/x", "empty": "", "above": "..", "here": ".", "the root": "/",
     "a name too long": "x" * 5_000, "nobody's home": "~nobody-of-this-name/x", "no UTF-8": "a\udcff",
+    "a link to nothing": "astray", "below a link to nothing": "astray/x", "a circle of links": "circle/x",
 }
 OF_OVERRIDES = {
     "no value": ["word"], "no key": ["=1"], "an unknown key": ["no_such_key=1"],
@@ -56,6 +57,8 @@ def folder(tmp_path_factory):
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text(json.dumps({"architectures": ["Nobody"]}))
     (folder / "nothing").mkdir()
+    (folder / "astray").symlink_to("nowhere")
+    (folder / "circle").symlink_to("circle")
     return folder
 
 
