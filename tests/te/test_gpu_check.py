@@ -5,6 +5,7 @@ import re
 import subprocess
 
 import pytest
+import torch
 
 from benchmarks import gpu_check
 from benchmarks.gpu_lab import CheckFailed, count_not_the_optimizers
@@ -50,9 +51,8 @@ def test_a_stale_weight_is_found(checked):
     """One byte of one weight changed, as if a rank's update had not been gathered."""
     checkpoint = max((checked / "local" / "checkpoints").glob("iter_*"))
     assert count_not_the_optimizers(checkpoint)[0] == 0
-    weight = CheckpointReader(checkpoint).read("decoder.final_layernorm.weight", None)
-    stored = weight.contiguous().view(-1).untyped_storage()
-    raw = bytes(stored)[weight.storage_offset() * 2:][:weight.numel() * 2]
+    row = CheckpointReader(checkpoint).read("embedding.word_embeddings.weight", None)[0]
+    raw = row.contiguous().view(torch.uint8).numpy().tobytes()
     [file] = [path for path in checkpoint.glob("*.distcp") if raw in path.read_bytes()]
     data = bytearray(file.read_bytes())
     data[data.index(raw) + 1] ^= 0x01
