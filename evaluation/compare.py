@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,7 +105,7 @@ def compare(settings: CompareSettings, output: Path) -> Artifact:
 
     def make(folder: Path) -> dict[str, Any]:
         comparison = compare_evaluations(settings)
-        write_json(folder / "comparison.json", _without_nan(comparison))
+        write_json(folder / "comparison.json", comparison)
         return {"items": comparison["num_items"], "tasks": len(comparison["tasks"]), "models": len(inputs)}
 
     return make_artifact(output, kind="comparison", settings=settings, more=more, inputs=inputs, make=make)
@@ -237,15 +236,6 @@ def _interactions(study: _Study, settings: CompareSettings) -> list[dict[str, An
         one["verdict"] = verdicts.interaction_verdict(one["name"], one["conditions"], one["npm"]["all"], p,
                                                       num_items=study.num_items, data=study.data)
     return found
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: an undefined number becomes null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @exit_on_user_error

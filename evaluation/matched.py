@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.item_scores import ItemScores, item_scores
-from evaluation.npm import SAME_IN_COMPARISON, load_results
+from evaluation.npm import SAME_IN_COMPARISON, load_results, read_example
 from evaluation.statistics import Model
 from megatron_ext.artifacts import Artifact
 from megatron_ext.errors import UserError
@@ -126,7 +125,7 @@ def _load(condition: str, position: int, folder: Path, is_trained: bool) -> Eval
     examples: dict[str, list[dict[str, Any]]] = {task: [] for task in results["tasks"]}
     with open(folder / "examples.jsonl", encoding="utf-8") as file:
         for line in file:
-            row = json.loads(line)
+            row = read_example(line)
             examples.setdefault(row["task"], []).append(row)
     for rows in examples.values():
         rows.sort(key=lambda row: row["doc_id"])

@@ -206,12 +206,12 @@ def _example_rows(run: PreparedTask, samples: list[dict[str, Any]]) -> list[dict
 
 def _write_examples(path: Path, examples: Mapping[str, list[dict[str, Any]]]) -> None:
     rows = [row for task_rows in examples.values() for row in task_rows]
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows))
+    write_text(path, "".join(map(npm.write_example, rows)))
 
 
 def _summarise(settings: PoetaSettings, runs: list[PreparedTask], examples: Mapping[str, list[dict[str, Any]]],
                num_truncated: Mapping[str, int | None]) -> dict[str, Any]:
-    """`results.json`. NaN is written as Python's json does."""
+    """`results.json`."""
     tasks = {run.name: _summarise_task(run, examples[run.name], num_truncated[run.name]) for run in runs}
     return {
         "profile": settings.profile,
