@@ -113,7 +113,7 @@ def test_killed_and_run_again(oracle: Oracle, tmp_path: Path) -> None:
         run.evaluate_model(settings(), tmp_path / "killed")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert len(read_answers(tmp_path / "killed.partial" / run.JOURNAL)) == 6
+    assert len(read_answers(tmp_path / "killed.partial" / run.JOURNAL)) == 6 + 1  # the count of truncated prompts
     oracle.batches = []
     resumed = run.evaluate_model(settings(), tmp_path / "killed")
     assert oracle.batches == [3, 2]
@@ -130,7 +130,7 @@ def test_killed_in_the_middle_of_a_line(oracle: Oracle, tmp_path: Path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run, "_write_examples", stop)
+        patch.setattr(run, "_write_rows", stop)
         run.evaluate_model(settings(), tmp_path / "scores")
     journal = tmp_path / "scores.partial" / run.JOURNAL
     journal.write_bytes(journal.read_bytes()[:-20])  # the last answer of a batch of two is torn
@@ -153,15 +153,20 @@ def ask(task: str, number: int) -> list[Instance]:
     return [Instance("generate_until", {}, (f"{task}{i}" + "x" * (i % 5), {}), 0, (task, i, 1)) for i in range(number)]
 
 
+def cut(requests: list[Instance]) -> list[list[Instance]]:
+    return cut_into_batches(requests, 5, lambda one: (one.task_name, one.args[0], one.doc_id))
+
+
 def test_batches_depend_on_nothing_but_the_requests_of_their_task() -> None:
     requests = ask("a", 12)
-    batches = cut_into_batches(requests, 5)
+    batches = cut(requests)
     assert [len(batch) for batch in batches] == [5, 5, 2]
     assert batches[0][0].args[0].endswith("xxxx")
-    assert batches == cut_into_batches(requests[::-1], 5) == cut_into_batches([*requests, *ask("b", 3)], 5)[:3]
-    keys = [key for batch in batches for key in keys_of(batch)]
+    assert batches == cut(requests[::-1]) == cut([*requests, *ask("b", 3)])[:3]
+    prompts = [[request.args[0] for request in batch] for batch in batches]
+    keys = [key for batch in prompts for key in keys_of(batch)]
     assert len(set(keys)) == 12
-    assert keys_of(batches[0]) != keys_of(batches[0][:-1])
+    assert keys_of(prompts[0]) != keys_of(prompts[0][:-1])
 
 
 def test_appending_to_answers_cuts_off_a_torn_line(tmp_path: Path) -> None:
