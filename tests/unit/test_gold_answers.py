@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,21 @@ import torch  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
-from evaluation.poeta import hf_options  # noqa: E402
+from evaluation import npm  # noqa: E402
+from evaluation.poeta import hf_options, load_task, run, task_names, task_spec  # noqa: E402
+from evaluation.poeta.families.wsc import _document  # noqa: E402
+from evaluation.poeta.gold import GOLD, item_value  # noqa: E402
 from evaluation.poeta.hf_model import PoetaHFLM  # noqa: E402
+from evaluation.poeta.journal import JournalingLM  # noqa: E402
 from evaluation.poeta.likelihood import Question, encode_questions  # noqa: E402
+from evaluation.poeta.prompts import build_requests  # noqa: E402
+from evaluation.poeta.table import task_table  # noqa: E402
+from evaluation.poeta.task import Cloze, Document, Loaded, cloze  # noqa: E402
+from evaluation.run_poeta import main  # noqa: E402
 from megatron_ext.errors import UserError  # noqa: E402
+from megatron_ext.settings import load_settings, part_problems  # noqa: E402
+from megatron_ext.settings_types import PartOf  # noqa: E402
+from megatron_ext.stage import request_settings  # noqa: E402
 from tests.tiny_model import write_tiny_model  # noqa: E402
 
 TASK = "tweetsentbr_greedy"
@@ -145,3 +159,191 @@ def test_a_model_without_a_cache_gives_the_same(byte_model: Path) -> None:
     lm._scorer.has_cache = False
     for mine, theirs in zip(expected, lm.score_options(questions()), strict=True):
         assert theirs.nats == pytest.approx(mine, rel=1e-5)
+
+
+def settings(model: Path | str, **values: Any) -> run.PoetaSettings:
+    defaults = {"model": str(model), "tasks": [TASK], "allow_sample_data": True, "allow_download": False, "limit": 7,
+                "batch_size": 2, "max_gen_toks": 3, "device": "cpu", "dtype": "float32",
+                "scoring": ["generate", "gold"]}
+    return run.PoetaSettings(**{**defaults, **values})
+
+
+def gold_rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / GOLD).read_text().splitlines()]
+
+
+def test_an_evaluation_holds_the_likelihoods_of_every_item(byte_model: Path, tmp_path: Path) -> None:
+    artifact = run.evaluate_model(settings(byte_model), tmp_path / "scores")
+    rows, lm = gold_rows(artifact.path), load(byte_model)
+    assert sorted(artifact.manifest["files"]) == ["examples.jsonl", GOLD, "results.json"]
+    prompts = {row["prompt_sha256"] for row in npm.load_examples(artifact.path)}
+    assert len(rows) == 7 and {row["prompt_sha256"] for row in rows} == prompts
+    labels = (" negativa", " neutra", " positiva")
+    for row, example in zip(rows, npm.load_examples(artifact.path), strict=True):
+        assert labels[row["gold"]] == example["target"]
+        assert row["bytes"] == len(example["target"].encode()) == row["num_tokens"]
+        assert row["nats"] == row["options"][row["gold"]]["nats"]
+        assert row["rank"] == 1 + sum(one["nats"] < row["nats"] for one in row["options"])
+        assert (row["num_dropped_tokens"], row["splits_token"]) == (0, False)
+    found = npm.load_results(artifact.path)
+    accuracy = 100 * sum(row["rank"] == 1 for row in rows) / 7
+    assert found["likelihood"] == {"gold_accuracy": {"value": pytest.approx(accuracy), "num_tasks": 1}}
+    task = found["tasks"][TASK]["likelihood"]
+    assert task["measures"]["gold_accuracy"]["chance"] == pytest.approx(100 / 3)
+    assert task["num_truncated"] == {"gold": 0, "cloze": 0}
+    assert lm.context_tokens == 8192
+
+
+def test_what_did_not_fit_is_told_item_by_item(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "short", context_tokens=2048 + 300)
+    artifact = run.evaluate_model(settings(model, limit=3), tmp_path / "scores")
+    assert all(row["num_dropped_tokens"] > 0 for row in gold_rows(artifact.path))
+    assert npm.load_results(artifact.path)["tasks"][TASK]["likelihood"]["num_truncated"]["gold"] == 3
+
+
+def test_options_share_no_answer_in_the_journal(byte_model: Path, tmp_path: Path) -> None:
+    lm = load(byte_model)
+    journaling = JournalingLM(lambda: lm, tmp_path / "journal", 4)
+    first = journaling.score_options([Question("t", 0, "Pergunta:", (" um", " dois"))])
+    other = journaling.score_options([Question("t", 0, "Pergunta:", (" três", " dois"))])
+    swapped = journaling.score_options([Question("t", 0, "Pergunta:", (" dois", " um"))])
+    assert first[0].nats[0] != other[0].nats[0] and first[0].nats[1] == pytest.approx(other[0].nats[1], abs=1e-5)
+    assert swapped[0].nats == pytest.approx(first[0].nats[::-1], abs=1e-5)
+    arguments = {"until": ["\n"], "do_sample": False, "max_gen_toks": 2}
+    instance = Instance("generate_until", {}, ("Pergunta:", arguments), 0, ("t", 0, 1))
+    assert isinstance(journaling.generate_until([instance])[0], str)
+    again = JournalingLM(lambda: pytest.fail("loaded"), tmp_path / "journal", 4)
+    assert again.score_options([Question("t", 0, "Pergunta:", (" um", " dois"))]) == first
+
+
+def test_killed_in_the_middle_of_the_options(byte_model: Path, tmp_path: Path) -> None:
+    values = {"reuse_answers": False}
+    undisturbed = run.evaluate_model(settings(byte_model, **values), tmp_path / "undisturbed")
+    asked: list[int] = []
+    plain = PoetaHFLM.score_options
+
+    def counted(self: PoetaHFLM, questions: Any) -> Any:
+        if len(asked) == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        asked.append(len(questions))
+        return plain(self, questions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PoetaHFLM, "score_options", counted)
+        kill_after = 2
+        child = os.fork()
+        if child == 0:
+            run.evaluate_model(settings(byte_model, **values), tmp_path / "killed")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        kill_after = -1
+        resumed = run.evaluate_model(settings(byte_model, **values), tmp_path / "killed")
+    assert asked == [2, 1]
+    assert resumed.content_hash == undisturbed.content_hash
+
+
+def test_nothing_is_loaded_when_all_answers_are_kept(byte_model: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run.evaluate_model(settings(byte_model), tmp_path / "first")
+    monkeypatch.setattr(run, "_load_model", lambda settings: pytest.fail("the model was loaded"))
+    again = run.evaluate_model(settings(byte_model), tmp_path / "again")
+    assert again.content_hash == first.content_hash
+    without = run.evaluate_model(settings(byte_model, scoring=["generate"]), tmp_path / "without")
+    assert not (without.path / GOLD).exists()
+    assert npm.load_examples(without.path) == npm.load_examples(first.path)
+
+
+def test_the_default_leaves_names_and_requests_as_they_were() -> None:
+    plain = run.PoetaSettings(model="m")
+    assert plain.scoring == ("generate",)
+    assert "scoring" not in request_settings(plain)
+    assert request_settings(run.PoetaSettings(model="m", scoring=["generate"])) == request_settings(plain)
+    gold = request_settings(run.PoetaSettings(model="m", scoring=["gold", "generate"]))
+    assert gold == {**request_settings(plain), "scoring": ["generate", "gold"]}
+
+
+@pytest.mark.parametrize(("setting", "message"), [
+    ("scoring=[generate, golden]", "scoring"), ("scoring=[gold]", "lacks generate"), ("scoring=gold", "scoring"),
+    ("scoring=[]", "lacks generate"), ("device=cuda0", "no device of torch"), ("device=gpu", "no device of torch"),
+    ("device=cpu:x", "no device of torch"), ("device=", "no device of torch"),
+])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_bad_settings_are_told_before_anything_runs(byte_model: Path, tmp_path: Path, setting: str, message: str,
+                                                    more: list[str], monkeypatch: pytest.MonkeyPatch,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["run_poeta", "--output", str(tmp_path / "scores"), f"model={byte_model}",
+                                     f"tasks=[{TASK}]", "allow_sample_data=true", "allow_download=false", setting,
+                                     *more])
+    assert main() == 2
+    told = capsys.readouterr().err
+    assert message in told and "Traceback" not in told
+    assert not list(tmp_path.glob("scores*"))
+
+
+def test_a_backend_without_likelihoods_is_refused() -> None:
+    with pytest.raises(UserError, match=r"scoring = .*backend 'local-completions'.*write backend=hf"):
+        load_settings(run.PoetaSettings, None, ["model=m", "backend=local-completions", "scoring=[generate, gold]"])
+    part = PartOf(lambda: run.PoetaSettings, {"model": "."})
+    assert "does not give" in part_problems(part, {"scoring": ["generate", "gold"], "backend": "local-completions"})[0]
+
+
+def test_a_device_that_is_not_here_is_one_clear_error(byte_model: Path, tmp_path: Path) -> None:
+    name = f"cuda:{torch.cuda.device_count() + 7}"
+    with pytest.raises(UserError, match=f"device = {name}: this machine has no such device.*device=cpu"):
+        run.evaluate_model(settings(byte_model, device=name), tmp_path / "scores")
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      byte_model: Path) -> None:
+    def strict(text: str) -> Any:
+        return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+    row = {"metrics": {"mse": math.inf, "pearson": [math.nan, 3.2], "acc": 1.0}, "output": "1e999"}
+    assert strict(npm.write_example(row))["metrics"] == {"mse": None, "pearson": [None, 3.2], "acc": 1.0}
+    read = npm.read_example(npm.write_example(row))["metrics"]
+    assert math.isnan(read["mse"]) and math.isnan(read["pearson"][0]) and read["pearson"][1] == 3.2
+    monkeypatch.setattr(run, "_summarise_task", lambda run, rows, number: {
+        "npm": math.nan, "score": -math.inf, "num_examples": 7})
+    artifact = run.evaluate_model(settings(byte_model, scoring=["generate"]), tmp_path / "scores")
+    assert strict((artifact.path / "results.json").read_text())["npm"]["all"] is None
+    assert strict((artifact.path / "manifest.json").read_text())["counts"]["npm"] is None
+    assert artifact.verify() == []
+
+
+def test_cloze_forms_hold_the_question_without_its_options() -> None:
+    question = Document("1", "Qual?\nA. sol\nB. lua\nResposta:", " B", options=(" A", " B"),
+                        cloze=cloze("Qual?\nResposta:", ["sol", "lua "]))
+    form = question.as_cloze
+    assert (form.text, form.target, form.options) == ("Qual?\nResposta:", " lua", (" sol", " lua"))
+    assert cloze("Qual?", ["sol", None]) is None and cloze("Qual?", ["sol", " "]) is None
+    row = {"question_id": 1, "manually_fixed_correct_sentence": "Ana viu Eva e a Eva sorriu.",
+           "manually_fixed_incorrect_sentence": "Ana viu Eva e a Ana sorriu."}
+    schema = _document(row)
+    assert schema.cloze == Cloze("Ana viu Eva e a", (" Ana sorriu.", " Eva sorriu."))
+    assert schema.as_cloze.target == " Eva sorriu."
+
+
+def test_cloze_prompts_have_the_same_shots_in_the_same_form() -> None:
+    documents = [Document(i, f"q{i}\nA. sim{i}\nB. não{i}\nResposta:", " A", options=(" A", " B"),
+                          cloze=cloze(f"q{i}\nResposta:", [f"sim{i}", f"não{i}"])) for i in range(9)]
+    [request] = build_requests(load_task("arc_easy_greedy_pt"), Loaded(documents[:1], documents))
+    shown = [line for line in request.prompt.split("\n") if line.startswith("q")]
+    assert [line for line in request.cloze_prompt.split("\n") if line.startswith("q")] == shown
+    assert request.cloze_prompt.startswith("Exemplo 1:\nq") and request.cloze_prompt.endswith("q0\nResposta:")
+    assert "A." not in request.cloze_prompt and f"Resposta: sim{shown[0][1]}\n###" in request.cloze_prompt
+
+
+def test_a_task_without_any_measure_or_form_says_so_in_the_table() -> None:
+    specs = list(task_table().values())
+    with_texts = [spec.name for spec in specs if "cloze_accuracy" in spec.likelihood_measures]
+    assert len(with_texts) == 20 and len(task_names()) == 44
+    assert task_spec("assin_sts_greedy").likelihood_measures == ()
+    assert {spec.name for spec in specs if "gold_bits_per_byte" in spec.likelihood_measures} == {
+        "faquad", "mkqa_greedy"}
+
+
+def test_values_of_an_item() -> None:
+    row = {"nats": 2 * math.log(2), "bytes": 4, "rank": 1, "rank_per_byte": 2}
+    assert item_value("gold_bits_per_byte", row) == item_value("cloze_bits_per_byte", row) == pytest.approx(0.5)
+    assert (item_value("gold_accuracy", row), item_value("cloze_accuracy", row)) == (100.0, 0.0)
+    assert item_value("gold_accuracy", {**row, "rank": None}) is None
