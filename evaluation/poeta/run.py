@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from evaluation.poeta.journal import JournalingLM
 
-_GOLD_BACKENDS = ("hf",)
+_GOLD_BACKENDS = ("hf", "vllm")
 JOURNAL = "answers.jsonl"
 _JOURNAL_KEY = "answers.key"
 RESULTS, EXAMPLES = "results.json", "examples.jsonl"
@@ -65,9 +65,9 @@ class PoetaSettings(StageSettings):
     max_gen_toks: int = Field(default=OFFICIAL_MAX_GEN_TOKS, ge=1)
     """Longest answer, tokens. Answers end at a line feed; a label or letter needs fewer than ten."""
     scoring: tuple[Literal["generate", "gold"], ...] = ("generate",)
-    """generate: answers, and NPM of them; gold, besides: likelihoods of the right answer and of all options, with `hf`,
-    which a small model's differences show in first (`likelihood_measures` of the task table; evaluation/poeta/gold.py).
-    """
+    """generate: answers, and NPM of them; gold, besides: likelihoods of the right answer and of all options, in which
+    the differences of small models show first, with `hf` or `vllm`. Which measures make sense for a task is a column
+    of the task table (`likelihood_measures`)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights with `hf` and `vllm`: auto (as saved), float32, bfloat16, float16."""
     device: Annotated[str | None, LAYOUT] = None

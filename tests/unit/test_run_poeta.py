@@ -24,6 +24,7 @@ from lm_eval.api.registry import register_model  # noqa: E402
 
 from evaluation import npm  # noqa: E402
 from evaluation.poeta import answer_cache, hf_model, prepared, run, sources, task_names  # noqa: E402
+from evaluation.poeta.gold import GOLD  # noqa: E402
 from evaluation.poeta.hf_model import PoetaHFLM  # noqa: E402
 from evaluation.poeta.journal import append_answers, cut_into_batches, keys_of, read_answers  # noqa: E402
 from evaluation.run_poeta import main  # noqa: E402
@@ -302,9 +303,11 @@ def test_any_openai_compatible_server(tmp_path: Path) -> None:
 @pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="vLLM is not set up: `make vllm` makes .venv-vllm")
 def test_vllm_answers_as_hf_does(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model", context_tokens=8192)
-    common = {"model": str(model), "limit": 6, "max_gen_toks": 8, "dtype": "float32", "reuse_answers": False}
+    common = {"model": str(model), "limit": 6, "max_gen_toks": 8, "dtype": "float32", "reuse_answers": False,
+              "scoring": ["generate", "gold"]}
     ours = run.evaluate_model(settings(backend="hf", device="cpu", **common), tmp_path / "hf")
-    arguments = [f"{name}={value}" for name, value in common.items()] + [
+    arguments = [f"{name}={json.dumps(value) if isinstance(value, list) else value}"
+                 for name, value in common.items()] + [
         "backend=vllm", "model_args={enforce_eager: true, max_num_seqs: 3}", "allow_sample_data=true",
         "allow_download=false", f"tasks=[{TASK}]"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -315,6 +318,13 @@ def test_vllm_answers_as_hf_does(tmp_path: Path) -> None:
     theirs = npm.load_examples(tmp_path / "vllm")
     assert [row["output"] for row in theirs] == [row["output"] for row in npm.load_examples(ours.path)]
     assert npm.load_results(tmp_path / "vllm")["npm"] == npm.load_results(ours.path)["npm"]
+    for mine, its in zip(_nats(ours.path), _nats(tmp_path / "vllm"), strict=True):
+        assert its == pytest.approx(mine, rel=1e-4)
+
+
+def _nats(evaluation: Path) -> list[list[float]]:
+    rows = map(json.loads, (evaluation / GOLD).read_text().splitlines())
+    return [[option["nats"] for option in row["options"]] for row in rows]
 
 
 def test_lists_on_the_command_line() -> None:
