@@ -249,8 +249,10 @@ def main() -> None:
     artifact = compare(settings, output)
     comparison = json.loads((artifact.path / "comparison.json").read_text(encoding="utf-8"))
     gold = comparison.get("gold", {"measures": [], "caveats": []})
-    for part in [comparison, *gold["measures"]]:
-        for one in [*part["differences"], *part["interactions"]]:
+    for one in [*comparison["differences"], *comparison["interactions"]]:
+        print(one["verdict"])
+    for one in [one for part in gold["measures"] for one in [*part["differences"], *part["interactions"]]]:
+        if one["family"] in ("baseline", "interactions"):
             print(one["verdict"])
     for caveat in [*comparison["caveats"], *gold["caveats"]]:
         print(f"note: {caveat}")

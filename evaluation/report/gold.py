@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from evaluation.measures import MEASURES, Measure
 from evaluation.report.measured import charted
-from evaluation.report.record import StudyRecord, label
+from evaluation.report.record import StudyRecord, label, readable
 
 TITLES = {"gold_bits_per_byte": "Loss of the right answers", "cloze_bits_per_byte": "Loss of the right options' texts",
           "gold_accuracy": "The right answer is the likeliest option",
@@ -19,8 +20,18 @@ def gold_section(record: StudyRecord) -> dict[str, Any] | None:
     if gold is None:
         return None
     measures = [_measure(one, MEASURES[one["measure"]["name"]]) for one in gold["measures"]]
-    return {"measures": measures, "caveats": gold["caveats"],
-            "verdicts": [verdict for one in measures for verdict in one["verdicts"]]}
+    return {"measures": measures, "caveats": gold["caveats"], "verdicts": list(_verdicts(gold))}
+
+
+def _verdicts(gold: dict[str, Any]) -> Iterator[str]:
+    """What is claimed, of any measure, for the head of the page; what is not stands in the section."""
+    told = [(one, contrast) for one in gold["measures"] for contrast in [*one["interactions"], *one["differences"]]
+            if contrast["family"] in ("baseline", "interactions")]
+    for one, contrast in told:
+        if contrast["is_claimed"]:
+            yield readable(contrast["verdict"], one["conditions"])
+    if told and not any(contrast["is_claimed"] for _, contrast in told):
+        yield "By the likelihood of right answers no difference can be claimed either."
 
 
 def _measure(one: dict[str, Any], measure: Measure) -> dict[str, Any]:

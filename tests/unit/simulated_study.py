@@ -119,6 +119,29 @@ def _group_means(results):
             for name, members in groups.items()}
 
 
+def evaluator(place):
+    """evaluate(name, skill, …) -> folder of an evaluation, below `place`, of a model of its own."""
+    def evaluate(name, skill=0.5, **options):
+        model = produce(place / "models" / name, kind="hf_model", settings={"name": name}, inputs={},
+                        make=lambda folder: {"bytes": (folder / "weights").write_text(name)})
+        write_evaluation(place / name, model.path, skill, **options)
+        return place / name
+
+    return evaluate
+
+
+def comparer(place):
+    """run(evaluations, baseline, …) -> the content of a comparison that is made below `place`."""
+    from evaluation.compare import CompareSettings, compare
+
+    def run(evaluations, baseline, **settings):
+        compare(CompareSettings(evaluations=evaluations, baseline=baseline, num_resamples=500, **settings),
+                place / "comparison")
+        return json.loads((place / "comparison" / "comparison.json").read_text())
+
+    return run
+
+
 def write_study(work, *, seeds=(0, 1, 2), num_items=80, conditions=tuple(SOURCES), notes=(), data="official"):
     """All artifacts of a study below `work`, and study.json; the comparison is made by evaluation.compare."""
     from evaluation.compare import CompareSettings, compare

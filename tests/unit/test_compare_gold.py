@@ -2,43 +2,32 @@
 
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 
-from evaluation.compare import CompareSettings, compare
 from evaluation.compare_gold import _by_cluster, compare_gold
 from evaluation.matched import load_evaluations
 from evaluation.measures import CLOZE_BITS_PER_BYTE, GOLD_BITS_PER_BYTE, LIKELIHOODS, MEASURES
 from evaluation.poeta import task_names, task_spec
 from evaluation.report.page import gather, render
 from evaluation.report.record import StudyRecord
-from megatron_ext.artifacts import produce, write_json
+from megatron_ext.artifacts import write_json
 from megatron_ext.errors import UserError
-from tests.unit.simulated_study import TASKS, gold_rows, write_evaluation
+from tests.unit.simulated_study import TASKS, comparer, evaluator, gold_rows
 
 WITH_TEXTS = {"enem_greedy", "logiqa_greedy"}
 
 
 @pytest.fixture
 def evaluate(tmp_path):
-    def evaluate(name, gold=0.0, **options):
-        model = produce(tmp_path / "models" / name, kind="hf_model", settings={"name": name}, inputs={},
-                        make=lambda folder: {"bytes": (folder / "weights").write_text(name)})
-        write_evaluation(tmp_path / name, model.path, 0.5, gold=gold, **options)
-        return tmp_path / name
-
-    return evaluate
+    return partial(evaluator(tmp_path), gold=0.0)
 
 
 @pytest.fixture
 def run(tmp_path):
-    def run(evaluations, baseline, **settings):
-        compare(CompareSettings(evaluations=evaluations, baseline=baseline, num_resamples=500, **settings),
-                tmp_path / "comparison")
-        return json.loads((tmp_path / "comparison" / "comparison.json").read_text())
-
-    return run
+    return comparer(tmp_path)
 
 
 def by_name(found):
@@ -51,8 +40,8 @@ def test_every_measure_of_the_task_table_is_declared():
 
 
 def test_a_planted_difference_is_claimed_in_words_of_its_measure(evaluate, run):
-    found = run({"low": [evaluate("l", 0.0, seed=1)], "same": [evaluate("s", 0.0, seed=2)],
-                 "high": [evaluate("h", 0.06, seed=3)]}, "low")
+    found = run({"low": [evaluate("l", gold=0.0, seed=1)], "same": [evaluate("s", gold=0.0, seed=2)],
+                 "high": [evaluate("h", gold=0.06, seed=3)]}, "low")
     measures = by_name(found)
     cloze = {(one["condition"], one["reference"]): one for one in measures["cloze_bits_per_byte"]["differences"]}
     high, same = cloze["high", "low"], cloze["same", "low"]
@@ -69,7 +58,7 @@ def test_a_planted_difference_is_claimed_in_words_of_its_measure(evaluate, run):
 
 
 def test_means_are_over_the_tasks_for_which_a_measure_makes_sense(evaluate, run, tmp_path):
-    measures = by_name(run({"a": [evaluate("a", seed=1)], "b": [evaluate("b", 0.1, seed=2)]}, "a"))
+    measures = by_name(run({"a": [evaluate("a", seed=1)], "b": [evaluate("b", gold=0.1, seed=2)]}, "a"))
     assert {task["name"] for task in measures["cloze_accuracy"]["tasks"]} == WITH_TEXTS
     assert {task["name"] for task in measures["gold_accuracy"]["tasks"]} == TASKS.keys()
     assert "gold_bits_per_byte" not in measures  # letters and labels alone: a prior
@@ -81,7 +70,7 @@ def test_means_are_over_the_tasks_for_which_a_measure_makes_sense(evaluate, run,
 
 
 def test_p_values_of_all_measures_are_corrected_together(evaluate, run):
-    measures = by_name(run({"a": [evaluate("a", seed=1)], "b": [evaluate("b", 0.02, seed=2)]}, "a"))
+    measures = by_name(run({"a": [evaluate("a", seed=1)], "b": [evaluate("b", gold=0.02, seed=2)]}, "a"))
     ps = sorted((one["differences"][0]["estimate"]["p"], one["differences"][0]["p_corrected"])
                 for one in measures.values())
     assert len(ps) == 3
@@ -89,7 +78,8 @@ def test_p_values_of_all_measures_are_corrected_together(evaluate, run):
 
 
 def test_only_what_was_scored_is_compared(evaluate, run):
-    found = run({"base": [evaluate("base", None)], "a": [evaluate("a")], "b": [evaluate("b", 0.1, seed=2)]}, "a")
+    found = run({"base": [evaluate("base", gold=None)], "a": [evaluate("a")],
+                 "b": [evaluate("b", gold=0.1, seed=2)]}, "a")
     assert found["gold"]["not_scored"] == ["base"]
     assert "not scored for base: scoring=[generate, gold]" in found["gold"]["caveats"][0]
     for one in by_name(found).values():
@@ -99,18 +89,18 @@ def test_only_what_was_scored_is_compared(evaluate, run):
 
 
 def test_a_seed_that_was_not_scored_leaves_its_condition_out(evaluate, run):
-    found = run({"a": [evaluate("a0"), evaluate("a1", None, seed=1)], "b": [evaluate("b", seed=2)],
+    found = run({"a": [evaluate("a0"), evaluate("a1", gold=None, seed=1)], "b": [evaluate("b", seed=2)],
                  "c": [evaluate("c", seed=3)]}, "b")
     assert found["gold"]["not_scored"] == ["a"]
 
 
 def test_older_evaluations_are_compared_as_before(evaluate, run):
-    assert "gold" not in run({"a": [evaluate("a", None)], "b": [evaluate("b", None, seed=2)]}, "a")
+    assert "gold" not in run({"a": [evaluate("a", gold=None)], "b": [evaluate("b", gold=None, seed=2)]}, "a")
 
 
 def test_seeds_and_interactions(evaluate, run):
     effects = {"a": 0.3, "b": 0.1, "c": 0.1, "d": 0.1}
-    evaluations = {name: [evaluate(f"{name}{seed}", gold, seed=10 * i + seed) for seed in range(2)]
+    evaluations = {name: [evaluate(f"{name}{seed}", gold=gold, seed=10 * i + seed) for seed in range(2)]
                    for i, (name, gold) in enumerate(effects.items())}
     measures = by_name(run(evaluations, "b", interactions={"rewriting": ["a", "b", "c", "d"]}))
     [interaction] = measures["cloze_bits_per_byte"]["interactions"]
@@ -136,10 +126,9 @@ def test_items_of_one_id_are_one_cluster():
     assert copies == pytest.approx(alone)
 
 
-def test_the_page_shows_every_measure(evaluate, tmp_path):
-    compare(CompareSettings(evaluations={"low": [evaluate("l", 0.0, seed=1)], "high": [evaluate("h", 0.1, seed=3)]},
-                            baseline="low", num_resamples=500), tmp_path / "compare")
-    write_json(tmp_path / "study.json", {"name": "gold", "conditions": {}, "comparison": "compare"})
+def test_the_page_shows_every_measure(evaluate, run, tmp_path):
+    run({"low": [evaluate("l", seed=1)], "high": [evaluate("h", gold=0.1, seed=3)]}, "low")
+    write_json(tmp_path / "study.json", {"name": "gold", "conditions": {}, "comparison": "comparison"})
     numbers = gather(StudyRecord.read(tmp_path / "study.json"))
     page = render(numbers)
     assert [part["measure"] for part in numbers["gold"]["measures"]] == [
@@ -148,4 +137,5 @@ def test_the_page_shows_every_measure(evaluate, tmp_path):
     rows = {row["label"]: row for family in numbers["gold"]["measures"][0]["families"] for row in family["rows"]}
     assert rows["high − low"]["direction"] == "better"
     assert numbers["verdict"]["text"].startswith("No condition can be told apart")  # NPM is the headline
-    assert any("bits" in verdict for verdict in numbers["verdict"]["verdicts"])
+    assert any("bits\N{NO-BREAK SPACE}a\N{NO-BREAK SPACE}byte of right options" in verdict
+               for verdict in numbers["verdict"]["verdicts"])
