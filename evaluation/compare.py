@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field, model_validator
 
 from evaluation import verdicts
 from evaluation.categories import read_categories
+from evaluation.compare_gold import compare_gold
 from evaluation.contrasts import Contrasts, ordered_pairs
 from evaluation.curves import score_curves
 from evaluation.matched import (
@@ -106,7 +106,7 @@ def compare(settings: CompareSettings, output: Path) -> Artifact:
 
     def make(folder: Path) -> dict[str, Any]:
         comparison = compare_evaluations(settings)
-        write_json(folder / "comparison.json", _without_nan(comparison))
+        write_json(folder / "comparison.json", comparison)
         return {"items": comparison["num_items"], "tasks": len(comparison["tasks"]), "models": len(inputs)}
 
     return make_artifact(output, kind="comparison", settings=settings, more=more, inputs=inputs, make=make)
@@ -121,7 +121,10 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
     trained = [name for name in settings.evaluations if name not in settings.given]
     min_seeds = min((len(settings.evaluations[name]) for name in trained), default=0)
     results = evaluations[0].results
+    gold = compare_gold(evaluations, baseline=settings.baseline, interactions=settings.interactions,
+                        given=settings.given, num_resamples=settings.num_resamples, seed=settings.seed)
     return {
+        **({"gold": gold} if gold else {}),
         "profile": results["profile"],
         "data": results["data"],
         "deviations": results["deviations"],
@@ -185,7 +188,7 @@ def _differences(study: _Study, settings: CompareSettings, categories: Categorie
         members = [one for one in differences if one["family"] == family]
         for one, p in zip(members, holm([one["npm"]["all"]["p"] for one in members]), strict=True):
             one["p_corrected"] = p
-            one["verdict"] = _verdict(study, settings, one)
+            one["verdict"] = _verdict(study, one)
             one["is_claimed"] = verdicts.obstacle(one["npm"]["all"], p, num_items=study.num_items,
                                                   data=study.data) is None
         _correct_categories(study, members)
@@ -216,13 +219,11 @@ def _difference(study: _Study, condition: str, reference: str, family: str,
             "categories": by_category}
 
 
-def _verdict(study: _Study, settings: CompareSettings, difference: dict[str, Any]) -> str:
-    trained = [name for name in (difference["condition"], difference["reference"])
-               if name not in settings.given]
-    one_seed = any(len(study.positions(name)) < 2 for name in trained)
+def _verdict(study: _Study, difference: dict[str, Any]) -> str:
     return verdicts.difference_verdict(
         difference["condition"], difference["reference"], difference["npm"]["all"], difference["p_corrected"],
-        num_items=study.num_items, num_tasks=len(study.tasks), data=study.data, one_seed=one_seed)
+        num_items=study.num_items, num_tasks=len(study.tasks), data=study.data,
+        one_seed=study.is_unrepeated([difference["condition"], difference["reference"]]))
 
 
 def _interactions(study: _Study, settings: CompareSettings) -> list[dict[str, Any]]:
@@ -239,15 +240,6 @@ def _interactions(study: _Study, settings: CompareSettings) -> list[dict[str, An
     return found
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: an undefined number becomes null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 @exit_on_user_error
 def main() -> None:
     """Parse the command line, compare, tell the verdicts."""
@@ -256,9 +248,13 @@ def main() -> None:
     settings, output = parse_stage_arguments(CompareSettings, __doc__ or "")
     artifact = compare(settings, output)
     comparison = json.loads((artifact.path / "comparison.json").read_text(encoding="utf-8"))
+    gold = comparison.get("gold", {"measures": [], "caveats": []})
     for one in [*comparison["differences"], *comparison["interactions"]]:
         print(one["verdict"])
-    for caveat in comparison["caveats"]:
+    for one in [one for part in gold["measures"] for one in [*part["differences"], *part["interactions"]]]:
+        if one["family"] in ("baseline", "interactions"):
+            print(one["verdict"])
+    for caveat in [*comparison["caveats"], *gold["caveats"]]:
         print(f"note: {caveat}")
 
 

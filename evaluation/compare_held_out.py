@@ -19,11 +19,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from evaluation import verdicts
-from evaluation.contrasts import Contrasts, ordered_pairs
+from evaluation.contrasts import Contrasts, correct_by_family, ordered_pairs
 from evaluation.held_out import HeldOutText, load_measurements, match_texts, without
 from evaluation.measures import BITS_PER_BYTE
 from evaluation.overlap import load_overlap
-from evaluation.statistics import holm, settle
 from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.identity import PLACE
@@ -106,7 +105,7 @@ def compare_measurements(settings: CompareHeldOutSettings) -> dict[str, Any]:
     study = Contrasts([one.model for one in measured], match_texts(measured), settings.num_resamples, settings.seed)
     texts = [_text(study, settings, text) for text in study.tasks]
     for family in (True, False):
-        _conclude(study, settings, [one for one in texts if (one["name"] == settings.primary) == family])
+        _conclude(study, [one for one in texts if (one["name"] == settings.primary) == family])
     return {
         "measure": asdict(BITS_PER_BYTE), "baseline": settings.baseline, "primary": settings.primary,
         "num_resamples": settings.num_resamples, "missing": settings.missing, "texts": texts,
@@ -124,7 +123,7 @@ def _text(study: Contrasts[HeldOutText], settings: CompareHeldOutSettings, text:
         "name": text.name, "is_neutral": text.name in settings.neutral,
         "trained_on_by": [name for name, texts in settings.trained_on.items() if text.name in texts],
         "num_documents": text.num_documents, "num_clusters": text.num_items,
-        "conditions": {name: _condition(study, name, text) for name in settings.held_out},
+        "conditions": {name: study.describe(name, [text]) for name in settings.held_out},
         "differences": [{"condition": condition, "reference": reference, "family": family,
                          "estimate": study.estimate({condition: 1.0, reference: -1.0}, [text])}
                         for condition, reference, family in pairs],
@@ -134,36 +133,26 @@ def _text(study: Contrasts[HeldOutText], settings: CompareHeldOutSettings, text:
     }
 
 
-def _condition(study: Contrasts[HeldOutText], name: str, text: HeldOutText) -> dict[str, Any]:
-    positions = study.positions(name)
-    return {"num_seeds": len(positions), "is_trained": study.models[positions[0]].is_trained,
-            "estimate": study.score(name, [text]), "per_seed": [settle(text.scores[i]) for i in positions]}
-
-
-def _conclude(study: Contrasts[HeldOutText], settings: CompareHeldOutSettings, texts: list[dict[str, Any]]) -> None:
+def _conclude(study: Contrasts[HeldOutText], texts: list[dict[str, Any]]) -> None:
     """Correct the p values of each family over these texts (Holm), and say what may be said."""
     found = [(text, one) for text in texts for one in [*text["differences"], *text["interactions"]]]
-    for family in dict.fromkeys(one["family"] for _, one in found):
-        members = [(text, one) for text, one in found if one["family"] == family]
-        for (text, one), p in zip(members, holm([one["estimate"]["p"] for _, one in members]), strict=True):
-            one["p_corrected"] = p
-            one["is_claimed"] = verdicts.obstacle(one["estimate"], p, num_items=text["num_clusters"],
-                                                  measure=BITS_PER_BYTE) is None
-            one["verdict"] = _verdict(study, settings, text, one)
+    correct_by_family([one for _, one in found])
+    for text, one in found:
+        one["is_claimed"] = verdicts.obstacle(one["estimate"], one["p_corrected"], num_items=text["num_clusters"],
+                                              measure=BITS_PER_BYTE) is None
+        one["verdict"] = _verdict(study, text, one)
 
 
-def _verdict(study: Contrasts[HeldOutText], settings: CompareHeldOutSettings, text: dict[str, Any],
-             one: dict[str, Any]) -> str:
+def _verdict(study: Contrasts[HeldOutText], text: dict[str, Any], one: dict[str, Any]) -> str:
     if "conditions" in one:
         return verdicts.interaction_verdict(one["name"], one["conditions"], one["estimate"], one["p_corrected"],
                                             num_items=text["num_clusters"], measure=BITS_PER_BYTE)
     pair = one["condition"], one["reference"]
     one["counts"] = not verdicts.only_learnt_its_own(*pair, one["estimate"]["value"], text["trained_on_by"],
                                                      BITS_PER_BYTE)
-    one_seed = any(len(study.positions(name)) < 2 for name in pair if name not in settings.given)
     return verdicts.held_out_verdict(*pair, one["estimate"], one["p_corrected"], text=text["name"],
                                      num_clusters=text["num_clusters"], trained_on_by=text["trained_on_by"],
-                                     one_seed=one_seed, measure=BITS_PER_BYTE)
+                                     one_seed=study.is_unrepeated(pair), measure=BITS_PER_BYTE)
 
 
 def _caveats(study: Contrasts[HeldOutText], settings: CompareHeldOutSettings) -> Iterable[str]:

@@ -5,18 +5,21 @@ A task is whatever all models were measured on item by item: a task of PoETa V2,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
-from evaluation.item_scores import ItemScores
+from evaluation.item_scores import ItemScores, mean_scores
+from evaluation.measures import Measure
 from evaluation.statistics import (
     Model,
     TaskReplicates,
     estimate_contrast,
+    holm,
     permutation_p,
     resample,
     settle,
@@ -50,6 +53,43 @@ class Measured(Protocol):
         """What conditions are compared by, of a score or an array of scores."""
 
 
+@dataclass(frozen=True)
+class MeasuredMeans:
+    """Means over items, or clusters of them, that are compared as they are; see `Measured`."""
+
+    name: str
+    measure: Measure
+    scores: list[float]
+    items: list[ItemScores]
+
+    @classmethod
+    def of(cls, name: str, measure: Measure, values: Sequence[Sequence[float]], **more: Any) -> Self:
+        """Of the values of each model's items; the same items in the same order."""
+        items = [mean_scores(one) for one in values]
+        scores = [float(one.resampled(np.ones((1, one.num_items)))[0]) for one in items]
+        return cls(name, measure, scores, list(items), **more)
+
+    @property
+    def num_items(self) -> int:
+        """Items, or clusters of them."""
+        return self.items[0].num_items
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """What the measure can be."""
+        low, high = self.measure.low, self.measure.high
+        return -math.inf if low is None else low, math.inf if high is None else high
+
+    @property
+    def one_item(self) -> float:
+        """An item that is right or wrong moves the mean by its share; others by any amount."""
+        return 0.0 if self.measure.high is None else self.measure.high / self.num_items
+
+    def value(self, score: Any) -> Any:
+        """The score itself."""
+        return score
+
+
 Task = TypeVar("Task", bound=Measured)
 
 
@@ -60,6 +100,14 @@ def ordered_pairs(conditions: Sequence[str], given: Sequence[str], baseline: str
     references = [name for name in conditions if name in given and name != baseline]
     pairs += [(name, reference, "given") for reference in references for name in [baseline, *trained]]
     return pairs + [(name, reference, "others") for reference, name in combinations(trained, 2)]
+
+
+def correct_by_family(comparisons: Sequence[dict[str, Any]]) -> None:
+    """Add `p_corrected` to comparisons: Holm's correction over those of one family."""
+    for family in dict.fromkeys(one["family"] for one in comparisons):
+        members = [one for one in comparisons if one["family"] == family]
+        for one, p in zip(members, holm([one["estimate"]["p"] for one in members]), strict=True):
+            one["p_corrected"] = p
 
 
 class Contrasts(Generic[Task]):
@@ -88,6 +136,18 @@ class Contrasts(Generic[Task]):
     def named(self, names: Sequence[str]) -> list[Task]:
         """Tasks by name; those that were evaluated."""
         return [task for task in self.tasks if task.name in names]
+
+    def is_unrepeated(self, conditions: Sequence[str]) -> bool:
+        """Whether one of the conditions is a single training run."""
+        return any(len(positions := self.positions(name)) < 2 and self.models[positions[0]].is_trained
+                   for name in conditions)
+
+    def describe(self, condition: str, tasks: Sequence[Task]) -> dict[str, Any]:
+        """A condition's mean over tasks, its error, and the means of its models."""
+        positions = self.positions(condition)
+        per_seed = [settle(np.mean([task.value(task.scores[i]) for task in tasks])) for i in positions]
+        return {"num_seeds": len(positions), "is_trained": self.models[positions[0]].is_trained,
+                "estimate": self.score(condition, tasks), "per_seed": per_seed}
 
     def score(self, condition: str, tasks: Sequence[Task]) -> dict[str, Any]:
         """Value of a condition, mean over tasks; its interval keeps to what can be."""

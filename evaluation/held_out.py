@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.item_scores import ItemScores, mean_scores
+from evaluation.contrasts import MeasuredMeans
 from evaluation.measures import BITS_PER_BYTE
 from evaluation.statistics import Model
 from megatron_ext.artifacts import Artifact
@@ -27,32 +27,10 @@ _OWN = ("nats",)  # of a document: what a model decides
 
 
 @dataclass(frozen=True)
-class HeldOutText:
-    """One text as all models were measured on it; see `evaluation.contrasts.Measured`."""
+class HeldOutText(MeasuredMeans):
+    """One text as all models were measured on it."""
 
-    name: str
-    scores: list[float]
-    items: list[ItemScores]
     num_documents: int
-
-    @property
-    def num_items(self) -> int:
-        """Clusters of documents."""
-        return self.items[0].num_items
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """What bits a byte can be."""
-        return BITS_PER_BYTE.low or 0.0, math.inf
-
-    @property
-    def one_item(self) -> float:
-        """No document is right or wrong."""
-        return 0.0
-
-    def value(self, score: Any) -> Any:
-        """The score itself, bits a byte."""
-        return score
 
 
 @dataclass(frozen=True)
@@ -123,9 +101,7 @@ def _facts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _match(name: str, models: Sequence[Sequence[Mapping[str, Any]]]) -> HeldOutText:
-    items = [mean_scores(_by_cluster(rows)) for rows in models]
-    scores = [float(one.resampled(np.ones((1, one.num_items)))[0]) for one in items]
-    return HeldOutText(name, scores, list(items), len(models[0]))
+    return HeldOutText.of(name, BITS_PER_BYTE, [_by_cluster(rows) for rows in models], num_documents=len(models[0]))
 
 
 def _by_cluster(rows: Sequence[Mapping[str, Any]]) -> list[float]:

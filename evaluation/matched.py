@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.item_scores import ItemScores, item_scores
-from evaluation.npm import SAME_IN_COMPARISON, load_results
+from evaluation.npm import SAME_IN_COMPARISON, load_results, read_example
+from evaluation.poeta.gold import GOLD
 from evaluation.statistics import Model
 from megatron_ext.artifacts import Artifact
 from megatron_ext.errors import UserError
@@ -42,6 +43,8 @@ class Evaluation:
     """Settings that were changed while its model was trained: iteration, key, before, now."""
     engine: dict[str, Any]
     """With what the model was run: backend, dtype, device, packages; empty where an older version did not note it."""
+    gold: dict[tuple[str, str], list[dict[str, Any]]]
+    """(task, form) -> its rows of gold.jsonl, ordered by doc_id; empty where likelihoods were not scored."""
     content: set[str]
     """Content hashes of the evaluation and of its model."""
 
@@ -126,13 +129,22 @@ def _load(condition: str, position: int, folder: Path, is_trained: bool) -> Eval
     examples: dict[str, list[dict[str, Any]]] = {task: [] for task in results["tasks"]}
     with open(folder / "examples.jsonl", encoding="utf-8") as file:
         for line in file:
-            row = json.loads(line)
+            row = read_example(line)
             examples.setdefault(row["task"], []).append(row)
     for rows in examples.values():
         rows.sort(key=lambda row: row["doc_id"])
     return Evaluation(f"{condition} (model {position + 1})", Model(condition, is_trained), folder, results, examples,
                       artifact.settings.get("limit"), artifact.counts.get("changes", []),
-                      _engine_of(artifact), _content_of(artifact))
+                      _engine_of(artifact), _read_gold(folder / GOLD), _content_of(artifact))
+
+
+def _read_gold(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    if path.exists():
+        with open(path, encoding="utf-8") as file:
+            for row in map(json.loads, file):
+                found.setdefault((row["task"], row["form"]), []).append(row)
+    return {key: sorted(rows, key=lambda row: row["doc_id"]) for key, rows in found.items()}
 
 
 def _engine_of(artifact: Artifact) -> dict[str, Any]:

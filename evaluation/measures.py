@@ -48,4 +48,17 @@ NPM = Measure("npm", "NPM", higher_is_better=True, decimals=1, low=None, high=10
 BITS_PER_BYTE = Measure("bits_per_byte", "bits a byte", higher_is_better=False, decimals=3, low=0.0, high=None,
                         chance=None, cluster="document")
 """Held-out loss per byte of text; a document and all that was made of it are one cluster."""
-MEASURES = {measure.name: measure for measure in (NPM, BITS_PER_BYTE)}
+GOLD_BITS_PER_BYTE = Measure("gold_bits_per_byte", "bits a byte of gold answers", higher_is_better=False, decimals=3,
+                             low=0.0, high=None, chance=None, cluster="item")
+"""Loss of the right answers, given the official prompts."""
+CLOZE_BITS_PER_BYTE = Measure("cloze_bits_per_byte", "bits a byte of right options", higher_is_better=False, decimals=3,
+                              low=0.0, high=None, chance=None, cluster="item")
+"""Loss of the right options' texts, which complete the questions without their options."""
+GOLD_ACCURACY = Measure("gold_accuracy", "points of likeliest answers", higher_is_better=True, decimals=1, low=0.0,
+                        high=100.0, chance=None, cluster="item")
+"""Percent of items whose right answer is the likeliest of the options; chance is each task's own."""
+CLOZE_ACCURACY = Measure("cloze_accuracy", "points of likeliest texts", higher_is_better=True, decimals=1, low=0.0,
+                         high=100.0, chance=None, cluster="item")
+"""Percent of items in cloze form whose right option is the likeliest per byte; chance is each task's own."""
+LIKELIHOODS = (CLOZE_BITS_PER_BYTE, GOLD_BITS_PER_BYTE, CLOZE_ACCURACY, GOLD_ACCURACY)
+MEASURES = {measure.name: measure for measure in (NPM, BITS_PER_BYTE, *LIKELIHOODS)}

@@ -16,6 +16,7 @@ from typing import Any
 from evaluation.poeta import Profile, load_task, task_spec
 from megatron_ext.artifacts import Artifact
 from megatron_ext.errors import UserError
+from megatron_ext.files import finite
 
 SAME_IN_COMPARISON = ("profile", "data", "task_set", "deviations")
 
@@ -56,7 +57,26 @@ def load_examples(evaluation: Path | str) -> list[dict[str, Any]]:
     """The rows of an evaluation's `examples.jsonl`, by task in official order, then by document."""
     artifact = Artifact.open(evaluation, kind="evaluation")
     lines = (artifact.path / "examples.jsonl").read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
+    return [read_example(line) for line in lines if line]
+
+
+def write_example(row: Mapping[str, Any]) -> str:
+    """A line of `examples.jsonl`; a number that is not finite (an answer may be one) is null."""
+    return json.dumps(finite(row), ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
+
+
+def read_example(line: str) -> dict[str, Any]:
+    """A line of `examples.jsonl`: null among the metrics, or in a pair of them, is NaN."""
+    row = json.loads(line)
+    return {**row, "metrics": _with_nan(row["metrics"])} if "metrics" in row else row
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nan(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(one) for one in value]
+    return math.nan if value is None else value
 
 
 def refuse_mixture(results: Mapping[str, Mapping[str, Any]]) -> None:

@@ -23,7 +23,8 @@ def main() -> None:
     """Parse the command line, evaluate, say what came out."""
     settings, output = parse_stage_arguments(PoetaSettings, __doc__ or "", preview=describe_evaluation)
     counts = evaluate_model(settings, output).counts
-    print(f"{output}: NPM {counts['npm']:.2f} over {counts['tasks']} task(s), {counts['examples']:,} examples, "
+    score = "undefined" if counts["npm"] is None else f"{counts['npm']:.2f}"
+    print(f"{output}: NPM {score} over {counts['tasks']} task(s), {counts['examples']:,} examples, "
           f"data: {counts['data']}")
     for deviation in counts["deviations"]:
         print(f"  not the official protocol: {deviation}")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,19 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any, private: bool = False) -> None:
-    """Write JSON atomically and durably; if it is private, for the user's eyes only."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", private)
+    """Write JSON atomically and durably; if it is private, for the user's eyes only. See `finite` for NaN."""
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    write_text(path, text + "\n", private)
+
+
+def finite(value: Any) -> Any:
+    """A value with null in place of NaN and infinities, which JSON has not: an undefined score stays one that can be
+    read by any program."""
+    if isinstance(value, Mapping):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str, private: bool = False) -> None:

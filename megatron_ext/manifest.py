@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_ext.contents import content_hash, hash_json
 from megatron_ext.errors import UserError
-from megatron_ext.files import write_json
+from megatron_ext.files import finite, write_json
 from megatron_ext.redaction import redact, redact_arguments
 
 MANIFEST = "manifest.json"
@@ -80,7 +80,7 @@ def write_manifest(folder: Path, request: Mapping[str, Any], counts: Mapping[str
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },
     }
-    manifest = json.loads(json.dumps(manifest))  # as it will be read
+    manifest = json.loads(json.dumps(finite(manifest)))  # as it will be read
     write_json(folder / MANIFEST, {**manifest, _SEAL: _seal(manifest)})
 
 

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +13,9 @@ from lm_eval.models.huggingface import HFLM
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from evaluation.poeta.harness import STOP
+from evaluation.poeta.hf_options import OptionScorer
 from evaluation.poeta.kv_cache import growing_cache
+from evaluation.poeta.likelihood import OptionScores, Question, encode_questions
 from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS
 from evaluation.poeta.truncation import OfficialPrompts
 
@@ -26,6 +30,7 @@ class PoetaHFLM(OfficialPrompts, HFLM):
     def __init__(self, pretrained: str, **kwargs: Any) -> None:
         super().__init__(pretrained, max_length=_NO_LIMIT_TOKENS, add_bos_token=False, **kwargs)
         context_tokens = getattr(self.model.config, "max_position_embeddings", DEFAULT_CONTEXT_TOKENS)
+        self.context_tokens = context_tokens
         self._slice_start = OFFICIAL_MAX_GEN_TOKS - context_tokens
         self._token_ends_answer = self._find_stop_tokens()
 
@@ -42,6 +47,14 @@ class PoetaHFLM(OfficialPrompts, HFLM):
         ids = [[self.tokenizer.pad_token_id] * length + row for length, row in zip(padding, rows, strict=True)]
         mask = [[0] * length + [1] * (longest - length) for length in padding]
         return torch.tensor(ids), torch.tensor(mask)
+
+    def score_options(self, questions: Sequence[Question]) -> list[OptionScores]:
+        """Likelihoods of the options of each question."""
+        return self._scorer.score(encode_questions(self.tokenizer, questions, self.context_tokens))
+
+    @cached_property
+    def _scorer(self) -> OptionScorer:
+        return OptionScorer(self.model, self.tokenizer.pad_token_id, self.batch_size)
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str],
                         **generation_kwargs: Any) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""Answers that survive: a language model that writes down what it has answered.
+"""Answers that survive: a language model that writes down what it has answered, and that is loaded when it is needed.
 
 The requests of a task are sorted by length and cut into batches once, so that a batch holds the same requests whatever
 else is evaluated and whether or not the run was interrupted: what a model answers may depend on its batch in the last
-bits. An answer is filed under the hashes of its prompt and of its batch, in the journal of the run, and at the end in a
-cache that later evaluations of the same model with the same settings read. So a reused answer is the very answer that
-would be given again.
+bits. An answer is filed under the hashes of what was asked (for likelihoods: that it is one, the prompt, every option)
+and of its batch, in the journal of the run, and at the end in a cache that later evaluations of the same model with the
+same settings read. So a reused answer is the very answer that would be given again.
 """
 
 from __future__ import annotations
@@ -12,63 +12,93 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from evaluation.poeta.likelihood import OptionScores, Question
 from megatron_ext.contents import hash_json
 from megatron_ext.lease import LEASE, lease
 from megatron_ext.progress import Progress
 
 Key = tuple[str, str]
-"""sha256 of the prompt, sha256 of the batch."""
+"""sha256 of what was asked, sha256 of the batch."""
+T = TypeVar("T")
 
 
 class JournalingLM(LM):
     """Wraps a model of any backend.
 
     Args:
-        lm: does the generating, one batch a call.
+        load: gives the model that does the work, one batch a call; called when the first answer is not on disk.
         journal: JSONL file of this run's answers; made if it is not there.
         batch_size: requests in a batch.
         cache: JSONL file of answers of the same model with the same settings from all runs; None: there is none.
     """
 
-    def __init__(self, lm: LM, journal: Path, batch_size: int, cache: Path | None = None) -> None:
+    def __init__(self, load: Callable[[], LM], journal: Path, batch_size: int, cache: Path | None = None) -> None:
         super().__init__()
-        self.lm = lm
+        self._load = load
         self.journal = journal
         self.batch_size = batch_size
         self.cache = cache
 
+    @cached_property
+    def lm(self) -> Any:
+        """The model."""
+        return self._load()
+
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers in the order of the requests; those that are on disk are not asked for again."""
+        batches = cut_into_batches(requests, self.batch_size, lambda one: (one.task_name, one.args[0], one.doc_id))
+        return self._answers(requests, batches, lambda request: request.args[0],
+                             lambda batch: self.lm.generate_until(batch, disable_tqdm=True), "examples")
+
+    def score_options(self, questions: Sequence[Question]) -> list[OptionScores]:
+        """Likelihoods of the options of each question, in the order of the questions."""
+        batches = cut_into_batches(questions, self.batch_size, lambda one: (one.task, one.prompt, one.doc_id))
+        rows = self._answers(questions, batches, lambda question: question.identity,
+                             lambda batch: [one.as_json() for one in self.lm.score_options(batch)], "questions")
+        return [OptionScores(**row) for row in rows]
+
+    def count_truncated(self, prompts: Sequence[str]) -> int | None:
+        """How many prompts lose tokens when text is generated; None where the backend does not tell."""
+        def count(batch: Sequence[Sequence[str]]) -> list[int | None]:
+            counter = getattr(self.lm, "count_truncated", None)
+            return [counter(list(one)) if counter else None for one in batch]
+
+        [found] = self._answers([prompts], [[prompts]], lambda one: "\0".join(["\0truncated", *one]), count)
+        return found
+
+    def _answers(self, requests: Sequence[T], batches: Sequence[list[T]], identity: Callable[[T], str],
+                 ask: Callable[[list[T]], Sequence[Any]], unit: str | None = None) -> list[Any]:
+        """What `ask` says of each request, batch by batch, as far as it is not on disk."""
         kept = read_answers(self.cache) if self.cache else {}
         answers = kept | read_answers(self.journal)
-        batches = [(batch, keys_of(batch)) for batch in cut_into_batches(requests, self.batch_size)]
-        unanswered = [(batch, keys) for batch, keys in batches if not all(key in answers for key in keys)]
+        keyed = [(batch, keys_of(list(map(identity, batch)))) for batch in batches]
+        unanswered = [(batch, keys) for batch, keys in keyed if not all(key in answers for key in keys)]
         num_done = len(requests) - sum(len(batch) for batch, _ in unanswered)
-        progress = Progress("evaluate", len(requests), "examples", already_done=num_done)
+        progress = Progress("evaluate", len(requests), unit, already_done=num_done) if unit else None
         for batch, keys in unanswered:
-            outputs = self.lm.generate_until(batch, disable_tqdm=True)
-            rows = dict(zip(keys, outputs, strict=True))
+            rows = dict(zip(keys, ask(batch), strict=True))
             append_answers(self.journal, rows)
             answers.update(rows)
-            progress.advance(len(batch))
+            if progress:
+                progress.advance(len(batch))
         if self.cache:
-            wanted = {key: answers[key] for _, keys in batches for key in keys if key not in kept}
+            wanted = {key: answers[key] for _, keys in keyed for key in keys if key not in kept}
             with suppress(OSError):  # a cache that cannot be written only costs the time to answer again
                 append_answers(self.cache, wanted)
-        outputs_of = {id(request): answers[key] for batch, keys in batches
-                      for request, key in zip(batch, keys, strict=True)}
-        return [outputs_of[id(request)] for request in requests]
+        found = {id(request): answers[key] for batch, keys in keyed for request, key in zip(batch, keys, strict=True)}
+        return [found[id(request)] for request in requests]
 
     def loglikelihood(self, requests: list[Instance]) -> NoReturn:
-        """No task of PoETa V2 asks for it."""
+        """No task of PoETa V2 asks for it; see score_options."""
         raise NotImplementedError
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> NoReturn:
@@ -76,24 +106,29 @@ class JournalingLM(LM):
         raise NotImplementedError
 
 
-def cut_into_batches(requests: Sequence[Instance], batch_size: int) -> list[list[Instance]]:
-    """Batches of one task's prompts of similar length, the longest first: they show at once whether memory suffices."""
+def cut_into_batches(requests: Sequence[T], batch_size: int,
+                     facts: Callable[[T], tuple[str, str, int]]) -> list[list[T]]:
+    """Batches of one task's prompts of similar length, the longest first: they show at once whether memory suffices.
+
+    Args:
+        facts: (task, prompt, number of the document) of a request.
+    """
     batches = []
-    for task in dict.fromkeys(request.task_name for request in requests):
-        own = [request for request in requests if request.task_name == task]
-        own.sort(key=lambda request: (-len(request.args[0]), request.doc_id))
+    for task in dict.fromkeys(facts(request)[0] for request in requests):
+        own = [request for request in requests if facts(request)[0] == task]
+        own.sort(key=lambda request: (-len(facts(request)[1]), facts(request)[2]))
         batches += [own[start:start + batch_size] for start in range(0, len(own), batch_size)]
     return batches
 
 
-def keys_of(batch: Sequence[Instance]) -> list[Key]:
-    """What the answers of a batch are filed under."""
-    prompts = [hashlib.sha256(request.args[0].encode()).hexdigest() for request in batch]
-    whole = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
-    return [(prompt, whole) for prompt in prompts]
+def keys_of(asked: Sequence[str]) -> list[Key]:
+    """What the answers of a batch are filed under, given what its requests ask."""
+    single = [hashlib.sha256(one.encode()).hexdigest() for one in asked]
+    whole = hashlib.sha256("\n".join(single).encode()).hexdigest()
+    return [(one, whole) for one in single]
 
 
-def read_answers(path: Path) -> dict[Key, str]:
+def read_answers(path: Path) -> dict[Key, Any]:
     """The answers in a file. A line that was torn by an interruption, or changed since, does not count."""
     if not path.exists():
         return {}
@@ -101,7 +136,7 @@ def read_answers(path: Path) -> dict[Key, str]:
     return {(row["prompt_sha256"], row["batch_sha256"]): row["output"] for row in rows}
 
 
-def _read_row(line: bytes) -> dict[str, str] | None:
+def _read_row(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
         return row if row.pop("row_sha256") == hash_json(row) else None
@@ -109,8 +144,10 @@ def _read_row(line: bytes) -> dict[str, str] | None:
         return None
 
 
-def append_answers(path: Path, answers: Mapping[Key, str]) -> None:
+def append_answers(path: Path, answers: Mapping[Key, Any]) -> None:
     """Add answers to a file, durably; other processes may do so at the same time. A torn last line is cut off first."""
+    if not answers:
+        return
     rows = [{"prompt_sha256": prompt, "batch_sha256": batch, "output": output}
             for (prompt, batch), output in answers.items()]
     lines = [json.dumps({**row, "row_sha256": hash_json(row)}, ensure_ascii=False) + "\n" for row in rows]

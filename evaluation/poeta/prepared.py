@@ -20,7 +20,7 @@ from evaluation.poeta.chance import chance_level
 from evaluation.poeta.families import load_task
 from evaluation.poeta.prompts import Request, build_requests
 from evaluation.poeta.table import Profile
-from evaluation.poeta.task import Document, Task
+from evaluation.poeta.task import Cloze, Document, Task
 from megatron_ext.artifacts import hash_file, hash_json
 from megatron_ext.files import replacing
 
@@ -82,13 +82,20 @@ def _read(place: Path) -> tuple[float, list[Request]] | None:
             header, *rows = (json.loads(line) for line in file)
     except (OSError, EOFError, ValueError):
         return None
-    requests = [Request(doc_id, Document(**row["document"]), row["prompt"]) for doc_id, row in enumerate(rows)]
+    requests = [Request(doc_id, _document(row["document"]), row["prompt"], row["cloze_prompt"])
+                for doc_id, row in enumerate(rows)]
     return header["random_score"], requests
+
+
+def _document(row: dict[str, Any]) -> Document:
+    form = row["cloze"] and Cloze(row["cloze"]["text"], tuple(row["cloze"]["options"]))
+    return Document(**{**row, "options": tuple(row["options"]), "cloze": form})
 
 
 def _write(place: Path, random_score: float, requests: list[Request]) -> None:
     rows: list[dict[str, Any]] = [{"random_score": random_score}]
-    rows += [{"document": asdict(request.document), "prompt": request.prompt} for request in requests]
+    rows += [{"document": asdict(request.document), "prompt": request.prompt, "cloze_prompt": request.cloze_prompt}
+             for request in requests]
     place.parent.mkdir(parents=True, exist_ok=True)
     with (replacing(place) as temporary,
           gzip.open(temporary, "wt", compresslevel=1, encoding="utf-8", newline="\n") as file):

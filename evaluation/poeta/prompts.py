@@ -26,6 +26,8 @@ class Request:
     """Position after the shuffle."""
     document: Document
     prompt: str
+    cloze_prompt: str | None = None
+    """The prompt of the cloze form, with the same shots; None where the document has no such form."""
 
     @property
     def prompt_sha256(self) -> str:
@@ -49,20 +51,29 @@ def build_requests(task: Task, loaded: Loaded, limit: int | None = None) -> list
     requests = []
     for doc_id, document in enumerate(documents):
         shots = _draw_shots(task, loaded, document, generator)
-        requests.append(Request(doc_id, document, render(task, document, shots)))
+        requests.append(Request(doc_id, document, render(task, document, shots), render_cloze(document, shots)))
     return requests
 
 
 def render(task: Task, document: Document, shots: Sequence[Document]) -> str:
     """Description, numbered examples, and the document's text up to where the answer begins."""
     key = task.spec.description
-    description = f"{descriptions()[key]}\n\n" if key else ""
+    return (f"{descriptions()[key]}\n\n" if key else "") + _numbered(document, shots)
+
+
+def render_cloze(document: Document, shots: Sequence[Document]) -> str | None:
+    """The prompt in cloze form: the same shots, and no description, which would ask for a letter."""
+    form = document.as_cloze
+    return form and _numbered(form, [shot.as_cloze for shot in shots if shot.as_cloze])
+
+
+def _numbered(document: Document, shots: Sequence[Document]) -> str:
     if not shots:
-        return description + document.text
+        return document.text
     examples = "".join(
         f"Exemplo {number}:\n{shot.text}{shot.target}\n###\n" for number, shot in enumerate(shots, start=1)
     )
-    return f"{description}{examples}Exemplo {len(shots) + 1}:\n{document.text}"
+    return f"{examples}Exemplo {len(shots) + 1}:\n{document.text}"
 
 
 def _draw_shots(task: Task, loaded: Loaded, document: Document, generator: random.Random) -> list[Document]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from evaluation import npm
 from evaluation.poeta import sources
 from evaluation.poeta.answer_cache import answer_cache, answer_key, argument_places, device, engine
+from evaluation.poeta.devices import check_name, check_presence
+from evaluation.poeta.gold import GOLD, gold_line, mean_gold, score_gold, summarise_gold
 from evaluation.poeta.prepared import PreparedTask, prepare
 from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS, Profile, expand_names, task_spec
 from megatron_ext.artifacts import Artifact, is_finished, reference, write_json, write_text
@@ -26,6 +28,9 @@ from megatron_ext.stage import StageSettings, make_artifact
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
+    from evaluation.poeta.journal import JournalingLM
+
+_GOLD_BACKENDS = ("hf", "vllm")
 JOURNAL = "answers.jsonl"
 _JOURNAL_KEY = "answers.key"
 RESULTS, EXAMPLES = "results.json", "examples.jsonl"
@@ -59,6 +64,10 @@ class PoetaSettings(StageSettings):
     in float32."""
     max_gen_toks: int = Field(default=OFFICIAL_MAX_GEN_TOKS, ge=1)
     """Longest answer, tokens. Answers end at a line feed; a label or letter needs fewer than ten."""
+    scoring: tuple[Literal["generate", "gold"], ...] = ("generate",)
+    """generate: answers, and NPM of them; gold, besides: likelihoods of the right answer and of all options, in which
+    the differences of small models show first, with `hf` or `vllm`. Which measures make sense for a task is a column
+    of the task table (`likelihood_measures`)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights with `hf` and `vllm`: auto (as saved), float32, bfloat16, float16."""
     device: Annotated[str | None, LAYOUT] = None
@@ -81,9 +90,32 @@ class PoetaSettings(StageSettings):
             _find_backend(backend)
         return backend
 
+    @field_validator("device")
+    @classmethod
+    def _device_has_a_name(cls, device: str | None) -> str | None:
+        if device is not None:
+            check_name(device)
+        return device
+
+    @field_validator("scoring")
+    @classmethod
+    def _scoring_is_whole(cls, scoring: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if "generate" not in scoring:
+            raise ValueError("lacks generate, which NPM follows from; write [generate] or [generate, gold]")
+        backend = info.data.get("backend", "hf")
+        if "gold" in scoring and backend not in _GOLD_BACKENDS:
+            raise ValueError(f"gold needs the likelihoods of given answers, which backend {backend!r} does not give "
+                             f"here; write backend={' or backend='.join(_GOLD_BACKENDS)}, or [generate]")
+        return tuple(one for one in ("generate", "gold") if one in scoring)
+
+    @property
+    def unused_sections(self) -> tuple[str, ...]:
+        """`scoring` as it always was decides nothing: evaluations from before it was a setting keep their names."""
+        return () if "gold" in self.scoring else ("scoring",)
+
 
 def evaluate_model(settings: PoetaSettings, output: Path) -> Artifact:
-    """Evaluate and write an artifact of kind "evaluation": `results.json`, `examples.jsonl`.
+    """Evaluate and write an artifact of kind "evaluation": `results.json`, `examples.jsonl`, with gold `gold.jsonl`.
 
     Raises UserError when the model or raw data is missing.
     """
@@ -111,10 +143,16 @@ def check_model(settings: PoetaSettings) -> None:
 def _make(settings: PoetaSettings, names: list[str], found: Mapping[str, sources.Found],
           folder: Path) -> dict[str, Any]:
     if not (folder / RESULTS).exists():
+        if settings.device is not None and settings.backend == "hf":
+            check_presence(settings.device)
         runs = [prepare(name, settings.profile, found, settings.limit) for name in names]
-        examples, num_truncated = _answer(settings, runs, _journal(settings, folder))
-        _write_examples(folder / EXAMPLES, examples)
-        write_json(folder / RESULTS, _summarise(settings, runs, examples, num_truncated))
+        lm = _journaling_model(settings, _journal(settings, folder))
+        examples, num_truncated = _answer(settings, runs, lm)
+        gold = score_gold(runs, lm.score_options) if "gold" in settings.scoring else {}
+        _write_rows(folder / EXAMPLES, examples, npm.write_example)
+        if gold:
+            _write_rows(folder / GOLD, gold, gold_line)
+        write_json(folder / RESULTS, _summarise(settings, runs, examples, num_truncated, gold))
     for name in (JOURNAL, _JOURNAL_KEY):
         (folder / name).unlink(missing_ok=True)
     results = json.loads((folder / RESULTS).read_text())
@@ -138,26 +176,27 @@ def _changes_of(model: Path) -> list[dict[str, Any]]:
     return Artifact.open(model).counts.get("changes", []) if is_finished(model) else []
 
 
-def _answer(settings: PoetaSettings, runs: list[PreparedTask],
-            journal: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int | None]]:
-    """Task -> rows of `examples.jsonl`, and task -> number of truncated prompts (None: the backend does not tell)."""
+def _journaling_model(settings: PoetaSettings, journal: Path) -> JournalingLM:
+    """The model, which is loaded when an answer is asked for that is not on disk."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; ours are plain lines
+    from evaluation.poeta.journal import JournalingLM
+
+    return JournalingLM(lambda: _load_model(settings), journal, settings.batch_size, answer_cache(settings))
+
+
+def _answer(settings: PoetaSettings, runs: list[PreparedTask],
+            lm: JournalingLM) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int | None]]:
+    """Task -> rows of `examples.jsonl`, and task -> number of truncated prompts (None: the backend does not tell)."""
     from lm_eval import evaluator
 
     from evaluation.poeta.harness import HarnessTask
-    from evaluation.poeta.journal import JournalingLM
 
     tasks = {
         run.name: HarnessTask({"task": run.name, "metadata": {"max_gen_toks": settings.max_gen_toks}}, run)
         for run in runs
     }
-    lm = _load_model(settings)
-    counter = getattr(lm, "count_truncated", None)
-    num_truncated = {
-        run.name: counter([request.prompt for request in run.requests]) if counter else None for run in runs
-    }
-    journaling = JournalingLM(lm, journal, settings.batch_size, answer_cache(settings))
-    evaluated = evaluator.evaluate(lm=journaling, task_dict={"tasks": tasks, "groups": {}}, bootstrap_iters=0)
+    num_truncated = {run.name: lm.count_truncated([request.prompt for request in run.requests]) for run in runs}
+    evaluated = evaluator.evaluate(lm=lm, task_dict={"tasks": tasks, "groups": {}}, bootstrap_iters=0)
     return {run.name: _example_rows(run, evaluated["samples"][run.name]) for run in runs}, num_truncated
 
 
@@ -204,16 +243,18 @@ def _example_rows(run: PreparedTask, samples: list[dict[str, Any]]) -> list[dict
     return rows
 
 
-def _write_examples(path: Path, examples: Mapping[str, list[dict[str, Any]]]) -> None:
-    rows = [row for task_rows in examples.values() for row in task_rows]
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows))
+def _write_rows(path: Path, rows: Mapping[str, list[dict[str, Any]]], line: Callable[[dict[str, Any]], str]) -> None:
+    write_text(path, "".join(line(row) for task_rows in rows.values() for row in task_rows))
 
 
 def _summarise(settings: PoetaSettings, runs: list[PreparedTask], examples: Mapping[str, list[dict[str, Any]]],
-               num_truncated: Mapping[str, int | None]) -> dict[str, Any]:
-    """`results.json`. NaN is written as Python's json does."""
+               num_truncated: Mapping[str, int | None], gold: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """`results.json`."""
     tasks = {run.name: _summarise_task(run, examples[run.name], num_truncated[run.name]) for run in runs}
+    for run in runs if gold else ():
+        tasks[run.name]["likelihood"] = summarise_gold(run, gold[run.name])
     return {
+        **({"likelihood": mean_gold(tasks)} if gold else {}),
         "profile": settings.profile,
         "data": sources.least_official(run.data for run in runs),
         "deviations": _deviations(settings, runs),

@@ -22,6 +22,10 @@ Profile = Literal["official", "clean"]
 """official: prompts, scores, limits and quirks of the official harness. clean: no few-shot example that is the
 evaluated question, chance levels computed from the data, no undefined score, whole test sets."""
 
+LikelihoodMeasure = Literal["gold_bits_per_byte", "gold_accuracy", "cloze_bits_per_byte", "cloze_accuracy"]
+"""gold: of the official prompt and its answer; cloze: of the question without its options and the text of one of them.
+bits_per_byte: of the right answer; accuracy: whether it is the likeliest option (cloze: the likeliest per byte)."""
+
 
 class TaskSpec(Settings):
     """One task of the official configuration."""
@@ -55,6 +59,9 @@ class TaskSpec(Settings):
     """Score that stands for guessing, on the metric's scale; copied as it is even where it looks wrong."""
     max_score: float
     """Best score, on the metric's scale."""
+    likelihood_measures: tuple[LikelihoodMeasure, ...]
+    """Measures of `scoring=[generate, gold]` that make sense for the task; only these enter means. The likelihood of a
+    letter or of one of a few labels measures a prior, so that only its rank among the options counts."""
     translated: bool
     """Whether the profile counts the task as translated (else as native)."""
     native_in_fact: bool = False

@@ -19,6 +19,16 @@ Aggregation = Callable[[Sequence[Any]], float]
 
 
 @dataclass(frozen=True)
+class Cloze:
+    """A question without the options that it offers, to be completed with the text of one of them."""
+
+    text: str
+    """What the model reads; ends where an option begins."""
+    options: tuple[str, ...]
+    """Texts of the document's options, in their order; each begins with what separates it from `text`."""
+
+
+@dataclass(frozen=True)
 class Document:
     """One item of a task."""
 
@@ -30,8 +40,10 @@ class Document:
     """The answer as it stands in a few-shot example; begins with a space."""
     exam: str | None = None
     """Exam it comes from, where examples must come from another one."""
-    num_options: int | None = None
-    """Answers that the question offers; none: the answer is free."""
+    options: tuple[str, ...] = ()
+    """Answers that the question offers, in the form of `target`; none: the answer is free."""
+    cloze: Cloze | None = None
+    """The question in the form in which the text of an option is its answer; none: it has no such form."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """What else its scoring needs."""
 
@@ -39,6 +51,30 @@ class Document:
     def gold(self) -> str:
         """The answer without the space before it."""
         return self.target.strip()
+
+    @property
+    def num_options(self) -> int | None:
+        """Answers that the question offers; None: the answer is free."""
+        return len(self.options) or None
+
+    @property
+    def right_option(self) -> int | None:
+        """Position of the answer among the options; None where it is none of them."""
+        return self.options.index(self.target) if self.target in self.options else None
+
+    @property
+    def as_cloze(self) -> Document | None:
+        """The cloze form as a document; None where there is none."""
+        if self.cloze is None or self.right_option is None:
+            return None
+        return Document(self.id, self.cloze.text, self.cloze.options[self.right_option], options=self.cloze.options)
+
+
+def cloze(text: str, options: Sequence[str | None]) -> Cloze | None:
+    """The cloze form of a question that ends in a colon; None where an option has no text."""
+    if not all(option and option.strip() for option in options):
+        return None
+    return Cloze(text, tuple(f" {option.strip()}" for option in options))
 
 
 @dataclass(frozen=True)

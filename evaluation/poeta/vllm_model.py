@@ -6,12 +6,14 @@ name) and truncates in its own way.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from evaluation.poeta.harness import STOP
+from evaluation.poeta.likelihood import OptionScores, Question, encode_questions
 from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS
 from evaluation.poeta.truncation import OfficialPrompts
 
@@ -57,10 +59,28 @@ class PoetaVLLM(OfficialPrompts, LM):
         texts = [self.tokenizer.decode(output.outputs[0].token_ids, skip_special_tokens=True) for output in outputs]
         return [text.split(STOP)[0] for text in texts]
 
+    def score_options(self, questions: Sequence[Question]) -> list[OptionScores]:
+        """Likelihoods of the options of each question, from the log-probabilities of prompts, which vLLM computes
+        without its prefix cache. One token is written, too, and leaves two less of the context."""
+        from vllm import SamplingParams, TokensPrompt
+
+        encoded = encode_questions(self.tokenizer, questions, self._max_length - 2)
+        prompts = [TokensPrompt(prompt_token_ids=question.prompt + option)
+                   for question in encoded for option in question.options]
+        sampling = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+        outputs = iter(self.engine.generate(prompts, sampling, use_tqdm=False))
+        return [question.scores([_nats(next(outputs).prompt_logprobs, option) for option in question.options])
+                for question in encoded]
+
     def loglikelihood(self, requests: list[Instance]) -> NoReturn:
-        """No task of PoETa V2 asks for it."""
+        """No task of PoETa V2 asks for it; see score_options."""
         raise NotImplementedError
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> NoReturn:
         """No task of PoETa V2 asks for it."""
         raise NotImplementedError
+
+
+def _nats(log_p: Sequence[Mapping[int, Any] | None], tokens: Sequence[int]) -> float:
+    """Loss of the last tokens of a prompt, given a mapping of token to log-probability for each of its positions."""
+    return -sum(one[token].logprob for one, token in zip(log_p[-len(tokens):], tokens, strict=True))

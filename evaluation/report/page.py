@@ -11,6 +11,7 @@ from evaluation.measures import MEASURES
 from evaluation.report.cost import cost_section
 from evaluation.report.custody import chain_section, parity_section, software_section
 from evaluation.report.data import rewriting_section, selection_section, tokenized_section
+from evaluation.report.gold import gold_section
 from evaluation.report.held_out import held_out_section
 from evaluation.report.plots import loss_charts, npm_chart, short_count
 from evaluation.report.record import StudyRecord, label
@@ -64,6 +65,7 @@ def gather(record: StudyRecord) -> dict[str, Any]:
     """All numbers and texts of the page, by section; a section without its artifacts is None or empty."""
     results = results_section(record)
     held_out = held_out_section(record)
+    gold = gold_section(record)
     training = training_section(record)
     shown = [*(results["conditions"] if results else []), *(held_out["texts"][0]["conditions"] if held_out else [])]
     given = [one["name"] for one in shown if not one["is_trained"]]
@@ -76,9 +78,10 @@ def gather(record: StudyRecord) -> dict[str, Any]:
         "base_model": _model_name(record),
         "colors": condition_colors(names, given),
         "registration": _registration(record),
-        "verdict": _verdict(results, held_out),
+        "verdict": _verdict(results, gold, held_out),
         "results": results,
         "held_out": held_out,
+        "gold": gold,
         "training": training,
         "selection": selection_section(record),
         "rewriting": rewriting_section(record),
@@ -99,11 +102,12 @@ def _registration(record: StudyRecord) -> dict[str, Any] | None:
         for one in registered["edits"]]}
 
 
-def _verdict(results: dict[str, Any] | None, held_out: dict[str, Any] | None) -> dict[str, Any] | None:
+def _verdict(results: dict[str, Any] | None, gold: dict[str, Any] | None,
+             held_out: dict[str, Any] | None) -> dict[str, Any] | None:
     """The page's answer: of the outcome that the study named before it ran, then all others."""
-    first = [held_out, results] if held_out and held_out["headline"] else [results, held_out]
+    first = [held_out, results, gold] if held_out and held_out["headline"] else [results, gold, held_out]
     parts = [part for part in first if part]
-    headline = next((part["headline"] for part in parts if part["headline"]), None)
+    headline = next((part["headline"] for part in parts if part.get("headline")), None)
     return headline and {**headline, "verdicts": [verdict for part in parts for verdict in part["verdicts"]],
                          "caveats": [caveat for part in parts for caveat in part["caveats"]]}
 

@@ -121,7 +121,8 @@ class Forecast:
         return Cost(0, parameters * size, f"{_short(parameters)} x {size:g} B")
 
     def _evaluate(self, node: Node) -> Cost:
-        parameters, tokens = self._parameters(node), self._settings.evaluate_prompt_tokens
+        readings = len(node.deciding.get("scoring", ["generate"]))
+        parameters, tokens = self._parameters(node), readings * self._settings.evaluate_prompt_tokens
         tflops = self._settings.evaluate_tflops_per_gpu
         return Cost(2 * parameters * tokens / (tflops * 1e12) / 3600, 0,
                     f"2 x {_short(parameters)} x {_short(tokens)} tokens / {tflops:g} TFLOP/s")

@@ -24,7 +24,7 @@ class CostSettings(Settings):
     rewrite_yield: float = Field(default=0.75, gt=0)
     """Tokens that one style yields for each token of its source."""
     evaluate_prompt_tokens: float = Field(default=60e6, gt=0)
-    """Tokens of all prompts of one evaluation."""
+    """Tokens of all prompts of one evaluation; scoring of gold answers reads as many again."""
     evaluate_tflops_per_gpu: float = Field(default=150, gt=0)
     """Model TFLOP/s of a GPU that reads prompts."""
     bytes_per_token: float = Field(default=4.0, gt=0)

@@ -19,7 +19,7 @@ from megatron_ext.study.config import StudyConfig
 _FOLDER = "registered"
 _QUESTION = ("subsets", "style_sources", "conditions", "seeds", "validation_sources", "allow_differences")
 _EVALUATION = ("primary", "baseline", "interactions", "checkpoints", "matched_by")
-_PROTOCOL = ("tasks", "profile", "limit")
+_PROTOCOL = ("tasks", "profile", "limit", "scoring")
 
 
 def register(study: StudyConfig, work: Path) -> dict[str, Any]:

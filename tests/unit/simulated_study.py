@@ -40,8 +40,11 @@ SOURCE_TEXT = ("A fotossíntese é o processo pelo qual as plantas, as algas e a
 
 
 def write_evaluation(folder, model, skill, *, num_items=80, seed=0, tasks=TASKS, profile="official", data="official",
-                     limit=None, item_seed=7, deviations=(), changes=(), engine=None):
-    """An evaluation artifact; items have a difficulty of their own that all models share."""
+                     limit=None, item_seed=7, deviations=(), changes=(), engine=None, gold=None):
+    """An evaluation artifact; items have a difficulty of their own that all models share.
+
+    `gold`: how many bits a byte the model saves on right answers; None: no likelihoods.
+    """
     limit = num_items if limit is None else limit
 
     def make(place):
@@ -57,6 +60,9 @@ def write_evaluation(folder, model, skill, *, num_items=80, seed=0, tasks=TASKS,
             results[task] = {**{key: info[key] for key in ("metric", "random_score", "max_score", "translated")},
                              "score": score, "npm": npm, "num_examples": num_items,
                              "invalid_rate": float(np.mean(~right)) / 5, "metrics": {info["metric"]: score}}
+        if gold is not None:
+            (place / "gold.jsonl").write_text("".join(json.dumps(row) + "\n" for task in tasks for row in gold_rows(
+                task, num_items, gold, seed, item_seed)))
         (place / "examples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         write_json(place / "results.json", {
             "profile": profile, "data": data, "deviations": list(deviations),
@@ -65,6 +71,20 @@ def write_evaluation(folder, model, skill, *, num_items=80, seed=0, tasks=TASKS,
 
     return produce(folder, kind="evaluation", settings={"limit": limit, "profile": profile, "tasks": sorted(tasks)},
                    inputs={"model": model}, make=make)
+
+
+def gold_rows(task, num_items, gold, seed, item_seed):
+    """Rows of gold.jsonl: the loss of an item is its own, shared by all models, and a little noise."""
+    for number, form in enumerate(("gold", "cloze")):
+        own = np.random.default_rng([item_seed, number, len(task)]).gamma(4, 0.25, num_items)
+        noise = np.random.default_rng([seed, number, len(task)]).normal(0, 0.05, num_items)
+        for index in range(num_items):
+            bits = float(max(0.01, own[index] - gold + noise[index]))
+            options = [{"nats": 10 * math.log(2) * value, "bytes": 10, "num_tokens": 3} for value in (bits, 1.0, 1.3)]
+            rank = 1 + sum(one["nats"] < options[0]["nats"] for one in options)
+            yield {"task": task, "form": form, "doc_id": index, "source_id": None, "gold": 0, **options[0],
+                   "prompt_sha256": hashlib.sha256(f"{form}/{task}/{index}".encode()).hexdigest(), "rank": rank,
+                   "rank_per_byte": rank, "options": options, "num_dropped_tokens": 0, "splits_token": False}
 
 
 def _example(task, info, index, hit, rng):
@@ -97,6 +117,29 @@ def _group_means(results):
               "translated": [one for one in results.values() if one["translated"]]}
     return {name: float(np.mean([one["npm"] for one in members])) if members else None
             for name, members in groups.items()}
+
+
+def evaluator(place):
+    """evaluate(name, skill, …) -> folder of an evaluation, below `place`, of a model of its own."""
+    def evaluate(name, skill=0.5, **options):
+        model = produce(place / "models" / name, kind="hf_model", settings={"name": name}, inputs={},
+                        make=lambda folder: {"bytes": (folder / "weights").write_text(name)})
+        write_evaluation(place / name, model.path, skill, **options)
+        return place / name
+
+    return evaluate
+
+
+def comparer(place):
+    """run(evaluations, baseline, …) -> the content of a comparison that is made below `place`."""
+    from evaluation.compare import CompareSettings, compare
+
+    def run(evaluations, baseline, **settings):
+        compare(CompareSettings(evaluations=evaluations, baseline=baseline, num_resamples=500, **settings),
+                place / "comparison")
+        return json.loads((place / "comparison" / "comparison.json").read_text())
+
+    return run
 
 
 def write_study(work, *, seeds=(0, 1, 2), num_items=80, conditions=tuple(SOURCES), notes=(), data="official"):

@@ -12,34 +12,21 @@ from evaluation.compare import CompareSettings, compare
 from evaluation.poeta import task_names
 from evaluation.statistics import holm
 from evaluation.verdicts import difference_verdict
-from megatron_ext.artifacts import produce
 from megatron_ext.errors import UserError
 from megatron_ext.settings import validate
-from tests.unit.simulated_study import TASKS, write_evaluation
+from tests.unit.simulated_study import TASKS, comparer, evaluator, write_evaluation
 
 ESTIMATE = {"value": 2.0, "low": 0.5, "high": 3.5, "minimum_detectable": 2.1}
 
 
 @pytest.fixture
 def evaluate(tmp_path):
-    """evaluate(name, skill, …) -> folder of an evaluation of a model of its own."""
-    def evaluate(name, skill=0.5, **options):
-        model = produce(tmp_path / "models" / name, kind="hf_model", settings={"name": name}, inputs={},
-                        make=lambda folder: {"bytes": (folder / "weights").write_text(name)})
-        write_evaluation(tmp_path / name, model.path, skill, **options)
-        return tmp_path / name
-
-    return evaluate
+    return evaluator(tmp_path)
 
 
 @pytest.fixture
 def run(tmp_path):
-    def run(evaluations, baseline, **settings):
-        compare(CompareSettings(evaluations=evaluations, baseline=baseline, num_resamples=500, **settings),
-                tmp_path / "comparison")
-        return json.loads((tmp_path / "comparison" / "comparison.json").read_text())
-
-    return run
+    return comparer(tmp_path)
 
 
 def test_a_planted_effect_is_claimed_and_none_where_there_is_none(evaluate, run):

@@ -22,8 +22,11 @@ from megatron_ext.errors import UserError
 POOL_OF_ALL = "math_mc_greedy"
 
 
+OPTIONS = (" A)", " B)", " C)", " D)")
+
+
 def documents(count: int) -> list[Document]:
-    return [Document(i, f"pergunta {i}:", f" {'ABCD'[i % 4]})", num_options=4) for i in range(count)]
+    return [Document(i, f"pergunta {i}:", f" {'ABCD'[i % 4]})", options=OPTIONS) for i in range(count)]
 
 
 def shots_of(prompt: str) -> list[str]:
@@ -32,7 +35,7 @@ def shots_of(prompt: str) -> list[str]:
 
 def test_no_prompt_holds_its_own_question() -> None:
     pool = documents(12)
-    pool.append(Document("copy", "pergunta 3:", " A)", num_options=4))
+    pool.append(Document("copy", "pergunta 3:", " A)", options=OPTIONS))
     leaks = {}
     for profile in ("official", "clean"):
         requests = build_requests(load_task(POOL_OF_ALL, profile), Loaded(pool, pool))
@@ -74,14 +77,14 @@ def test_test_sets_are_whole() -> None:
     ("faquad", [None], 0.0), ("assin_sts_greedy", [None], 0.0),
 ])
 def test_chance_is_one_over_the_options(task: str, options: list[int | None], chance: float) -> None:
-    asked = [Document(None, "?", " A", num_options=number) for number in options]
+    asked = [Document(None, "?", " A", options=(" ",) * number if number else ()) for number in options]
     assert chance_level(load_task(task, "clean"), asked) == pytest.approx(chance)
 
 
 def test_chance_of_macro_f1_is_what_random_guesses_score() -> None:
     task = load_task("tweetsentbr_greedy", "clean")
     golds = [" negativa"] * 600 + [" neutra"] * 300 + [" positiva"] * 100
-    asked = [Document(None, "?", gold, num_options=3) for gold in golds]
+    asked = [Document(None, "?", gold, options=(" a", " b", " c")) for gold in golds]
     generator = random.Random(0)
     labels = list(task.labels.values())
     guessed = [macro_f1([[generator.choice(labels), gold.strip()] for gold in golds]) for _ in range(200)]

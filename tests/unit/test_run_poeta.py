@@ -24,6 +24,7 @@ from lm_eval.api.registry import register_model  # noqa: E402
 
 from evaluation import npm  # noqa: E402
 from evaluation.poeta import answer_cache, hf_model, prepared, run, sources, task_names  # noqa: E402
+from evaluation.poeta.gold import GOLD  # noqa: E402
 from evaluation.poeta.hf_model import PoetaHFLM  # noqa: E402
 from evaluation.poeta.journal import append_answers, cut_into_batches, keys_of, read_answers  # noqa: E402
 from evaluation.run_poeta import main  # noqa: E402
@@ -113,7 +114,7 @@ def test_killed_and_run_again(oracle: Oracle, tmp_path: Path) -> None:
         run.evaluate_model(settings(), tmp_path / "killed")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert len(read_answers(tmp_path / "killed.partial" / run.JOURNAL)) == 6
+    assert len(read_answers(tmp_path / "killed.partial" / run.JOURNAL)) == 6 + 1  # the count of truncated prompts
     oracle.batches = []
     resumed = run.evaluate_model(settings(), tmp_path / "killed")
     assert oracle.batches == [3, 2]
@@ -130,7 +131,7 @@ def test_killed_in_the_middle_of_a_line(oracle: Oracle, tmp_path: Path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run, "_write_examples", stop)
+        patch.setattr(run, "_write_rows", stop)
         run.evaluate_model(settings(), tmp_path / "scores")
     journal = tmp_path / "scores.partial" / run.JOURNAL
     journal.write_bytes(journal.read_bytes()[:-20])  # the last answer of a batch of two is torn
@@ -153,15 +154,20 @@ def ask(task: str, number: int) -> list[Instance]:
     return [Instance("generate_until", {}, (f"{task}{i}" + "x" * (i % 5), {}), 0, (task, i, 1)) for i in range(number)]
 
 
+def cut(requests: list[Instance]) -> list[list[Instance]]:
+    return cut_into_batches(requests, 5, lambda one: (one.task_name, one.args[0], one.doc_id))
+
+
 def test_batches_depend_on_nothing_but_the_requests_of_their_task() -> None:
     requests = ask("a", 12)
-    batches = cut_into_batches(requests, 5)
+    batches = cut(requests)
     assert [len(batch) for batch in batches] == [5, 5, 2]
     assert batches[0][0].args[0].endswith("xxxx")
-    assert batches == cut_into_batches(requests[::-1], 5) == cut_into_batches([*requests, *ask("b", 3)], 5)[:3]
-    keys = [key for batch in batches for key in keys_of(batch)]
+    assert batches == cut(requests[::-1]) == cut([*requests, *ask("b", 3)])[:3]
+    prompts = [[request.args[0] for request in batch] for batch in batches]
+    keys = [key for batch in prompts for key in keys_of(batch)]
     assert len(set(keys)) == 12
-    assert keys_of(batches[0]) != keys_of(batches[0][:-1])
+    assert keys_of(prompts[0]) != keys_of(prompts[0][:-1])
 
 
 def test_appending_to_answers_cuts_off_a_torn_line(tmp_path: Path) -> None:
@@ -297,9 +303,11 @@ def test_any_openai_compatible_server(tmp_path: Path) -> None:
 @pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="vLLM is not set up: `make vllm` makes .venv-vllm")
 def test_vllm_answers_as_hf_does(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model", context_tokens=8192)
-    common = {"model": str(model), "limit": 6, "max_gen_toks": 8, "dtype": "float32", "reuse_answers": False}
+    common = {"model": str(model), "limit": 6, "max_gen_toks": 8, "dtype": "float32", "reuse_answers": False,
+              "scoring": ["generate", "gold"]}
     ours = run.evaluate_model(settings(backend="hf", device="cpu", **common), tmp_path / "hf")
-    arguments = [f"{name}={value}" for name, value in common.items()] + [
+    arguments = [f"{name}={json.dumps(value) if isinstance(value, list) else value}"
+                 for name, value in common.items()] + [
         "backend=vllm", "model_args={enforce_eager: true, max_num_seqs: 3}", "allow_sample_data=true",
         "allow_download=false", f"tasks=[{TASK}]"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -310,6 +318,13 @@ def test_vllm_answers_as_hf_does(tmp_path: Path) -> None:
     theirs = npm.load_examples(tmp_path / "vllm")
     assert [row["output"] for row in theirs] == [row["output"] for row in npm.load_examples(ours.path)]
     assert npm.load_results(tmp_path / "vllm")["npm"] == npm.load_results(ours.path)["npm"]
+    for mine, its in zip(_nats(ours.path), _nats(tmp_path / "vllm"), strict=True):
+        assert its == pytest.approx(mine, rel=1e-4)
+
+
+def _nats(evaluation: Path) -> list[list[float]]:
+    rows = map(json.loads, (evaluation / GOLD).read_text().splitlines())
+    return [[option["nats"] for option in row["options"]] for row in rows]
 
 
 def test_lists_on_the_command_line() -> None:

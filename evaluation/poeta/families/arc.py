@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from evaluation.poeta.metrics import mean
 from evaluation.poeta.raw import RawData
-from evaluation.poeta.task import Aggregation, Document, Loaded, Metrics, Task
+from evaluation.poeta.task import Aggregation, Document, Loaded, Metrics, Task, cloze
 
 _LETTER_WITH_DOT = re.compile(r"[a-d]\.")
 
@@ -26,7 +26,9 @@ class Arc(Task):
             if all(label.isalpha() for label in labels):
                 options = [f"{label}. {text}" for label, text in zip(labels, texts, strict=True)]
                 text = "\n".join([row["question"], *options, "Resposta:"])
-                documents.append(Document(row["id"], text, f" {row['answerKey']}", num_options=len(labels),
+                documents.append(Document(row["id"], text, f" {row['answerKey']}",
+                                          options=tuple(f" {label}" for label in labels),
+                                          cloze=cloze(f"{row['question']}\nResposta:", texts),
                                           fields={"labels": list(labels)}))
         return Loaded(documents, documents)
 

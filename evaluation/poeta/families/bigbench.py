@@ -11,7 +11,7 @@ import string
 from typing import Any
 
 from evaluation.poeta.raw import RawData, Row
-from evaluation.poeta.task import Document, Loaded, Metrics, Task
+from evaluation.poeta.task import Document, Loaded, Metrics, Task, cloze
 from megatron_ext.errors import UserError
 
 LETTERS = string.ascii_uppercase[:13]
@@ -58,9 +58,12 @@ class Choice(BigBench):
         if not right or right[-1] >= len(LETTERS):
             raise UserError(f"{self.spec.name}: example {row['id']!r} has no right option among its first "
                             f"{len(LETTERS)}")
-        lines = [f"{letter}) {self.option_name(key)}\n" for letter, (key, _) in zip(LETTERS, options, strict=False)]
-        text = f"{self.spec.prefix}{row['input']}\n{''.join(lines)}Resposta:"
-        return Document(row["id"], text, f" {LETTERS[right[-1]]})", num_options=len(lines))
+        names = [self.option_name(key) for key, _ in options][:len(LETTERS)]
+        lines = [f"{letter}) {name}\n" for letter, name in zip(LETTERS, names, strict=False)]
+        question = f"{self.spec.prefix}{row['input']}\n"
+        return Document(row["id"], f"{question}{''.join(lines)}Resposta:", f" {LETTERS[right[-1]]})",
+                        options=tuple(f" {letter})" for letter in LETTERS[:len(names)]),
+                        cloze=cloze(f"{question}Resposta:", names))
 
     def arrange_options(self, options: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
         """The order of the options."""
@@ -83,7 +86,7 @@ class Spelled(BigBench):
         if right is None:
             raise UserError(f"{self.spec.name}: example {row['id']!r} has no right answer")
         return Document(row["id"], f"{self.spec.prefix}{row['input']}\nResposta:", f" {self.option_name(right)}",
-                        num_options=len(self.spec.classes))
+                        options=tuple(f" {name}" for name in self.spec.classes))
 
     def score(self, document: Document, output: str) -> Metrics:
         """The leftmost class in the output counts, inside words too."""

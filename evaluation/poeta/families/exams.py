@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from evaluation.poeta.metrics import mean
 from evaluation.poeta.raw import RawData, Row
-from evaluation.poeta.task import Aggregation, Document, Loaded, Metrics, Task
+from evaluation.poeta.task import Aggregation, Cloze, Document, Loaded, Metrics, Task, cloze
 
 LETTERS = "ABCDE"
 _ANSWER_FORMS = [re.compile(pattern) for pattern in (r"([A-E])\.", r"([A-Ea-e])\)", r"([A-E])")]
@@ -74,11 +74,13 @@ class HubExam(ExamTask):
     def document(self, row: Row) -> Document:
         """One question."""
         choices = [self.option(letter, text) for letter, text in zip(LETTERS, row["alternatives"], strict=False)]
-        text = "\n".join([f"Enunciado: {self.clean(row['question'])}", "Alternativas:", *choices, "Resposta:"])
+        question = f"Enunciado: {self.clean(row['question'])}"
+        text = "\n".join([question, "Alternativas:", *choices, "Resposta:"])
+        texts = [choice.removeprefix(f"{letter}.") for letter, choice in zip(LETTERS, choices, strict=False)]
         year = _id_part(row, 1)
         groups = [year, *(flag for flag in self.flags if row[flag]), *self.other_groups(row)]
-        return Document(row["id"], text, f" {row['answer'].upper()}.", year, len(choices),
-                        {"choices": choices, "groups": groups})
+        return Document(row["id"], text, f" {row['answer'].upper()}.", year, letters_of(choices),
+                        cloze(f"{question}\nResposta:", texts), {"choices": choices, "groups": groups})
 
     def clean(self, text: str) -> str:
         """A text as it stands in the prompt."""
@@ -171,7 +173,8 @@ class Enem2022(Enem):
         number = int(row["id"].split("_")[-1])
         groups = [row["exam"], ENEM_AREAS[math.ceil(number / 45) - 1]]
         return Document(row["id"], enem_text(row["context"], row["question"], row["options"]),
-                        f" {row['label'].upper()}.", row["exam"], len(row["options"]),
+                        f" {row['label'].upper()}.", row["exam"], letters_of(row["options"]),
+                        enem_cloze(row["context"], row["question"], row["options"]),
                         {"choices": row["options"], "groups": groups})
 
 
@@ -186,15 +189,29 @@ def read_enem_xml(path: Path, exam: str) -> list[Document]:
         answer = next(option.get("id") for option in options if option.get("correct") == "Yes")
         header, statement = (clean_spaces(question.findtext(part)) for part in ("header", "statement"))
         text = enem_text(header, statement, choices)
-        documents.append(Document(f"{exam}_{question.get('id')}", text, f" {answer}.", exam, len(choices),
-                                  {"choices": choices, "groups": [exam]}))
+        documents.append(Document(f"{exam}_{question.get('id')}", text, f" {answer}.", exam, letters_of(choices),
+                                  enem_cloze(header, statement, choices), {"choices": choices, "groups": [exam]}))
     return documents
 
 
 def enem_text(header: str, statement: str, choices: Sequence[str | None]) -> str:
     """A question; an empty option prints as `None`, as in the official harness."""
     options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True)]
-    return "\n".join([f"Cabeçalho: {header}", f"Enunciado: {statement}", "Alternativas:", *options, "Resposta:"])
+    return "\n".join([*_enem_question(header, statement), "Alternativas:", *options, "Resposta:"])
+
+
+def enem_cloze(header: str, statement: str, choices: Sequence[str | None]) -> Cloze | None:
+    """A question without its options."""
+    return cloze("\n".join([*_enem_question(header, statement), "Resposta:"]), choices)
+
+
+def _enem_question(header: str, statement: str) -> list[str]:
+    return [f"Cabeçalho: {header}", f"Enunciado: {statement}"]
+
+
+def letters_of(choices: Sequence[str | None]) -> tuple[str, ...]:
+    """The answers that choices offer."""
+    return tuple(f" {letter}." for letter, _ in zip(LETTERS, choices, strict=False))
 
 
 def exam_of(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from evaluation.poeta.metrics import macro_f1, mean, weighted_f1
 from evaluation.poeta.raw import RawData, Row
-from evaluation.poeta.task import Aggregation, Document, Loaded, Metrics, Task
+from evaluation.poeta.task import Aggregation, Cloze, Document, Loaded, Metrics, Task, cloze
 
 _MARKUP = re.compile(r"http|lt\s*;|gt\s*;")
 _REPEATED_SPACE = re.compile(r"(\s)\1*")
@@ -40,7 +40,16 @@ class LabelTask(Task):
     def document(self, row: Row) -> Document:
         """One row as a document."""
         return Document(row.get("id"), self.template.format_map(row), f" {self.labels[row[self.label_field]]}",
-                        num_options=len(self.labels))
+                        options=self.options, cloze=self.cloze(row))
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The labels as answers."""
+        return tuple(f" {label}" for label in self.labels.values())
+
+    def cloze(self, row: Row) -> Cloze | None:
+        """A row in cloze form; labels stand for themselves and have none."""
+        return None
 
     def score(self, document: Document, output: str) -> Metrics:
         """Accuracy, and [prediction, gold] for each F1 that the task aggregates."""
@@ -174,6 +183,11 @@ class StoryCloze(LabelTask):
     aggregations: ClassVar[Mapping[str, Aggregation]] = {
         "acc": mean, "f1-macro": macro_f1, "f1-weighted": weighted_f1,
     }
+
+    def cloze(self, row: Row) -> Cloze | None:
+        """The story, to be completed with one of the endings."""
+        story, _ = self.template.format_map(row).split("\nDesfecho 1:", 1)
+        return cloze(f"{story}\nDesfecho:", [row["sentence_quiz1"], row["sentence_quiz2"]])
 
     def score(self, document: Document, output: str) -> Metrics:
         """`unknown_pred` says that there is no digit; a digit that stands among other text does not count."""

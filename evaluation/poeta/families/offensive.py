@@ -26,7 +26,7 @@ class OffensiveTask(LabelTask):
     def offensive_document(self, text: Any, is_offensive: bool) -> Document:
         """A document out of a message and its label."""
         return Document(None, self.template.format(text=text), f" {self.labels[bool(is_offensive)]}",
-                        num_options=len(self.labels))
+                        options=self.options)
 
     def score(self, document: Document, output: str) -> Metrics:
         """See the class."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from evaluation.poeta.raw import RawData, Row
-from evaluation.poeta.task import Document, Loaded, Metrics, Task
+from evaluation.poeta.task import Cloze, Document, Loaded, Metrics, Task
 
 _ANSWER_FORMS = [re.compile(r"([AB])\."), re.compile(r"([AB])")]
 
@@ -29,8 +29,10 @@ def _document(row: Row) -> Document:
     position = _end_of_common_words(correct, incorrect)
     is_correct_first = row["question_id"] % 2 == 0
     first, second = (correct, incorrect) if is_correct_first else (incorrect, correct)
-    text = f"{correct[:position]}\nA.{first[position:]}\nB.{second[position:]}\nResposta:"
-    return Document(row["question_id"], text, " A." if is_correct_first else " B.", num_options=2)
+    common, endings = correct[:position], (first[position:], second[position:])
+    text = f"{common}\nA.{endings[0]}\nB.{endings[1]}\nResposta:"
+    return Document(row["question_id"], text, " A." if is_correct_first else " B.", options=(" A.", " B."),
+                    cloze=Cloze(common, endings) if all(endings) else None)
 
 
 def _end_of_common_words(first: str, second: str) -> int:

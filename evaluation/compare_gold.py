@@ -1,0 +1,126 @@
+"""The part of a comparison that rests on likelihoods of gold answers: conditions that were scored, on what all share.
+
+Every measure is a mean over the tasks for which it makes sense. Items of one id of a task are one cluster. NPM stays
+the headline; the p values of all measures of a family of comparisons are corrected together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from evaluation import verdicts
+from evaluation.contrasts import Contrasts, MeasuredMeans, correct_by_family, ordered_pairs
+from evaluation.matched import Evaluation
+from evaluation.measures import LIKELIHOODS, MEASURES, Measure
+from evaluation.poeta import task_spec
+from evaluation.poeta.gold import form_of, item_value
+from megatron_ext.errors import UserError
+
+_FACTS = ("doc_id", "prompt_sha256", "gold", "bytes")
+Row = Mapping[str, Any]
+
+
+def compare_gold(evaluations: Sequence[Evaluation], *, baseline: str, interactions: Mapping[str, Sequence[str]],
+                 given: Sequence[str], num_resamples: int, seed: int) -> dict[str, Any] | None:
+    """{"measures", "not_scored": conditions, "caveats"}; None where fewer than two conditions were scored.
+
+    Raises UserError when two models were asked for other answers.
+    """
+    conditions = list(dict.fromkeys(one.model.condition for one in evaluations))
+    not_scored = {one.model.condition for one in evaluations if not one.gold}
+    scored = [one for one in evaluations if one.model.condition not in not_scored]
+    names = [name for name in conditions if name not in not_scored]
+    if len(names) < 2:
+        return None
+    pairs = [pair for pair in ordered_pairs(conditions, given, baseline) if {*pair[:2]} <= {*names}]
+    known = {name: list(four) for name, four in interactions.items() if {*four} <= {*names}}
+    studies = {measure.name: Contrasts([one.model for one in scored], tasks, num_resamples, seed)
+               for measure in LIKELIHOODS if (tasks := list(_tasks(measure, scored)))}
+    measures = [_measure(study, MEASURES[name], names, pairs, known) for name, study in studies.items()]
+    _conclude(measures, studies, scored[0].results["data"])
+    return {"measures": measures, "not_scored": sorted(not_scored), "caveats": list(_caveats(scored, not_scored))}
+
+
+def _tasks(measure: Measure, evaluations: Sequence[Evaluation]) -> Iterator[MeasuredMeans]:
+    """The tasks for which a measure makes sense, with the values of every model."""
+    results = evaluations[0].results
+    for name in results["task_set"]:
+        if measure.name not in task_spec(name, results["profile"]).likelihood_measures:
+            continue
+        rows = [one.gold.get((name, form_of(measure.name)), []) for one in evaluations]
+        for one, other in zip(rows[1:], evaluations[1:], strict=True):
+            if _facts(one) != _facts(rows[0]):
+                raise UserError(f"task {name}: the gold answers of {evaluations[0].name} and {other.name} differ in "
+                                "prompts or answers; evaluate all models with the same version, settings and data")
+        values = [_by_cluster(measure, one) for one in rows]
+        if values[0]:
+            yield MeasuredMeans.of(name, measure, values)
+
+
+def _facts(rows: Sequence[Row]) -> list[list[Any]]:
+    """What no model decides."""
+    return [[row[key] for key in _FACTS] + [one["bytes"] for one in row["options"]] for row in rows]
+
+
+def _by_cluster(measure: Measure, rows: Sequence[Row]) -> list[float]:
+    """The mean of each cluster, in the order of their first items."""
+    clusters: dict[Any, list[float]] = {}
+    for row in rows:
+        value = item_value(measure.name, row)
+        if value is not None:
+            key = ("item", row["doc_id"]) if row["source_id"] is None else ("source", row["source_id"])
+            clusters.setdefault(key, []).append(value)
+    return [float(np.mean(values)) for values in clusters.values()]
+
+
+def _measure(study: Contrasts[MeasuredMeans], measure: Measure, names: Sequence[str],
+             pairs: Sequence[tuple[str, str, str]], interactions: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Values, differences and interactions in one measure, not yet corrected for their number."""
+    def contrast(coefficients: Mapping[str, float]) -> dict[str, Any]:
+        return {"estimate": study.estimate(coefficients, study.tasks),
+                "tasks": {task.name: study.estimate(coefficients, [task]) for task in study.tasks}}
+
+    return {
+        "measure": asdict(measure), "num_items": study.num_items,
+        "tasks": [{"name": task.name, "num_items": task.num_items} for task in study.tasks],
+        "conditions": {name: study.describe(name, study.tasks) | {"tasks": {
+            task.name: study.score(name, [task]) for task in study.tasks}} for name in names},
+        "differences": [{"condition": condition, "reference": reference, "family": family,
+                         **contrast({condition: 1.0, reference: -1.0})} for condition, reference, family in pairs],
+        "interactions": [{"name": name, "conditions": four, "family": "interactions",
+                          **contrast(dict(zip(four, (1.0, -1.0, -1.0, 1.0), strict=True)))}
+                         for name, four in interactions.items()],
+    }
+
+
+def _conclude(measures: Sequence[dict[str, Any]], studies: Mapping[str, Contrasts[MeasuredMeans]], data: str) -> None:
+    found = [(one, contrast) for one in measures for contrast in [*one["differences"], *one["interactions"]]]
+    correct_by_family([contrast for _, contrast in found])
+    for one, contrast in found:
+        measure = MEASURES[one["measure"]["name"]]
+        facts = {"num_items": one["num_items"], "data": data, "measure": measure}
+        contrast["is_claimed"] = verdicts.obstacle(contrast["estimate"], contrast["p_corrected"], **facts) is None
+        contrast["verdict"] = _verdict(studies[measure.name], contrast, facts)
+
+
+def _verdict(study: Contrasts[MeasuredMeans], one: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    if "conditions" in one:
+        return verdicts.interaction_verdict(one["name"], one["conditions"], one["estimate"], one["p_corrected"],
+                                            **facts)
+    pair = one["condition"], one["reference"]
+    return verdicts.difference_verdict(*pair, one["estimate"], one["p_corrected"], num_tasks=len(study.tasks),
+                                       one_seed=study.is_unrepeated(pair), **facts)
+
+
+def _caveats(scored: Sequence[Evaluation], not_scored: Iterable[str]) -> Iterator[str]:
+    if not_scored:
+        yield f"Gold answers were not scored for {', '.join(sorted(not_scored))}: scoring=[generate, gold] does so."
+    rows = [row for forms in scored[0].gold.values() for row in forms]
+    num_cut = sum(row["num_dropped_tokens"] > 0 for row in rows)
+    if num_cut:
+        yield (f"Of {num_cut:,} of {len(rows):,} prompts with gold answers the model read the end alone: they are "
+               "longer than its context.")
