@@ -147,9 +147,12 @@ def build_graph(study: StudyConfig) -> list[Node]:
     texts = {name: tokenized[name] for name in study.held_out} | _neutral_nodes(study, base)
     held_out = {place: _held_out_node(study, place, model, texts) for place, model in measured.items()} if texts else {}
     overlap = _overlap_node(study, tokenized) if texts else None
+    outside: dict[str, Input] = {
+        f"outside.{name}": _evaluation_node(study, f"outside/{name}", _model_node(f"outside-{name}", model))
+        for name, model in study.evaluation.outside.items()}
     comparison = Node("compare/conditions", "comparison", "evaluation.compare",
                       study.evaluation.model_dump(include={"baseline", "interactions", "matched_by"}),
-                      evaluations | curves)
+                      evaluations | curves | outside)
     wanted = [*tokenized.values(), comparison]  # a source that no condition uses is still wanted
     wanted += [*held_out.values(), *([_held_out_comparison(study, held_out, overlap)] if overlap else [])]
     return in_order(wanted)
