@@ -17,12 +17,13 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 from evaluation import npm  # noqa: E402
-from evaluation.poeta import hf_options, load_task, run, task_names, task_spec  # noqa: E402
+from evaluation.poeta import hf_options, load_task, run, sources, task_names, task_spec  # noqa: E402
 from evaluation.poeta.families.wsc import _document  # noqa: E402
-from evaluation.poeta.gold import GOLD, item_value  # noqa: E402
+from evaluation.poeta.gold import GOLD, item_value, questions_of  # noqa: E402
 from evaluation.poeta.hf_model import PoetaHFLM  # noqa: E402
 from evaluation.poeta.journal import JournalingLM  # noqa: E402
 from evaluation.poeta.likelihood import Question, encode_questions  # noqa: E402
+from evaluation.poeta.prepared import prepare  # noqa: E402
 from evaluation.poeta.prompts import build_requests  # noqa: E402
 from evaluation.poeta.table import task_table  # noqa: E402
 from evaluation.poeta.task import Cloze, Document, Loaded, cloze  # noqa: E402
@@ -34,6 +35,8 @@ from megatron_ext.stage import request_settings  # noqa: E402
 from tests.tiny_model import write_tiny_model  # noqa: E402
 
 TASK = "tweetsentbr_greedy"
+SHARED = Path(os.environ.get("MEGATRON_EXT_SHARED", Path(__file__).parents[3] / "shared"))
+REAL_DATA = SHARED / "poeta_v2" / "raw_real"
 PROMPTS = ("Pergunta: qual é a capital?\nResposta:", "Curta:", "Uma frase um pouco mais comprida, e mais:" * 3,
            "Espaço no fim: ", "x" * 90 + ":")
 OPTIONS = ((" A.", " B.", " C."), (" positiva", " neutra", " negativa"), (" uma só resposta livre",),
@@ -347,3 +350,23 @@ def test_values_of_an_item() -> None:
     assert item_value("gold_bits_per_byte", row) == item_value("cloze_bits_per_byte", row) == pytest.approx(0.5)
     assert (item_value("gold_accuracy", row), item_value("cloze_accuracy", row)) == (100.0, 0.0)
     assert item_value("gold_accuracy", {**row, "rank": None}) is None
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no raw data in {REAL_DATA}")
+def test_real_items_of_four_tasks_equal_a_plain_loop_and_the_harness(tmp_path: Path) -> None:
+    """At least 200 items, both forms where there are two, with a tokenizer that merges."""
+    asked: list[Question] = []
+    for task in ("tweetsentbr_greedy", "faquad", "wsc285_pt_greedy", "pt_hate_speech_greedy"):
+        found = sources.find_raw_data([task_spec(task)], REAL_DATA, allow_download=False)
+        asked += [question for _, _, question in questions_of(prepare(task, "official", found, 50))]
+    assert len({(one.task.split("/")[0], one.doc_id) for one in asked}) >= 200
+    model = write_tiny_model(tmp_path / "tiny", 16_384, [one.prompt[-300:] for one in asked], num_heads=1)
+    lm = load(model, 8)
+    scores = lm.score_options(asked)
+    theirs = HFLM(str(model), device="cpu", batch_size=1, dtype="float32", add_bos_token=False)
+    pairs = [(one.prompt, option) for one in asked for option in one.options]
+    found = theirs.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+    assert [nats for one in scores for nats in one.nats] == pytest.approx([-value for value, _ in found], rel=1e-4)
+    encoded = encode_questions(lm.tokenizer, asked, lm.context_tokens)
+    for one, found in list(zip(encoded, scores, strict=True))[::7]:
+        assert found.nats == pytest.approx([plainly(lm.model, one.prompt, option) for option in one.options], rel=1e-4)
