@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import signal
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from evaluation.poeta import hf_options, load_task, run, sources, task_names, ta
 from evaluation.poeta.families.wsc import _document  # noqa: E402
 from evaluation.poeta.gold import GOLD, item_value, questions_of  # noqa: E402
 from evaluation.poeta.hf_model import PoetaHFLM  # noqa: E402
+from evaluation.poeta.hf_options import OptionScorer  # noqa: E402
 from evaluation.poeta.journal import JournalingLM  # noqa: E402
-from evaluation.poeta.likelihood import Question, encode_questions  # noqa: E402
+from evaluation.poeta.likelihood import EncodedQuestion, Question, encode_questions  # noqa: E402
 from evaluation.poeta.prepared import prepare  # noqa: E402
 from evaluation.poeta.prompts import build_requests  # noqa: E402
 from evaluation.poeta.table import task_table  # noqa: E402
@@ -162,6 +164,43 @@ def test_a_model_without_a_cache_gives_the_same(byte_model: Path) -> None:
     lm._scorer.has_cache = False
     for mine, theirs in zip(expected, lm.score_options(questions()), strict=True):
         assert theirs.nats == pytest.approx(mine, rel=1e-5)
+
+
+SMALL = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "intermediate_size": 48, "initializer_range": 0.5}
+ARCHITECTURES = {
+    "absolute positions": ("gpt2", {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 2,
+                                    "initializer_range": 0.3}, True),
+    "a sliding window": ("mistral", {**SMALL, "sliding_window": 8, "num_key_value_heads": 1}, True),
+    "a window in some layers": ("gemma2", {**SMALL, "sliding_window": 8, "num_key_value_heads": 1, "head_dim": 16},
+                                True),
+    "positions by attention": ("bloom", {"vocab_size": 300, "hidden_size": 32, "n_layer": 2, "n_head": 2,
+                                         "initializer_range": 0.3}, True),
+    "states in place of keys": ("mamba", {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2,
+                                          "state_size": 4, "initializer_range": 0.3}, False),
+}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_other_architectures_equal_a_plain_loop(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    monkeypatch.setattr(hf_options, "CPU_TOKENS", 1 << 20)  # padded batches
+    name, values, has_cache = ARCHITECTURES[kind]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **values)).eval()
+    scorer = OptionScorer(model, 0, max_rows=3)
+    assert scorer.has_cache == has_cache
+    generator = random.Random(1)
+
+    def tokens(number: int) -> list[int]:
+        return [generator.randrange(1, 300) for _ in range(number)]
+
+    asked = [EncodedQuestion(tokens(length), [tokens(number) for number in options], 0, False)
+             for length, options in ((5, (1, 1, 1)), (30, (2, 4, 1)), (17, (6,)), (1, (3, 12)), (24, (5, 5)))]
+    asked.append(EncodedQuestion(tokens(9), [[7, 8, 9], [7, 8, 9, 10], [7, 8, 11]], 0, False))
+    for one, scores in zip(asked, scorer.score(asked), strict=True):
+        assert scores.nats == pytest.approx([plainly(model, one.prompt, option) for option in one.options], rel=1e-4)
 
 
 def settings(model: Path | str, **values: Any) -> run.PoetaSettings:
