@@ -258,6 +258,16 @@ def test_options_share_no_answer_in_the_journal(byte_model: Path, tmp_path: Path
     assert again.score_options([Question("t", 0, "Pergunta:", (" um", " dois"))]) == first
 
 
+def test_a_model_that_gives_no_numbers_is_refused(byte_model: Path, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = load(byte_model)
+    lm.model.lm_head.weight.data[:] = math.nan
+    monkeypatch.setattr(run, "_load_model", lambda settings: lm)
+    for _ in range(2):  # and not kept
+        with pytest.raises(UserError, match=r"likelihoods are not finite numbers.*dtype=float32"):
+            run.evaluate_model(settings(byte_model), tmp_path / "scores")
+
+
 def test_killed_in_the_middle_of_the_options(byte_model: Path, tmp_path: Path) -> None:
     values = {"reuse_answers": False}
     undisturbed = run.evaluate_model(settings(byte_model, **values), tmp_path / "undisturbed")
