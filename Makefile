@@ -11,6 +11,7 @@ TORCH_INDEX ?=
 VLLM ?= cpu
 WORK ?= work/quickstart
 CORPUS ?=
+# A model id or folder; auto: a small one from a model hub, where that can be reached.
 REWRITER ?=
 TP ?= 1
 PP ?= 2
@@ -23,9 +24,11 @@ VLLM_PIP := .venv-vllm/bin/python -m pip --quiet --quiet --disable-pip-version-c
 .PHONY: quickstart test test-all lint setup native vllm try-vllm te try-te gpu gpu-check clean
 
 quickstart: .venv/.ready native
-	@.venv/bin/python -m tools.run_study examples/quickstart/study.yaml --work "$(WORK)" \
+	@rewriter="$(REWRITER)"; \
+	[ "$$rewriter" != auto ] || rewriter=$$(.venv/bin/python -m tools.choose_rewriter); \
+	.venv/bin/python -m tools.run_study examples/quickstart/study.yaml --work "$(WORK)" \
 	  run.parallel.tensor_model_parallel_size=$(TP) run.parallel.pipeline_model_parallel_size=$(PP) \
-	  $(if $(CORPUS),corpus.path="$(CORPUS)") $(if $(REWRITER),rewriter.model="$(REWRITER)" rewriter.note=)
+	  $(if $(CORPUS),corpus.path="$(CORPUS)") $${rewriter:+"rewriter.model=$$rewriter" rewriter.note=}
 
 test: .venv/.ready-test lint native try-vllm try-te
 	@.venv/bin/python -m pytest --numprocesses 2 --no-loadscope-reorder

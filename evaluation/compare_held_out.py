@@ -14,14 +14,15 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from evaluation import verdicts
 from evaluation.contrasts import Contrasts, correct_by_family, ordered_pairs
-from evaluation.held_out import HeldOutText, load_measurements, match_texts
+from evaluation.held_out import HeldOutText, load_measurements, match_texts, without
 from evaluation.measures import BITS_PER_BYTE
+from evaluation.overlap import load_overlap
 from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.identity import PLACE
@@ -51,6 +52,10 @@ class CompareHeldOutSettings(StageSettings):
     """Conditions that are a given model, not a training run."""
     missing: list[str] = Field(default_factory=list)
     """What was to be compared, too."""
+    overlap: Annotated[Path | None, PLACE] = None
+    """Which held-out documents training text holds, too (artifact of tools.find_overlap)."""
+    overlapping: Literal["keep", "remove"] = "keep"
+    """What becomes of them."""
     num_resamples: int = Field(default=10_000, ge=200)
     """Bootstrap resamples, and permutations of the test."""
     seed: int = Field(default=0, ge=0)
@@ -65,6 +70,8 @@ class CompareHeldOutSettings(StageSettings):
                      for key, names in named.items() for name in names if name not in self.held_out]
         problems += [f"interactions.{name}: needs four conditions [a, b, c, d] for (a - b) - (c - d)"
                      for name, names in self.interactions.items() if len(set(names)) != 4]
+        if self.overlapping == "remove" and self.overlap is None:
+            problems.append("overlapping: to remove them, name the overlap")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -78,18 +85,23 @@ def compare_held_out(settings: CompareHeldOutSettings, output: Path) -> Artifact
     more = {"conditions": {name: len(folders) for name, folders in settings.held_out.items()}}
     inputs = {f"{name}/{position}": folder
               for name, folders in settings.held_out.items() for position, folder in enumerate(folders)}
+    inputs |= {"overlap": settings.overlap} if settings.overlap else {}
 
     def make(folder: Path) -> dict[str, Any]:
         comparison = compare_measurements(settings)
         write_json(folder / HELD_OUT, comparison)
-        return {"texts": {one["name"]: one["num_clusters"] for one in comparison["texts"]}, "models": len(inputs)}
+        return {"texts": {one["name"]: one["num_clusters"] for one in comparison["texts"]},
+                "models": sum(more["conditions"].values())}
 
     return make_artifact(output, kind=KIND, settings=settings, more=more, inputs=inputs, make=make)
 
 
 def compare_measurements(settings: CompareHeldOutSettings) -> dict[str, Any]:
     """The content of held_out.json."""
+    overlap = load_overlap(settings.overlap) if settings.overlap else None
     measured = load_measurements(settings.held_out, settings.given)
+    if overlap and settings.overlapping == "remove":
+        measured = [without(one, overlap.documents) for one in measured]
     study = Contrasts([one.model for one in measured], match_texts(measured), settings.num_resamples, settings.seed)
     texts = [_text(study, settings, text) for text in study.tasks]
     for family in (True, False):
@@ -97,7 +109,10 @@ def compare_measurements(settings: CompareHeldOutSettings) -> dict[str, Any]:
     return {
         "measure": asdict(BITS_PER_BYTE), "baseline": settings.baseline, "primary": settings.primary,
         "num_resamples": settings.num_resamples, "missing": settings.missing, "texts": texts,
-        "caveats": list(_caveats(study, settings)),
+        "overlap": overlap and overlap.texts, "overlapping": settings.overlapping,
+        "caveats": [*_caveats(study, settings), *(overlap.caveats(settings.overlapping) if overlap else
+                                                  ["Whether training text holds held-out documents, was not looked "
+                                                   "for."])],
     }
 
 

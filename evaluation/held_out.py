@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,17 @@ def load_measurements(folders: Mapping[str, Sequence[Path]], given: Sequence[str
         raise UserError(f"these held-out losses cannot be compared: {'; '.join(problems[:6])}. Measure all models with "
                         "the same settings on the same documents")
     return measured
+
+
+def without(measured: Measurement, documents: set[tuple[str, str]]) -> Measurement:
+    """The measurement without some documents, (source, id). Raises UserError when a text is left without any."""
+    left = {source: [row for row in rows if (source, row["document_id"]) not in documents]
+            for source, rows in measured.documents.items()}
+    emptied = [source for source, rows in left.items() if not rows]
+    if emptied:
+        raise UserError(f"training text holds every held-out document of {', '.join(emptied)} in part: nothing is left "
+                        "when they are removed; hold out other text, or keep them")
+    return replace(measured, documents=left)
 
 
 def match_texts(measured: Sequence[Measurement]) -> list[HeldOutText]:

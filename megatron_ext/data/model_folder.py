@@ -38,6 +38,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 NEEDED_FILES = ("config.json", "generation_config.json", "tokenizer*", "*.model", "vocab.json", "merges.txt",
                 "special_tokens_map.json", "added_tokens.json", "chat_template*")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+DOWNLOADED = (*NEEDED_FILES, *_WEIGHTS)
 _OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
@@ -198,7 +199,7 @@ def _download(model: str, revision: str | None, folder: Path) -> None:
         snapshot_download(model, revision=revision, local_dir=folder, allow_patterns=list(patterns))
 
     try:
-        fetch((*NEEDED_FILES, *_WEIGHTS))
+        fetch(DOWNLOADED)
         if not any(folder.glob("*.safetensors")):
             fetch(_OLD_WEIGHTS)
     except GatedRepoError:

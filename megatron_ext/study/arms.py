@@ -28,6 +28,8 @@ _COMPARED = {"comparison": _EVALUATIONS, "held_out_comparison": "held_out"}
 """Kind of a comparison -> its input that holds what was measured of each condition."""
 _NEEDED = ("model", "checkpoint")
 """Inputs without which there is nothing to measure."""
+_TEXTS = {"held_out": "sources.", "overlap": "training."}
+"""Kind of what takes any number of texts -> where the texts are without which it makes no sense."""
 
 
 def is_done(node: Node, work: Path) -> bool:
@@ -36,18 +38,18 @@ def is_done(node: Node, work: Path) -> bool:
 
 
 def narrowed(node: Node, work: Path) -> Node | None:
-    """The node with the inputs that are there: of a comparison the conditions, of a measurement the held-out texts.
+    """The node with the inputs that are there: of a comparison the conditions, of what reads held-out text the texts.
 
     None where what is left makes no sense; any other node is returned as it is.
     """
-    if node.kind not in ("held_out", *_COMPARED):
+    if node.kind not in (*_TEXTS, *_COMPARED):
         return node
     inputs = {key: there for key, value in node.inputs.items()
               if (there := value if key in _NEEDED else _there(value, work))}
     if inputs == node.inputs:
         return node
-    if node.kind == "held_out":
-        return replace(node, inputs=inputs) if any(key.startswith("sources.") for key in inputs) else None
+    if node.kind in _TEXTS:
+        return replace(node, inputs=inputs) if any(key.startswith(_TEXTS[node.kind]) for key in inputs) else None
     return _comparison_of(node, inputs)
 
 
@@ -102,7 +104,8 @@ def _there(value: Input, work: Path) -> Input | None:
         measured = [narrowed(one, work) for one in value]
         return [one for one in measured if one is not None and is_done(one, work)]
     if isinstance(value, Node):
-        return value if is_done(value, work) else None
+        there = narrowed(value, work)
+        return there if there is not None and is_done(there, work) else None
     if isinstance(value, Inside):
         return value if is_done(value.node, work) else None
     return value

@@ -150,6 +150,9 @@ class HeldOutConfig(Settings):
     """Column of its text."""
     id_column: str | None = "id"
     """Column of its documents' ids: documents of one id are one piece of evidence; null: ids are made from the text."""
+    overlapping: Literal["keep", "remove"] = "keep"
+    """What becomes of held-out documents, of any text, that a condition's training text holds, too: 13 words in a row
+    or a near duplicate. They are counted either way."""
 
 
 class StudyConfig(Settings):

@@ -23,8 +23,8 @@ from megatron_ext.study.names import BASE, NEUTRAL, NPM
 from megatron_ext.study.older import made_by_older_version
 from megatron_ext.study.programs import settings_of
 
-STAGES = ("model", "select", "rewrite", "originals", "tokenize", "import", "run", "validate", "export", "evaluate",
-          "compare")
+STAGES = ("model", "select", "rewrite", "originals", "tokenize", "overlap", "import", "run", "validate", "export",
+          "evaluate", "compare")
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,13 @@ def build_graph(study: StudyConfig) -> list[Node]:
         place: {"checkpoint": checkpoint} for place, checkpoint in checkpoints.items()}
     texts = {name: tokenized[name] for name in study.held_out} | _neutral_nodes(study, base)
     held_out = {place: _held_out_node(study, place, model, texts) for place, model in measured.items()} if texts else {}
+    overlap = _overlap_node(study, tokenized) if texts else None
     comparison = Node("compare/conditions", "comparison", "evaluation.compare",
                       study.evaluation.model_dump(include={"baseline", "interactions", "matched_by"}),
                       evaluations | curves)
     wanted = [*tokenized.values(), comparison]  # a source that no condition uses is still wanted
-    return in_order([*wanted, *held_out.values(), *([_held_out_comparison(study, held_out)] if held_out else [])])
+    wanted += [*held_out.values(), *([_held_out_comparison(study, held_out, overlap)] if overlap else [])]
+    return in_order(wanted)
 
 
 def in_order(wanted: Iterable[Node]) -> list[Node]:
@@ -289,16 +291,32 @@ def _held_out_node(study: StudyConfig, name: str, model: dict[str, Input], texts
                 processes=_replica_size(parallel))
 
 
-def _held_out_comparison(study: StudyConfig, held_out: dict[str, Node]) -> Node:
+def _overlap_node(study: StudyConfig, tokenized: dict[str, Node]) -> Node:
+    """Which held-out documents the text of any condition holds, too."""
+    documents = {name: node.inputs["documents"] for name, node in tokenized.items()}
+    trained_on = list(dict.fromkeys(name for condition in study.conditions.values() for name in condition.sources))
+    inputs = {f"training.{name}": documents[name] for name in trained_on}
+    inputs |= {f"held_out.{name}": documents[name] for name in study.held_out}
+    text = study.validation
+    settings: dict[str, Any] = {"text_column": text.text_column, "id_column": text.id_column}
+    if text.neutral is not None:
+        inputs[f"neutral.{NEUTRAL}"] = text.neutral
+    settings |= {key: study.tokenize[key] for key in ("valid_fraction", "split_seed") if key in study.tokenize}
+    styles = {name: part.styles for name, part in study.style_sources.items() if name in (*trained_on, *study.held_out)}
+    return Node("overlap/held_out", "overlap", "tools.find_overlap", settings | {"styles": styles}, inputs)
+
+
+def _held_out_comparison(study: StudyConfig, held_out: dict[str, Node], overlap: Node) -> Node:
     """The conditions at the end of training, in bits a byte of every text."""
     inputs: dict[str, Input] = {f"held_out.{BASE}": [held_out[BASE]]} | {
         f"held_out.{condition}": [held_out[f"{condition}/seed{seed}"] for seed in study.seeds]
         for condition in study.conditions}
+    inputs["overlap"] = overlap
     primary = study.evaluation.primary
     settings = {**study.evaluation.model_dump(include={"baseline", "interactions"}),
                 "neutral": [name for name in study.measured_texts if name == NEUTRAL],
                 "trained_on": {condition: study.trained_on(condition) for condition in study.conditions},
-                "primary": None if primary == NPM else primary}
+                "primary": None if primary == NPM else primary, "overlapping": study.validation.overlapping}
     return Node("compare/held_out", "held_out_comparison", "evaluation.compare_held_out", settings, inputs)
 
 

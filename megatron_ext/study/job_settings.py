@@ -58,6 +58,8 @@ class JobSettings(Settings):
     """Taking the originals of accepted rewrites."""
     tokenize: ArrayJob = ArrayJob()
     """Tokenizing."""
+    overlap: StageJob = StageJob()
+    """Looking for held-out text in training text."""
     merge: StageJob = StageJob()
     """Merging the parts of an array."""
     import_: StageJob = Field(default=StageJob(), alias="import")

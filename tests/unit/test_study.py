@@ -120,7 +120,7 @@ FROM_THE_RUNS_OF_HIGH = {"run/high/seed0", "export/high/seed0", "evaluate/high/s
                          "compare/conditions", "compare/held_out"}
 FROM_ALL_RUNS = FROM_THE_RUNS_OF_HIGH | {name.replace("high", "low") for name in FROM_THE_RUNS_OF_HIGH}
 OF_HIGH = FROM_THE_RUNS_OF_HIGH | {"select/high", "tokenize/high", "rewrite/high", "tokenize/high_rewrites"}
-HELD_OUT = {"validate/base", "validate/low/seed0", "validate/high/seed0", "compare/held_out"}
+HELD_OUT = {"overlap/held_out", "validate/base", "validate/low/seed0", "validate/high/seed0", "compare/held_out"}
 CHANGES = {
     "white space of a rule": (["subsets.high.rule=stem  >2.5"], set()),
     "a rule's value": (["subsets.high.rule=stem > 3"], OF_HIGH | HELD_OUT),

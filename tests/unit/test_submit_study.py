@@ -127,7 +127,8 @@ def test_every_job_waits_for_what_it_needs_and_shared_work_is_one_job(setting):
     assert after("run.high.seed1") == {"import.parity", "tokenize.high", "tokenize.high_rewrites"}
     assert after("run.low.seed1") == {"import.parity", "tokenize.low"}
     assert after("export.high.seed1") == {"run.high.seed1"}
-    assert after("report.tiny-study") == {name for name in jobs if name.startswith(("evaluate.", "validate."))}
+    last = ("evaluate.", "overlap.", "validate.")
+    assert after("report.tiny-study") == {name for name in jobs if name.startswith(last)}
     assert option(jobs["report.tiny-study"], "dependency").startswith("afterany:")  # a failed arm is no obstacle
     assert not any(name.startswith("compare") for name in jobs)
     assert all("--kill-on-invalid-dep=yes" in call["words"] for call in jobs.values() if option(call, "dependency"))
@@ -400,7 +401,7 @@ def test_the_papers_two_sizes_share_their_data():
     small, large = plan_studies([load_study(file, []) for file in files])
     shared = {node.identity for node in small.nodes} & {node.identity for node in large.nodes}
     stages = [node.stage for node in small.nodes if node.identity in shared]
-    assert Counter(stages) == {"model": 2, "select": 2, "rewrite": 2, "tokenize": 4}
+    assert Counter(stages) == {"model": 2, "select": 2, "rewrite": 2, "tokenize": 4, "overlap": 1}
     assert len([node for node in large.nodes if node.stage == "run"]) == 4
 
 
