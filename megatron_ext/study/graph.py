@@ -147,9 +147,11 @@ def build_graph(study: StudyConfig) -> list[Node]:
     texts = {name: tokenized[name] for name in study.held_out} | _neutral_nodes(study, base)
     held_out = {place: _held_out_node(study, place, model, texts) for place, model in measured.items()} if texts else {}
     overlap = _overlap_node(study, tokenized) if texts else None
+    primary = study.evaluation.primary
+    is_compared = primary not in (NPM, *study.measured_texts)
     comparison = Node("compare/conditions", "comparison", "evaluation.compare",
-                      study.evaluation.model_dump(include={"baseline", "interactions", "matched_by"}),
-                      evaluations | curves)
+                      study.evaluation.model_dump(include={"baseline", "interactions", "matched_by"})
+                      | ({"primary": primary} if is_compared else {}), evaluations | curves)
     wanted = [*tokenized.values(), comparison]  # a source that no condition uses is still wanted
     wanted += [*held_out.values(), *([_held_out_comparison(study, held_out, overlap)] if overlap else [])]
     return in_order(wanted)
@@ -316,7 +318,8 @@ def _held_out_comparison(study: StudyConfig, held_out: dict[str, Node], overlap:
     settings = {**study.evaluation.model_dump(include={"baseline", "interactions"}),
                 "neutral": [name for name in study.measured_texts if name == NEUTRAL],
                 "trained_on": {condition: study.trained_on(condition) for condition in study.conditions},
-                "primary": None if primary == NPM else primary, "overlapping": study.validation.overlapping}
+                "primary": primary if primary in study.measured_texts else None,
+                "overlapping": study.validation.overlapping}
     return Node("compare/held_out", "held_out_comparison", "evaluation.compare_held_out", settings, inputs)
 
 
