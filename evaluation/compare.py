@@ -28,6 +28,7 @@ from evaluation.matched import (
     uneven_changes,
     uneven_engines,
 )
+from evaluation.poeta.table import LikelihoodMeasure
 from evaluation.statistics import holm, settle
 from evaluation.task_signal import runs_along, task_signal
 from megatron_ext.artifacts import Artifact, write_json
@@ -59,6 +60,9 @@ class CompareSettings(StageSettings):
     outside: Annotated[dict[str, Path], PLACE] = Field(default_factory=dict)
     """Name -> evaluation of a model that is not compared (another base, size or seed): how far such models differ on a
     task is its signal."""
+    primary: LikelihoodMeasure | None = None
+    """Measure of gold answers whose differences are corrected for their own number alone: named before anything was
+    measured; none: NPM, or a held-out text."""
     matched_by: Literal["tokens", "documents", "compute"] = "tokens"
     """What the trained conditions had equally much of, stated with every verdict."""
     missing: list[str] = Field(default_factory=list)
@@ -67,6 +71,11 @@ class CompareSettings(StageSettings):
     """Bootstrap resamples, and permutations of the test."""
     seed: int = Field(default=0, ge=0)
     """Decides the resamples."""
+
+    @property
+    def unused_sections(self) -> tuple[str, ...]:
+        """No named measure decides nothing: comparisons from before there was one keep their names."""
+        return () if self.primary else ("primary",)
 
     @model_validator(mode="after")
     def _names(self) -> CompareSettings:
@@ -127,8 +136,7 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
     trained = [name for name in settings.evaluations if name not in settings.given]
     min_seeds = min((len(settings.evaluations[name]) for name in trained), default=0)
     results = evaluations[0].results
-    gold = compare_gold(evaluations, baseline=settings.baseline, interactions=settings.interactions,
-                        given=settings.given, num_resamples=settings.num_resamples, seed=settings.seed)
+    gold = compare_gold(evaluations, settings)
     return {
         **({"gold": gold} if gold else {}),
         "profile": results["profile"],

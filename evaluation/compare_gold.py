@@ -1,14 +1,15 @@
 """The part of a comparison that rests on likelihoods of gold answers: conditions that were scored, on what all share.
 
 Every measure is a mean over the tasks for which it makes sense. Items of one id of a task are one cluster. NPM stays
-the headline; the p values of all measures of a family of comparisons are corrected together.
+the headline unless the study named a measure before it ran, which is then corrected for its own number alone; the p
+values of all other measures of a family of comparisons are corrected together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,31 +19,55 @@ from evaluation.matched import Evaluation
 from evaluation.measures import LIKELIHOODS, MEASURES, Measure
 from evaluation.poeta import task_spec
 from evaluation.poeta.gold import form_of, item_value
+from evaluation.poeta.table import LikelihoodMeasure
 from megatron_ext.errors import UserError
 
 _FACTS = ("doc_id", "prompt_sha256", "gold", "bytes")
 Row = Mapping[str, Any]
 
 
-def compare_gold(evaluations: Sequence[Evaluation], *, baseline: str, interactions: Mapping[str, Sequence[str]],
-                 given: Sequence[str], num_resamples: int, seed: int) -> dict[str, Any] | None:
-    """{"measures", "not_scored": conditions, "caveats"}; None where fewer than two conditions were scored.
+class GoldSettings(Protocol):
+    """What decides how gold answers are compared: some of `evaluation.compare`'s settings."""
 
-    Raises UserError when two models were asked for other answers.
+    baseline: str
+    interactions: dict[str, list[str]]
+    given: list[str]
+    primary: LikelihoodMeasure | None
+    num_resamples: int
+    seed: int
+
+
+def compare_gold(evaluations: Sequence[Evaluation], settings: GoldSettings) -> dict[str, Any] | None:
+    """{"measures", "primary", "not_scored": conditions, "caveats"}; None where fewer than two conditions were scored.
+
+    Raises UserError when two models were asked for other answers, or when the primary measure was not taken.
     """
     conditions = list(dict.fromkeys(one.model.condition for one in evaluations))
     not_scored = {one.model.condition for one in evaluations if not one.gold}
     scored = [one for one in evaluations if one.model.condition not in not_scored]
     names = [name for name in conditions if name not in not_scored]
-    if len(names) < 2:
+    studies = _studies(scored, settings) if len(names) > 1 else {}
+    if settings.primary and settings.primary not in studies:
+        raise UserError(f"primary = {settings.primary}: no two conditions have it; evaluate them with "
+                        "scoring=[generate, gold], on tasks for which it makes sense")
+    if not studies:
         return None
-    pairs = [pair for pair in ordered_pairs(conditions, given, baseline) if {*pair[:2]} <= {*names}]
-    known = {name: list(four) for name, four in interactions.items() if {*four} <= {*names}}
-    studies = {measure.name: Contrasts([one.model for one in scored], tasks, num_resamples, seed)
-               for measure in LIKELIHOODS if (tasks := list(_tasks(measure, scored)))}
+    pairs = [pair for pair in ordered_pairs(conditions, settings.given, settings.baseline) if {*pair[:2]} <= {*names}]
+    known = {name: four for name, four in settings.interactions.items() if {*four} <= {*names}}
     measures = [_measure(study, MEASURES[name], names, pairs, known) for name, study in studies.items()]
-    _conclude(measures, studies, scored[0].results["data"])
-    return {"measures": measures, "not_scored": sorted(not_scored), "caveats": list(_caveats(scored, not_scored))}
+    for family in (True, False):
+        _conclude([one for one in measures if (one["measure"]["name"] == settings.primary) == family], studies,
+                  scored[0].results["data"])
+    return {"measures": measures, "primary": settings.primary, "not_scored": sorted(not_scored),
+            "caveats": list(_caveats(scored, not_scored))}
+
+
+def _studies(scored: Sequence[Evaluation], settings: GoldSettings) -> dict[str, Contrasts[MeasuredMeans]]:
+    """Measure -> its tasks as the models were scored on them; the primary one first."""
+    models = [one.model for one in scored]
+    return {measure.name: Contrasts(models, tasks, settings.num_resamples, settings.seed)
+            for measure in sorted(LIKELIHOODS, key=lambda one: one.name != settings.primary)
+            if (tasks := list(_tasks(measure, scored)))}
 
 
 def _tasks(measure: Measure, evaluations: Sequence[Evaluation]) -> Iterator[MeasuredMeans]:

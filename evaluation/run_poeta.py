@@ -2,6 +2,7 @@
 
     python -m evaluation.run_poeta --output work/scores model=work/model
     python -m evaluation.run_poeta --output scores model=work/model tasks='[tweetsentbr_greedy, faquad]' data=poeta_data
+    python -m evaluation.run_poeta --output scores model=work/model scoring='[generate, gold]'
     python -m evaluation.run_poeta --output scores model=my-model backend=local-completions \
         model_args='{base_url: "http://localhost:8000/v1/completions"}'
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import sys
 
+from evaluation.measures import MEASURES
 from evaluation.poeta.preview import describe_evaluation
 from evaluation.poeta.run import PoetaSettings, evaluate_model
 from megatron_ext.errors import exit_on_user_error
@@ -26,6 +28,8 @@ def main() -> None:
     score = "undefined" if counts["npm"] is None else f"{counts['npm']:.2f}"
     print(f"{output}: NPM {score} over {counts['tasks']} task(s), {counts['examples']:,} examples, "
           f"data: {counts['data']}")
+    for measure, one in counts.get("likelihood", {}).items():
+        print(f"  {measure} {MEASURES[measure].plain(one['value'])} over {one['num_tasks']} task(s)")
     for deviation in counts["deviations"]:
         print(f"  not the official protocol: {deviation}")
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.nn.functional import log_softmax
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from evaluation.poeta.likelihood import EncodedQuestion, OptionScores
 
@@ -46,7 +47,7 @@ class OptionScorer:
         self.model = model
         self.pad_token_id = pad_token_id
         self.max_rows = max_rows
-        self.has_cache = model._supports_default_dynamic_cache()
+        self.has_cache = _has_rows_of_keys(model)
         self._takes = inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
@@ -118,6 +119,12 @@ class OptionScorer:
             place = slice(longest - len(row), None) if on_the_left else slice(len(row))
             ids[position, place], mask[position, place] = torch.tensor(row), 1
         return ids.to(self.model.device), mask.to(self.model.device)
+
+
+def _has_rows_of_keys(model: Any) -> bool:
+    """Whether a prompt's state is keys and values, of which rows can be taken; else every option is read whole."""
+    return model._supports_default_dynamic_cache() and all(
+        isinstance(layer, DynamicLayer) for layer in DynamicCache(config=model.config).layers)
 
 
 def _sum_of(log_p: torch.Tensor, tokens: Sequence[int]) -> float:

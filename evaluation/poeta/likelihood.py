@@ -13,6 +13,7 @@ No special tokens.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -52,7 +53,10 @@ class OptionScores:
     """Whether a token of prompt and option together spans both."""
 
     def as_json(self) -> dict[str, Any]:
-        """The same as plain values, rounded to what float32 can tell."""
+        """The same as plain values, rounded to what float32 can tell. Raises UserError for what is no number."""
+        if not all(map(math.isfinite, self.nats)):
+            raise UserError("the model's likelihoods are not finite numbers: its weights are damaged, or its precision "
+                            "overflows; write dtype=float32")
         return {**asdict(self), "nats": [round(nats, NATS_DECIMALS) for nats in self.nats]}
 
 

@@ -158,6 +158,7 @@ def _make(settings: PoetaSettings, names: list[str], found: Mapping[str, sources
     results = json.loads((folder / RESULTS).read_text())
     return {"npm": results["npm"]["all"], "tasks": len(names), "data": results["data"],
             "examples": sum(task["num_examples"] for task in results["tasks"].values()),
+            **({"likelihood": results["likelihood"]} if "likelihood" in results else {}),
             "deviations": results["deviations"], "changes": _changes_of(Path(settings.model)),
             "engine": engine(settings)}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from evaluation.measures import MEASURES, Measure
-from evaluation.report.measured import charted
+from evaluation.report.measured import charted, headline
 from evaluation.report.record import StudyRecord, label, readable
 
 TITLES = {"gold_bits_per_byte": "Loss of the right answers", "cloze_bits_per_byte": "Loss of the right options' texts",
@@ -16,11 +16,18 @@ TITLES = {"gold_bits_per_byte": "Loss of the right answers", "cloze_bits_per_byt
 
 def gold_section(record: StudyRecord) -> dict[str, Any] | None:
     """What comparison.json says of gold answers, ready to be shown; None where they were not scored."""
-    gold = (record.comparison() or {}).get("gold")
+    comparison = record.comparison() or {}
+    gold = comparison.get("gold")
     if gold is None:
         return None
     measures = [_measure(one, MEASURES[one["measure"]["name"]]) for one in gold["measures"]]
-    return {"measures": measures, "caveats": gold["caveats"], "verdicts": list(_verdicts(gold))}
+    return {"measures": measures, "caveats": gold["caveats"], "verdicts": list(_verdicts(gold)),
+            "headline": next((_headline(one, comparison["baseline"]) for one in gold["measures"]
+                              if one["measure"]["name"] == gold["primary"]), None)}
+
+
+def _headline(one: dict[str, Any], baseline: str) -> dict[str, Any]:
+    return headline(one, MEASURES[one["measure"]["name"]], baseline, "By likelihood", one["num_items"])
 
 
 def _verdicts(gold: dict[str, Any]) -> Iterator[str]:

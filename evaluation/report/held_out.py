@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from evaluation.measures import BITS_PER_BYTE, Measure
-from evaluation.report.measured import charted
-from evaluation.report.record import StudyRecord, joined, label
+from evaluation.measures import BITS_PER_BYTE
+from evaluation.report.measured import charted, headline
+from evaluation.report.record import StudyRecord, label
 
 
 def held_out_section(record: StudyRecord) -> dict[str, Any] | None:
@@ -18,7 +18,7 @@ def held_out_section(record: StudyRecord) -> dict[str, Any] | None:
     texts.sort(key=lambda text: (not text["is_primary"], not text["is_neutral"]))
     return {"measure": BITS_PER_BYTE.name, "unit": BITS_PER_BYTE.unit, "texts": texts,
             "num_resamples": comparison["num_resamples"], "caveats": comparison["caveats"],
-            "headline": next((_headline(text, comparison) for text in comparison["texts"]
+            "headline": next((_headline(text, comparison["baseline"]) for text in comparison["texts"]
                               if text["name"] == comparison["primary"]), None),
             "verdicts": [verdict for text in texts for verdict in text["verdicts"]]}
 
@@ -33,22 +33,5 @@ def _text(text: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _headline(text: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any]:
-    """The answer in one line, from the text that the study named as its primary outcome."""
-    primary = [one for one in text["differences"] if one["family"] == "baseline"]
-    claimed = [one for one in primary if one["is_claimed"]]
-    baseline, where = label(comparison["baseline"]), f"“{label(text['name'])}” text"
-    if not claimed:
-        return {"is_claimed": False, "text": f"On {where} no condition can be told apart from “{baseline}”: "
-                                             f"{text['num_clusters']:,} documents."}
-    told = joined([_in_words(one, BITS_PER_BYTE) for one in claimed]) + f" than “{baseline}”"
-    if len(claimed) < len(primary):
-        others = ["“" + label(one["condition"]) + "”" for one in primary if one not in claimed]
-        told += f"; for {joined(others)} no difference can be claimed"
-    return {"is_claimed": True, "text": f"On {where} {told}."}
-
-
-def _in_words(one: dict[str, Any], measure: Measure) -> str:
-    value = one["estimate"]["value"]
-    how = "better" if measure.is_better(value) else "worse"
-    return f"“{label(one['condition'])}” is {measure.amount(value)} {measure.unit} {how}"
+def _headline(text: dict[str, Any], baseline: str) -> dict[str, Any]:
+    return headline(text, BITS_PER_BYTE, baseline, f"On “{label(text['name'])}” text", text["num_clusters"])

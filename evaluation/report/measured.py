@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.measures import Measure
-from evaluation.report.record import label, readable
+from evaluation.report.record import joined, label, readable
 from evaluation.report.scales import Scale, nice_scale
+from evaluation.verdicts import count
 
 FAMILIES = {"baseline": "Against the baseline", "given": "Against the model before training", "others": "Other pairs",
             "interactions": "Interactions"}
@@ -31,6 +32,31 @@ def charted(part: Mapping[str, Any], measure: Measure) -> dict[str, Any]:
         "difference_scale": _scale([one["estimate"] for one in rows], [0.0]),
         "verdicts": [readable(one["verdict"], part["conditions"]) for one in told],
     }
+
+
+def headline(part: Mapping[str, Any], measure: Measure, baseline: str, where: str, number: int) -> dict[str, Any]:
+    """The answer in one line, from what the study named as its primary outcome.
+
+    Args:
+        where: what was measured, as a sentence begins with it.
+        number: of clusters.
+    """
+    primary = [one for one in part["differences"] if one["family"] == "baseline"]
+    claimed = [one for one in primary if one["is_claimed"]]
+    if not claimed:
+        return {"is_claimed": False, "text": f"{where} no condition can be told apart from “{label(baseline)}”: "
+                                             f"{count(number, measure.cluster)}."}
+    told = joined([_in_words(one, measure) for one in claimed]) + f" than “{label(baseline)}”"
+    if len(claimed) < len(primary):
+        others = ["“" + label(one["condition"]) + "”" for one in primary if one not in claimed]
+        told += f"; for {joined(others)} no difference can be claimed"
+    return {"is_claimed": True, "text": f"{where} {told}."}
+
+
+def _in_words(one: Mapping[str, Any], measure: Measure) -> str:
+    value = one["estimate"]["value"]
+    how = "better" if measure.is_better(value) else "worse"
+    return f"“{label(one['condition'])}” is {measure.amount(value)} {measure.unit} {how}"
 
 
 def _difference(one: Mapping[str, Any], measure: Measure) -> dict[str, Any]:

@@ -105,9 +105,9 @@ def _registration(record: StudyRecord) -> dict[str, Any] | None:
 def _verdict(results: dict[str, Any] | None, gold: dict[str, Any] | None,
              held_out: dict[str, Any] | None) -> dict[str, Any] | None:
     """The page's answer: of the outcome that the study named before it ran, then all others."""
-    first = [held_out, results, gold] if held_out and held_out["headline"] else [results, gold, held_out]
-    parts = [part for part in first if part]
-    headline = next((part["headline"] for part in parts if part.get("headline")), None)
+    named = [part for part in (held_out, gold) if part and part["headline"]]
+    parts = [*named, *(part for part in (results, gold, held_out) if part and part not in named)]
+    headline = next((part["headline"] for part in parts if part["headline"]), None)
     return headline and {**headline, "verdicts": [verdict for part in parts for verdict in part["verdicts"]],
                          "caveats": [caveat for part in parts for caveat in part["caveats"]]}
 

@@ -132,8 +132,9 @@ class EvaluationConfig(Settings):
     baseline: str
     """Condition that the others are compared with."""
     primary: str = "npm"
-    """Outcome that the study is about, named before it runs: npm, or a held-out text (`neutral`, a source) in bits a
-    byte. It makes the headline, and its differences are corrected for their own number alone."""
+    """Outcome that the study is about, named before it runs: npm, a held-out text (`neutral`, a source) in bits a
+    byte, or, where gold answers are scored, a measure of theirs (`cloze_bits_per_byte`). It makes the headline, and its
+    differences are corrected for their own number alone."""
     interactions: dict[str, list[str]] = Field(default_factory=dict)
     """Name -> conditions [a, b, c, d]: is a - b another difference than c - d?"""
     outside: dict[str, Place] = Field(default_factory=dict)

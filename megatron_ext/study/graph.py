@@ -147,15 +147,21 @@ def build_graph(study: StudyConfig) -> list[Node]:
     texts = {name: tokenized[name] for name in study.held_out} | _neutral_nodes(study, base)
     held_out = {place: _held_out_node(study, place, model, texts) for place, model in measured.items()} if texts else {}
     overlap = _overlap_node(study, tokenized) if texts else None
-    outside: dict[str, Input] = {
-        f"outside.{name}": _evaluation_node(study, f"outside/{name}", _model_node(f"outside-{name}", model))
-        for name, model in study.evaluation.outside.items()}
-    comparison = Node("compare/conditions", "comparison", "evaluation.compare",
-                      study.evaluation.model_dump(include={"baseline", "interactions", "matched_by"}),
-                      evaluations | curves | outside)
+    comparison = _comparison(study, evaluations | curves)
     wanted = [*tokenized.values(), comparison]  # a source that no condition uses is still wanted
     wanted += [*held_out.values(), *([_held_out_comparison(study, held_out, overlap)] if overlap else [])]
     return in_order(wanted)
+
+
+def _comparison(study: StudyConfig, evaluations: dict[str, list[Node]]) -> Node:
+    """The conditions on PoETa V2, with models beside them that tell what a task can show."""
+    evaluation = study.evaluation
+    outside = {f"outside.{name}": _evaluation_node(study, f"outside/{name}", _model_node(f"outside-{name}", model))
+               for name, model in evaluation.outside.items()}
+    settings = evaluation.model_dump(include={"baseline", "interactions", "matched_by"})
+    if evaluation.primary not in (NPM, *study.measured_texts):
+        settings["primary"] = evaluation.primary
+    return Node("compare/conditions", "comparison", "evaluation.compare", settings, {**evaluations, **outside})
 
 
 def in_order(wanted: Iterable[Node]) -> list[Node]:
@@ -319,7 +325,8 @@ def _held_out_comparison(study: StudyConfig, held_out: dict[str, Node], overlap:
     settings = {**study.evaluation.model_dump(include={"baseline", "interactions"}),
                 "neutral": [name for name in study.measured_texts if name == NEUTRAL],
                 "trained_on": {condition: study.trained_on(condition) for condition in study.conditions},
-                "primary": None if primary == NPM else primary, "overlapping": study.validation.overlapping}
+                "primary": primary if primary in study.measured_texts else None,
+                "overlapping": study.validation.overlapping}
     return Node("compare/held_out", "held_out_comparison", "evaluation.compare_held_out", settings, inputs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from megatron_ext.config import RunConfig
@@ -84,7 +85,7 @@ def _condition_problems(study: StudyConfig) -> Iterator[str]:
 def _evaluation_problems(study: StudyConfig) -> Iterator[str]:
     evaluation = study.evaluation
     yield from _unknown("evaluation.baseline", [evaluation.baseline], study.conditions, "condition")
-    yield from _unknown("evaluation.primary", [evaluation.primary], [NPM, *study.measured_texts],
+    yield from _unknown("evaluation.primary", [evaluation.primary], [NPM, *study.measured_texts, *_likelihoods(study)],
                         "outcome that is measured")
     yield from (f"evaluation.outside.{name}: {model!r} is the base model, which counts as outside already"
                 for name, model in evaluation.outside.items() if model == study.base_model)
@@ -93,6 +94,13 @@ def _evaluation_problems(study: StudyConfig) -> Iterator[str]:
         yield from _unknown(f"evaluation.interactions.{name}", conditions, known, "condition")
         if len(set(conditions)) != 4 or len(conditions) != 4:
             yield f"evaluation.interactions.{name}: needs four conditions [a, b, c, d] for (a - b) - (c - d)"
+
+
+def _likelihoods(study: StudyConfig) -> list[str]:
+    """Measures of gold answers, where they are scored."""
+    if "gold" not in study.evaluation.settings.get("scoring", ()):
+        return []
+    return [measure.name for measure in import_module("evaluation.measures").LIKELIHOODS]
 
 
 def _source(kind: str = "") -> str:

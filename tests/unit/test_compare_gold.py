@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from evaluation.compare import CompareSettings
 from evaluation.compare_gold import _by_cluster, compare_gold
 from evaluation.matched import load_evaluations
 from evaluation.measures import CLOZE_BITS_PER_BYTE, GOLD_BITS_PER_BYTE, LIKELIHOODS, MEASURES
@@ -15,6 +16,7 @@ from evaluation.report.page import gather, render
 from evaluation.report.record import StudyRecord
 from megatron_ext.artifacts import write_json
 from megatron_ext.errors import UserError
+from megatron_ext.stage import request_settings
 from tests.unit.simulated_study import TASKS, comparer, evaluator, gold_rows
 
 WITH_TEXTS = {"enem_greedy", "logiqa_greedy"}
@@ -112,10 +114,11 @@ def test_seeds_and_interactions(evaluate, run):
 
 def test_other_answers_are_refused(evaluate, run, tmp_path):
     a, b = evaluate("a"), evaluate("b", seed=2)
-    evaluations = load_evaluations({"a": [a], "b": [b]}, [])
+    settings = CompareSettings(evaluations={"a": [a], "b": [b]}, baseline="a", num_resamples=200)
+    evaluations = load_evaluations(settings.evaluations, [])
     evaluations[1].gold["enem_greedy", "cloze"][3]["prompt_sha256"] = "another"
     with pytest.raises(UserError, match=r"task enem_greedy: the gold answers of a \(model 1\) and b \(model 1\)"):
-        compare_gold(evaluations, baseline="a", interactions={}, given=[], num_resamples=200, seed=0)
+        compare_gold(evaluations, settings)
 
 
 def test_items_of_one_id_are_one_cluster():
@@ -139,3 +142,29 @@ def test_the_page_shows_every_measure(evaluate, run, tmp_path):
     assert numbers["verdict"]["text"].startswith("No condition can be told apart")  # NPM is the headline
     assert any("bits\N{NO-BREAK SPACE}a\N{NO-BREAK SPACE}byte of right options" in verdict
                for verdict in numbers["verdict"]["verdicts"])
+
+
+def test_the_primary_measure_is_corrected_alone_and_makes_the_headline(evaluate, run, tmp_path):
+    found = run({"low": [evaluate("l", seed=1)], "high": [evaluate("h", gold=0.1, seed=3)]}, "low",
+                primary="gold_accuracy")
+    first, *others = found["gold"]["measures"]
+    assert first["measure"]["name"] == found["gold"]["primary"] == "gold_accuracy"
+    [difference] = first["differences"]
+    assert difference["p_corrected"] == difference["estimate"]["p"]
+    ps = sorted((one["differences"][0]["estimate"]["p"], one["differences"][0]["p_corrected"]) for one in others)
+    assert ps[0][1] == pytest.approx(min(1, 2 * ps[0][0]))
+    write_json(tmp_path / "study.json", {"name": "gold", "conditions": {}, "comparison": "comparison"})
+    told = gather(StudyRecord.read(tmp_path / "study.json"))["verdict"]
+    assert told["text"].startswith("By likelihood “high” is ") and "points of likeliest answers better" in told["text"]
+    assert told["is_claimed"]
+
+
+def test_a_primary_measure_that_nobody_took_is_told(evaluate, run):
+    with pytest.raises(UserError, match=r"primary = cloze_accuracy: no two conditions have it.*scoring="):
+        run({"a": [evaluate("a", gold=None)], "b": [evaluate("b", gold=None, seed=2)]}, "a", primary="cloze_accuracy")
+
+
+def test_no_primary_measure_leaves_requests_as_they_were(tmp_path):
+    settings = CompareSettings(evaluations={"a": [tmp_path]}, baseline="a")
+    assert "primary" not in request_settings(settings)
+    assert request_settings(settings.model_copy(update={"primary": "gold_accuracy"}))["primary"] == "gold_accuracy"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 from evaluation import npm  # noqa: E402
-from evaluation.poeta import hf_options, load_task, run, task_names, task_spec  # noqa: E402
+from evaluation.poeta import hf_options, load_task, run, sources, task_names, task_spec  # noqa: E402
 from evaluation.poeta.families.wsc import _document  # noqa: E402
-from evaluation.poeta.gold import GOLD, item_value  # noqa: E402
+from evaluation.poeta.gold import GOLD, item_value, questions_of  # noqa: E402
 from evaluation.poeta.hf_model import PoetaHFLM  # noqa: E402
+from evaluation.poeta.hf_options import OptionScorer  # noqa: E402
 from evaluation.poeta.journal import JournalingLM  # noqa: E402
-from evaluation.poeta.likelihood import Question, encode_questions  # noqa: E402
+from evaluation.poeta.likelihood import EncodedQuestion, Question, encode_questions  # noqa: E402
+from evaluation.poeta.prepared import prepare  # noqa: E402
 from evaluation.poeta.prompts import build_requests  # noqa: E402
 from evaluation.poeta.table import task_table  # noqa: E402
 from evaluation.poeta.task import Cloze, Document, Loaded, cloze  # noqa: E402
@@ -34,6 +37,8 @@ from megatron_ext.stage import request_settings  # noqa: E402
 from tests.tiny_model import write_tiny_model  # noqa: E402
 
 TASK = "tweetsentbr_greedy"
+SHARED = Path(os.environ.get("MEGATRON_EXT_SHARED", Path(__file__).parents[3] / "shared"))
+REAL_DATA = SHARED / "poeta_v2" / "raw_real"
 PROMPTS = ("Pergunta: qual é a capital?\nResposta:", "Curta:", "Uma frase um pouco mais comprida, e mais:" * 3,
            "Espaço no fim: ", "x" * 90 + ":")
 OPTIONS = ((" A.", " B.", " C."), (" positiva", " neutra", " negativa"), (" uma só resposta livre",),
@@ -161,6 +166,43 @@ def test_a_model_without_a_cache_gives_the_same(byte_model: Path) -> None:
         assert theirs.nats == pytest.approx(mine, rel=1e-5)
 
 
+SMALL = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "intermediate_size": 48, "initializer_range": 0.5}
+ARCHITECTURES = {
+    "absolute positions": ("gpt2", {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 2,
+                                    "initializer_range": 0.3}, True),
+    "a sliding window": ("mistral", {**SMALL, "sliding_window": 8, "num_key_value_heads": 1}, True),
+    "a window in some layers": ("gemma2", {**SMALL, "sliding_window": 8, "num_key_value_heads": 1, "head_dim": 16},
+                                True),
+    "positions by attention": ("bloom", {"vocab_size": 300, "hidden_size": 32, "n_layer": 2, "n_head": 2,
+                                         "initializer_range": 0.3}, True),
+    "states in place of keys": ("mamba", {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2,
+                                          "state_size": 4, "initializer_range": 0.3}, False),
+}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_other_architectures_equal_a_plain_loop(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    monkeypatch.setattr(hf_options, "CPU_TOKENS", 1 << 20)  # padded batches
+    name, values, has_cache = ARCHITECTURES[kind]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **values)).eval()
+    scorer = OptionScorer(model, 0, max_rows=3)
+    assert scorer.has_cache == has_cache
+    generator = random.Random(1)
+
+    def tokens(number: int) -> list[int]:
+        return [generator.randrange(1, 300) for _ in range(number)]
+
+    asked = [EncodedQuestion(tokens(length), [tokens(number) for number in options], 0, False)
+             for length, options in ((5, (1, 1, 1)), (30, (2, 4, 1)), (17, (6,)), (1, (3, 12)), (24, (5, 5)))]
+    asked.append(EncodedQuestion(tokens(9), [[7, 8, 9], [7, 8, 9, 10], [7, 8, 11]], 0, False))
+    for one, scores in zip(asked, scorer.score(asked), strict=True):
+        assert scores.nats == pytest.approx([plainly(model, one.prompt, option) for option in one.options], rel=1e-4)
+
+
 def settings(model: Path | str, **values: Any) -> run.PoetaSettings:
     defaults = {"model": str(model), "tasks": [TASK], "allow_sample_data": True, "allow_download": False, "limit": 7,
                 "batch_size": 2, "max_gen_toks": 3, "device": "cpu", "dtype": "float32",
@@ -214,6 +256,16 @@ def test_options_share_no_answer_in_the_journal(byte_model: Path, tmp_path: Path
     assert isinstance(journaling.generate_until([instance])[0], str)
     again = JournalingLM(lambda: pytest.fail("loaded"), tmp_path / "journal", 4)
     assert again.score_options([Question("t", 0, "Pergunta:", (" um", " dois"))]) == first
+
+
+def test_a_model_that_gives_no_numbers_is_refused(byte_model: Path, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = load(byte_model)
+    lm.model.lm_head.weight.data[:] = math.nan
+    monkeypatch.setattr(run, "_load_model", lambda settings: lm)
+    for _ in range(2):  # and not kept
+        with pytest.raises(UserError, match=r"likelihoods are not finite numbers.*dtype=float32"):
+            run.evaluate_model(settings(byte_model), tmp_path / "scores")
 
 
 def test_killed_in_the_middle_of_the_options(byte_model: Path, tmp_path: Path) -> None:
@@ -347,3 +399,23 @@ def test_values_of_an_item() -> None:
     assert item_value("gold_bits_per_byte", row) == item_value("cloze_bits_per_byte", row) == pytest.approx(0.5)
     assert (item_value("gold_accuracy", row), item_value("cloze_accuracy", row)) == (100.0, 0.0)
     assert item_value("gold_accuracy", {**row, "rank": None}) is None
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no raw data in {REAL_DATA}")
+def test_real_items_of_four_tasks_equal_a_plain_loop_and_the_harness(tmp_path: Path) -> None:
+    """At least 200 items, both forms where there are two, with a tokenizer that merges."""
+    asked: list[Question] = []
+    for task in ("tweetsentbr_greedy", "faquad", "wsc285_pt_greedy", "pt_hate_speech_greedy"):
+        found = sources.find_raw_data([task_spec(task)], REAL_DATA, allow_download=False)
+        asked += [question for _, _, question in questions_of(prepare(task, "official", found, 50))]
+    assert len({(one.task.split("/")[0], one.doc_id) for one in asked}) >= 200
+    model = write_tiny_model(tmp_path / "tiny", 16_384, [one.prompt[-300:] for one in asked], num_heads=1)
+    lm = load(model, 8)
+    scores = lm.score_options(asked)
+    theirs = HFLM(str(model), device="cpu", batch_size=1, dtype="float32", add_bos_token=False)
+    pairs = [(one.prompt, option) for one in asked for option in one.options]
+    found = theirs.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+    assert [nats for one in scores for nats in one.nats] == pytest.approx([-value for value, _ in found], rel=1e-4)
+    encoded = encode_questions(lm.tokenizer, asked, lm.context_tokens)
+    for one, found in list(zip(encoded, scores, strict=True))[::7]:
+        assert found.nats == pytest.approx([plainly(lm.model, one.prompt, option) for option in one.options], rel=1e-4)

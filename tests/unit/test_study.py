@@ -135,6 +135,9 @@ CHANGES = {
     "what was always scored": (["evaluation.settings.scoring=[generate]"], set()),
     "gold answers": (["evaluation.settings.scoring=[generate, gold]"],
                      {"evaluate/base", "evaluate/low/seed0", "evaluate/high/seed0", "compare/conditions"}),
+    "a measure of gold answers as the outcome": (
+        ["evaluation.settings.scoring=[generate, gold]", "evaluation.primary=cloze_accuracy"],
+        {"evaluate/base", "evaluate/low/seed0", "evaluate/high/seed0", "compare/conditions"}),
     "another retention": (["run.checkpoint.keep_last=5"], set()),
     "another hang limit": (["run.guard.hang_minutes=5"], set()),
     "another layout": (["run.parallel.pipeline_model_parallel_size=2"], {"import/parity"}),
