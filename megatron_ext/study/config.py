@@ -140,6 +140,8 @@ class EvaluationConfig(Settings):
     outside: dict[str, Place] = Field(default_factory=dict)
     """Name -> model that is not compared, another base or size: evaluated as the others are, so that the page can tell
     how far such models differ on each task (its signal). The base model counts as one."""
+    mean_of_last: int = Field(default=1, ge=1)
+    """Checkpoints at the end of each run, of those that are evaluated, whose mean NPM is compared."""
     matched_by: Literal["tokens", "documents", "compute"] = "tokens"
     """What the conditions have equally much of; stated in the report."""
 

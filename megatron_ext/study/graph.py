@@ -139,6 +139,9 @@ def build_graph(study: StudyConfig) -> list[Node]:
                 checkpoints[place] = Inside(run, f"checkpoints/{checkpoint_name(iteration)}")
                 node = _evaluation_node(study, place, _export_node(place, checkpoints[place]))
                 points.setdefault(iteration * tokens_per_iteration, []).append(node)
+        if len(points) < study.evaluation.mean_of_last:
+            raise UserError(f"evaluation.mean_of_last = {study.evaluation.mean_of_last}, but of {condition} "
+                            f"{len(points)} checkpoints are evaluated; name more in evaluation.checkpoints")
         evaluations[f"evaluations.{condition}"] = points[max(points)]
         if len(points) > 1:
             curves |= {f"along_training.{condition}.{tokens}": nodes for tokens, nodes in points.items()}
@@ -158,7 +161,7 @@ def _comparison(study: StudyConfig, evaluations: dict[str, list[Node]]) -> Node:
     evaluation = study.evaluation
     outside = {f"outside.{name}": _evaluation_node(study, f"outside/{name}", _model_node(f"outside-{name}", model))
                for name, model in evaluation.outside.items()}
-    settings = evaluation.model_dump(include={"baseline", "interactions", "matched_by"})
+    settings = evaluation.model_dump(include={"baseline", "interactions", "matched_by", "mean_of_last"})
     if evaluation.primary not in (NPM, *study.measured_texts):
         settings["primary"] = evaluation.primary
     return Node("compare/conditions", "comparison", "evaluation.compare", settings, {**evaluations, **outside})
