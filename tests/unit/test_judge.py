@@ -256,7 +256,8 @@ def test_shares_by_style_and_the_judges_own_false_rates(rewrites, model, scripte
     scripted(knows)
     judged = judge_rewrites(settings_for(rewrites, model=str(model), sample=6), tmp_path / "out")
     summary = summary_of(judged)
-    easy, qa = summary["styles"]["easy"], summary["styles"]["qa"]
+    easy, qa = summary["styles"]
+    assert [easy["style"], qa["style"]] == STYLES
     assert (easy["unfaithful"]["count"], easy["unfaithful"]["of"]) == (0, 6)
     assert (qa["unfaithful"]["count"], qa["unfaithful"]["of"]) == (6, 6)
     assert (qa["unsupported"], qa["missing"], qa["contradicted"]) == (6, 0, 6)
@@ -293,7 +294,7 @@ def test_an_unusable_answer_is_asked_for_again_then_counted_with_its_reason(rewr
 
     engine = scripted(answer)
     judged = judge_rewrites(settings_for(rewrites, model=str(model), sample=100), tmp_path / "out")
-    easy = summary_of(judged)["styles"]["easy"]
+    easy = summary_of(judged)["styles"][0]
     assert easy["reasons"] == {"not_json": 2} and easy["num_unparsable"] == 2
     assert easy["unfaithful"]["of"] == easy["num_judged"] == easy["num_asked"] - 2
     rows = [row for row in rows_of(judged) if row["style"] == "easy" and not row["label"]]
@@ -328,7 +329,7 @@ def test_a_judge_that_is_the_rewriter_is_told(model, scripted, tmp_path):
             inputs={"model": model}, make=make)
     summary = summary_of(judge_rewrites(settings_for(tmp_path / "rewrites", model=str(model)), tmp_path / "out"))
     assert summary["judges_itself"]
-    assert summary["styles"]["easy"]["unfaithful"] == share_of(0, 0)  # nothing was accepted
+    assert summary["styles"][0]["unfaithful"] == share_of(0, 0)  # nothing was accepted
 
 
 # Endpoints that misbehave.
@@ -353,7 +354,7 @@ def at_endpoint(rewrites, endpoint, **values):
 def test_a_faulty_answer_is_counted_and_the_run_goes_on(rewrites, tmp_path, fault, reason):
     endpoint = Endpoint(answer=answer_of, fault_of=lambda number: fault if number % 5 == 0 else None)
     judged = judge_rewrites(at_endpoint(rewrites, endpoint, retries=0), tmp_path / "out")
-    groups = [*summary_of(judged)["styles"].values(), *summary_of(judged)["labelled"].values()]
+    groups = [*summary_of(judged)["styles"], *summary_of(judged)["labelled"].values()]
     num_faulty = len(endpoint.bodies) // 5
     assert sum(one["reasons"].get(reason, 0) for one in groups) == num_faulty
     assert judged.counts["num_failed" if reason == "request_failed" else "num_unparsable"] == num_faulty

@@ -160,6 +160,6 @@ def _rewriter_of(rewrites: Artifact) -> str | None:
 
 
 def _totals(summary: Mapping[str, Any]) -> dict[str, int]:
-    groups = [*summary["styles"].values(), *summary["labelled"].values()]
+    groups = [*summary["styles"], *summary["labelled"].values()]
     return {name: sum(one[name] for one in groups) for name in ("num_asked", "num_judged", "num_unparsable",
                                                                   "num_failed")}

@@ -37,8 +37,8 @@ def summarize(samples: Mapping[str, Sample], labelled: Sequence[Pair], judged: J
     `num_unparsable` answers with their `reasons`. `is_informative`: see there.
     """
     told = {label: _labelled([pair for pair in labelled if pair.label == label], judged) for label in ("good", "bad")}
-    return {"styles": {style: _style(sample, judged) for style, sample in samples.items()}, "labelled": told,
-            "is_informative": is_informative(told)}
+    return {"styles": [{"style": style, **_style(sample, judged)} for style, sample in samples.items()],
+            "labelled": told, "is_informative": is_informative(told)}
 
 
 def is_informative(labelled: Mapping[str, Any]) -> bool:
@@ -49,9 +49,9 @@ def is_informative(labelled: Mapping[str, Any]) -> bool:
 
 def lines(summary: Mapping[str, Any]) -> Iterator[str]:
     """The summary in words: a line a style, then the judge's own false rates."""
-    for style, one in summary["styles"].items():
+    for one in summary["styles"]:
         found = ", ".join(f"{name} {one[name]:,}" for name in FINDINGS)
-        yield (f"{style}: unfaithful {in_words(one['unfaithful'])} ({found}); {one['num_accepted']:,} accepted"
+        yield (f"{one['style']}: unfaithful {in_words(one['unfaithful'])} ({found}); {one['num_accepted']:,} accepted"
                f"{_without(one)}")
     good, bad = summary["labelled"]["good"], summary["labelled"]["bad"]
     yield f"the judge itself: of labelled good pairs says unfaithful of {in_words(good['wrong'])}{_without(good)}"
