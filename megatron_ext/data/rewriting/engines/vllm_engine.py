@@ -54,11 +54,14 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         rendered = self._engine.renderer.render_cmpl([{"prompt_token_ids": ids} for _, ids in encoded])
+        # Weak models go on with white space for ever where the schema leaves them free to.
+        structured = StructuredOutputsParams(json=dict(self._schema), disable_any_whitespace=True) \
+            if self._schema else None
         for (request, _), prompt in zip(encoded, rendered, strict=True):
             params = SamplingParams(
                 temperature=self._sampling.temperature, top_p=self._sampling.top_p, max_tokens=request.max_new_tokens,
                 seed=request.seed if self._sampling.temperature else None,
-                structured_outputs=StructuredOutputsParams(json=dict(self._schema)) if self._schema else None,
+                structured_outputs=structured,
                 detokenize=False,  # once at the end is cheaper than at every token
                 output_kind=RequestOutputKind.FINAL_ONLY)
             self._engine.add_request(request.key, prompt, params)
