@@ -95,7 +95,7 @@ class StudyRecord:
         for name in ("comparison", "held_out_comparison"):
             if self.values.get(name):
                 yield name.replace("_", " "), self.values[name]
-        for section in ("base", "selections", "rewrites", "tokenized"):
+        for section in ("base", "selections", "rewrites", "judged", "tokenized"):
             for name, place in self.values.get(section, {}).items():
                 yield f"{section}/{name}", place
         for name, place in self.values.get("held_out", {}).items():

@@ -88,6 +88,27 @@ class RewriterConfig(Settings):
         return obtainable(model)
 
 
+class JudgeConfig(Settings):
+    """Who judges a sample of the accepted rewrites of every rewriter. No other stage depends on it."""
+
+    model: Place | None = None
+    """As of a rewriter; engine openai needs none."""
+    settings: Annotated[dict[str, Any], _part_of("tools.judge_rewrites", {"rewrites": ".", "model": "."})] = Field(
+        default_factory=dict)
+    """Settings of tools.judge_rewrites: engine, sample, bounds."""
+
+    @field_validator("model")
+    @classmethod
+    def _can_be_had(cls, model: str | None) -> str | None:
+        return model and obtainable(model)
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> JudgeConfig:
+        if self.model is None and self.settings.get("engine") != "openai":
+            raise ValueError("model: name an instruct model; engine openai alone needs none")
+        return self
+
+
 class StyleSource(Settings):
     """Some styles of a subset's rewrites, as a source of its own."""
 
@@ -185,6 +206,8 @@ class StudyConfig(Settings):
     """None: nothing is rewritten."""
     more_rewriters: dict[str, RewriterConfig] = Field(default_factory=dict)
     """Name -> further rewriter; `<subset>_<name>` is then a source of blends."""
+    judge: JudgeConfig | None = None
+    """None: no model judges the rewrites."""
     style_sources: dict[str, StyleSource] = Field(default_factory=dict)
     """Name of a source -> the rewrites that it is a part of."""
     select: Annotated[dict[str, Any], _part_of("tools.select_corpus", _SUBSETS_OWN)] = Field(default_factory=dict)

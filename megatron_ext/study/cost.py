@@ -13,6 +13,8 @@ from typing import Any
 from megatron_ext.artifacts import Artifact, is_finished
 from megatron_ext.config import RunConfig
 from megatron_ext.data.blend import BlendPlan, plan_blend
+from megatron_ext.data.rewriting.judge.pairs import labelled_pairs
+from megatron_ext.data.rewriting.judge.settings import JudgeSettings
 from megatron_ext.data.rewriting.settings import RewriteSettings
 from megatron_ext.errors import UserError
 from megatron_ext.settings import validate
@@ -45,8 +47,8 @@ class Forecast:
 
         Raises UserError for a model whose size is not known.
         """
-        stages = {"select": self._select, "rewrite": self._rewrite, "tokenize": self._tokenize, "run": self._run,
-                  "export": self._export, "evaluate": self._evaluate}
+        stages = {"select": self._select, "rewrite": self._rewrite, "judge": self._judge, "tokenize": self._tokenize,
+                  "run": self._run, "export": self._export, "evaluate": self._evaluate}
         return stages[node.stage](node) if node.stage in stages else Cost()
 
     def blend(self, run: Node) -> BlendPlan:
@@ -94,12 +96,28 @@ class Forecast:
 
     def _rewrite(self, node: Node) -> Cost:
         settings, source, written = self._settings, self._tokens(_parent(node, "documents")), self._tokens(node)
-        billions = self._parameters(_parent(node, "model")) / 1e9
-        speed = settings.rewrite_tokens_per_second * _REWRITER_BILLION / billions
+        speed = self._writing_speed(node)
         text_bytes = written * settings.bytes_per_token * (1 + settings.rewrite_records) / settings.parquet_compression
         return Cost(written / speed / 3600, text_bytes,
                     f"{_short(source)} tokens x {len(_styles(node))} styles x {settings.rewrite_yield:g} = "
                     f"{_short(written)} tokens / {speed:,.0f} a second and GPU")
+
+    def _judge(self, node: Node) -> Cost:
+        judge = validate(JudgeSettings, node.config(self._work), where=node.name)
+        num_labelled = len(labelled_pairs(judge.language, judge.labelled_file))
+        num_styles = len(_styles(_parent(node, "rewrites")))
+        written = (judge.sample * num_styles + num_labelled) * judge.max_new_tokens
+        arithmetic = (f"({judge.sample:,} pairs x {num_styles} styles + {num_labelled:,}) x at most "
+                      f"{judge.max_new_tokens:,} tokens")
+        if "model" not in node.inputs:
+            return Cost(0, 0, f"{arithmetic}, at an endpoint")
+        speed = self._writing_speed(node)
+        return Cost(written / speed / 3600, 0, f"{arithmetic} = {_short(written)} / {speed:,.0f} a second and GPU")
+
+    def _writing_speed(self, node: Node) -> float:
+        """Tokens a second that a GPU writes with a node's model."""
+        billions = self._parameters(_parent(node, "model")) / 1e9
+        return self._settings.rewrite_tokens_per_second * _REWRITER_BILLION / billions
 
     def _tokenize(self, node: Node) -> Cost:
         tokens, size = self._tokens(node), self._settings.bytes_per_token_id

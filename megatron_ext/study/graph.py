@@ -23,8 +23,8 @@ from megatron_ext.study.names import BASE, NEUTRAL, NPM
 from megatron_ext.study.older import made_by_older_version
 from megatron_ext.study.programs import settings_of
 
-STAGES = ("model", "select", "rewrite", "originals", "tokenize", "overlap", "import", "run", "validate", "export",
-          "evaluate", "compare")
+STAGES = ("model", "select", "rewrite", "judge", "originals", "tokenize", "overlap", "import", "run", "validate",
+          "export", "evaluate", "compare")
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,9 @@ Input = Node | Inside | Path | list[Node]
 
 def build_graph(study: StudyConfig) -> list[Node]:
     """All nodes of a study in the order of the stages, every node after its inputs."""
-    base = _model_node(BASE, study.base_model)
-    tokenized = _source_nodes(study, base)
+    models = _model_nodes(study)
+    base = models[study.base_model]
+    tokenized = _source_nodes(study, models)
     parity = _parity_node(study, base)
     evaluations = {f"evaluations.{BASE}": [_evaluation_node(study, BASE, base)]}
     curves: dict[str, list[Node]] = {}
@@ -147,11 +148,12 @@ def build_graph(study: StudyConfig) -> list[Node]:
             curves |= {f"along_training.{condition}.{tokens}": nodes for tokens, nodes in points.items()}
     measured: dict[str, dict[str, Input]] = {BASE: {"model": base}} | {
         place: {"checkpoint": checkpoint} for place, checkpoint in checkpoints.items()}
-    texts = {name: tokenized[name] for name in study.held_out} | _neutral_nodes(study, base)
+    texts = {name: tokenized[name] for name in study.held_out} | _neutral_nodes(study, models)
     held_out = {place: _held_out_node(study, place, model, texts) for place, model in measured.items()} if texts else {}
     overlap = _overlap_node(study, tokenized) if texts else None
     comparison = _comparison(study, evaluations | curves)
-    wanted = [*tokenized.values(), comparison]  # a source that no condition uses is still wanted
+    # A source that no condition uses is still wanted.
+    wanted = [*tokenized.values(), *_judge_nodes(study, models, tokenized), comparison]
     wanted += [*held_out.values(), *([_held_out_comparison(study, held_out, overlap)] if overlap else [])]
     return in_order(wanted)
 
@@ -202,11 +204,11 @@ def checkpoint_name(iteration: int) -> str:
     return f"iter_{iteration:07d}"
 
 
-def _source_nodes(study: StudyConfig, base: Node) -> dict[str, Node]:
+def _source_nodes(study: StudyConfig, models: dict[str, Node]) -> dict[str, Node]:
     """Tokenized sources by name: each subset's original text, its rewrites, originals of these, single styles."""
-    tokenizer = _tokenizer_node(study, base)
+    tokenizer = _tokenizer_node(study, models)
     selections = {name: _selection_node(study, name, tokenizer) for name in study.subsets}
-    rewrites = {source: _rewrite_node(study, subset, rewriter, selections[subset], base, tokenizer)
+    rewrites = {source: _rewrite_node(study, subset, rewriter, selections[subset], models)
                 for source, (subset, rewriter) in study.rewritten_sources.items()}
 
     def tokenize(name: str, documents: Node, **settings: Any) -> Node:
@@ -221,29 +223,50 @@ def _source_nodes(study: StudyConfig, base: Node) -> dict[str, Node]:
     return {name: tokenize(name, node) for name, node in (selections | rewrites | originals).items()} | parts
 
 
-def _neutral_nodes(study: StudyConfig, base: Node) -> dict[str, Node]:
+def _neutral_nodes(study: StudyConfig, models: dict[str, Node]) -> dict[str, Node]:
     """The text that no condition is trained on, tokenized to be measured alone."""
     text = study.validation
     if text.neutral is None:
         return {}
     settings = {**study.tokenize, "valid_fraction": 1.0, "text_column": text.text_column, "id_column": text.id_column}
     return {NEUTRAL: Node(f"tokenize/{NEUTRAL}", "tokenized", "tools.tokenize_corpus", settings,
-                          {"documents": text.neutral, "tokenizer": _tokenizer_node(study, base)})}
+                          {"documents": text.neutral, "tokenizer": _tokenizer_node(study, models)})}
 
 
-def _tokenizer_node(study: StudyConfig, base: Node) -> Node:
-    return base if study.tokenizer in (None, study.base_model) else _model_node("tokenizer", study.tokenizer)
+def _model_nodes(study: StudyConfig) -> dict[str, Node]:
+    """Model, as the study names it -> the node that has it, which is named by its first use, whatever else uses it."""
+    rewriters = [("rewriter" if name == REWRITES else name, one.model) for name, one in study.rewriters.items()]
+    used = [(BASE, study.base_model), ("tokenizer", study.tokenizer), *rewriters,
+            ("judge", study.judge and study.judge.model)]
+    nodes: dict[str, Node] = {}
+    by_identity: dict[str, Node] = {}
+    for name, model in used:
+        if model and model not in nodes:
+            node = _model_node(name, model)
+            nodes[model] = by_identity.setdefault(node.identity, node)
+    return nodes
 
 
-def _rewrite_node(study: StudyConfig, subset: str, rewriter: str, documents: Node, base: Node,
-                  tokenizer: Node) -> Node:
+def _tokenizer_node(study: StudyConfig, models: dict[str, Node]) -> Node:
+    return models[study.tokenizer or study.base_model]
+
+
+def _rewrite_node(study: StudyConfig, subset: str, rewriter: str, documents: Node, models: dict[str, Node]) -> Node:
     config = study.rewriters[rewriter]
-    known = {study.base_model: base, study.tokenizer: tokenizer}
-    name = "rewriter" if rewriter == REWRITES else rewriter
     return Node(f"rewrite/{subset if rewriter == REWRITES else f'{subset}_{rewriter}'}", "rewrites",
                 "tools.rewrite_corpus", config.settings,
-                {"documents": documents, "model": known.get(config.model) or _model_node(name, config.model),
-                 "tokenizer": tokenizer})
+                {"documents": documents, "model": models[config.model], "tokenizer": _tokenizer_node(study, models)})
+
+
+def _judge_nodes(study: StudyConfig, models: dict[str, Node], tokenized: dict[str, Node]) -> list[Node]:
+    """The judge's look at a sample of each rewriting, where the study has one."""
+    if study.judge is None:
+        return []
+    model = {"model": models[study.judge.model]} if study.judge.model else {}
+    rewrites = [tokenized[source].inputs["documents"] for source in study.rewritten_sources]
+    return [Node(node.name.replace("rewrite/", "judge/", 1), "judged_rewrites", "tools.judge_rewrites",
+                 study.judge.settings, {"rewrites": node, **model})
+            for node in rewrites if isinstance(node, Node)]
 
 
 def _model_node(name: str, model: str) -> Node:

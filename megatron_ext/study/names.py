@@ -46,6 +46,8 @@ def _source_problems(study: StudyConfig) -> Iterator[str]:
     for name, rewriter in study.rewriters.items():
         where = "rewriter" if rewriter is study.rewriter else f"more_rewriters.{name}"
         yield from _unknown(f"{where}.subsets", rewriter.subsets, study.subsets, "subset")
+    if study.judge and not study.rewriters:
+        yield "judge: nothing is rewritten in this study; add a rewriter, or remove the judge"
     for name, part in study.style_sources.items():
         where = f"style_sources.{name}"
         yield from _unknown(f"{where}.rewrites", [part.rewrites], [*study.rewritten_sources, *study.originals],

@@ -32,6 +32,7 @@ def write_study_record(study: StudyConfig, nodes: list[Node], work: Path) -> Pat
         "selections": {name: place[f"select/{name}"] for name in study.subsets},
         "rewrites": {node.name.removeprefix("rewrite/"): place[node.name] for node in nodes
                      if node.stage == "rewrite"},
+        "judged": {node.name.removeprefix("judge/"): place[node.name] for node in nodes if node.stage == "judge"},
         "tokenized": {name: place[f"tokenize/{name}"] for name in study.sources},
         "conditions": {
             condition: {"seeds": {str(seed): {
