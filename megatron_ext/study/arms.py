@@ -18,8 +18,8 @@ from megatron_ext.config import RunConfig
 from megatron_ext.data.blend import plan_blend
 from megatron_ext.errors import UserError
 from megatron_ext.settings import validate
-from megatron_ext.study.graph import Input, Inside, Node
 from megatron_ext.study.logs import last_error
+from megatron_ext.study.nodes import Input, Inside, Node
 from megatron_ext.training.preflight import source_sizes
 from megatron_ext.training.run_folder import run_identity
 

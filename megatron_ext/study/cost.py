@@ -19,8 +19,8 @@ from megatron_ext.data.rewriting.settings import RewriteSettings
 from megatron_ext.errors import UserError
 from megatron_ext.settings import validate
 from megatron_ext.study.cost_settings import CostSettings
-from megatron_ext.study.graph import Inside, Node
 from megatron_ext.study.models import known_parameters, model_node
+from megatron_ext.study.nodes import Inside, Node
 
 _REWRITER_BILLION = 8.0  # size that rewrite_tokens_per_second is given for
 

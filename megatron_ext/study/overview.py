@@ -9,8 +9,8 @@ from pathlib import Path
 
 from megatron_ext.errors import UserError
 from megatron_ext.study.cost import Cost, Forecast, describe_blend
-from megatron_ext.study.graph import Node
 from megatron_ext.study.jobs import Job
+from megatron_ext.study.nodes import Node
 from megatron_ext.study.plan import Findings, PlannedStudy
 from megatron_ext.study.progress import goes_on_from, made_again
 from megatron_ext.study.status import JobState

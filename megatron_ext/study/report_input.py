@@ -9,10 +9,11 @@ from megatron_ext.artifacts import Artifact, is_finished, write_json
 from megatron_ext.redaction import redact
 from megatron_ext.study.arms import missing_conditions, narrowed
 from megatron_ext.study.config import StudyConfig
-from megatron_ext.study.graph import Node, build_graph
+from megatron_ext.study.graph import build_graph
 from megatron_ext.study.job_settings import GpuJob
 from megatron_ext.study.jobs import FETCHED_HERE
 from megatron_ext.study.names import BASE
+from megatron_ext.study.nodes import Node
 from megatron_ext.study.registration import register
 from megatron_ext.study.runner import stage_seconds
 

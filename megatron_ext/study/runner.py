@@ -25,8 +25,8 @@ from megatron_ext.progress import format_seconds
 from megatron_ext.redaction import redact_text
 from megatron_ext.settings import validate
 from megatron_ext.study.arms import RefusedArm, narrowed, refuse_pointless
-from megatron_ext.study.graph import Node
 from megatron_ext.study.logs import last_error
+from megatron_ext.study.nodes import Node
 from megatron_ext.training.preflight import check_run
 
 RECORD = "stages.json"

@@ -14,8 +14,8 @@ from megatron_ext.manifest import write_manifest
 from megatron_ext.parts import Part
 from megatron_ext.study.checks import check_places, check_studies
 from megatron_ext.study.config import load_study
-from megatron_ext.study.graph import Node
 from megatron_ext.study.jobs import plan_jobs
+from megatron_ext.study.nodes import Node
 from megatron_ext.study.overview import describe_cost, describe_states
 from megatron_ext.study.plan import plan_studies
 from megatron_ext.study.report_input import num_devices
