@@ -9,6 +9,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ import yaml
 from megatron_ext.artifacts import ASIDE, MANIFEST, Artifact, differences, is_finished, write_json, write_text
 from megatron_ext.config import RunConfig
 from megatron_ext.errors import UserError
-from megatron_ext.identity import LAYOUT, of_roles, with_roles
+from megatron_ext.identity import LAYOUT, with_roles
 from megatron_ext.settings import overlay
 from megatron_ext.training.run_folder import (
     LATEST,
@@ -27,9 +28,12 @@ from megatron_ext.training.run_folder import (
     STOP_FILE,
     checkpoint_folders,
     checkpoints_folder,
+    identity_as_today,
+    mark_kept,
     run_identity,
     skipped_until,
 )
+from megatron_ext.training.trunk import Trunk, open_trunk
 
 CONFIG = "config.yaml"
 LAUNCHES = "launches.json"
@@ -42,7 +46,9 @@ class Start:
     iteration: int
     """Iterations that are done."""
     checkpoint: Path | None = None
-    """Where the state is read from; None: the base model."""
+    """Where the run's own state is read from; None: it begins, with its trunk or the base model."""
+    trunk: Trunk | None = None
+    """Where a branch that begins leaves its trunk."""
     is_finished: bool = False
     """There is nothing to do."""
     set_aside: tuple[Path, ...] = ()
@@ -54,6 +60,9 @@ class Start:
         """What the launch will do, in one line."""
         if self.is_finished:
             return "state: finished"
+        if self.trunk is not None:
+            return (f"state: not begun; starts after iteration {self.iteration} of its trunk, from "
+                    f"{self.trunk.checkpoint.path} (content {self.trunk.checkpoint.content_hash[:12]})")
         return f"state: going on after iteration {self.iteration}" if self.iteration else "state: not begun"
 
 
@@ -81,11 +90,13 @@ def find_start(config: RunConfig) -> Start:
         return Start(config.train_iters, is_finished=True)
     choice = _Choice(config, asks_back)
     checkpoint = choice.checkpoint
+    rest = {"set_aside": tuple(choice.set_aside), "told": tuple(choice.told)}
     if checkpoint is None:
-        return Start(0, None, False, tuple(choice.set_aside), tuple(choice.told))
+        trunk = open_trunk(config.start, check=True) if config.start else None
+        return Start(trunk.iteration if trunk else 0, trunk=trunk, **rest)
     state = json.loads((checkpoint / RUN_STATE).read_text(encoding="utf-8"))
     _refuse_other(config, checkpoint, state["identity"], state["iteration"])
-    return Start(state["iteration"], checkpoint, False, tuple(choice.set_aside), tuple(choice.told))
+    return Start(state["iteration"], checkpoint, **rest)
 
 
 def begin(config: RunConfig, start: Start, num_processes: int) -> None:
@@ -98,6 +109,9 @@ def begin(config: RunConfig, start: Start, num_processes: int) -> None:
         shutil.rmtree(left)
     if start.checkpoint is not None:
         write_text(checkpoints_folder(config) / LATEST, start.checkpoint.name + "\n")
+    if start.trunk is not None:
+        with suppress(OSError):  # the trunk's folder may be read-only
+            mark_kept(start.trunk.checkpoint.path)
     _note_launch(config, start.iteration, num_processes)
     settings = config.model_dump(mode="json")
     write_text(config.output / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
@@ -199,11 +213,8 @@ def _refuse_other(config: RunConfig, place: Path, saved: Mapping[str, Any], iter
 
 
 def _deciding(identity: Mapping[str, Any], iteration: int) -> dict[str, Any]:
-    """What decided the first `iteration` iterations; what an older version has not recorded is as by default."""
-    deciding = of_roles(RunConfig, identity, defaults=True)
-    deciding["model"]["hf_folder"] = identity["model"]["hf_folder"]
-    for name, source in deciding["data"]["sources"].items():
-        source["path"] = identity["data"]["sources"][name]["path"]
+    """What decided the first `iteration` iterations."""
+    deciding = identity_as_today(identity)
     deciding["train"]["skip_iterations"] = skipped_until(deciding["train"]["skip_iterations"], iteration)
     return deciding
 
