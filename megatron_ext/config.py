@@ -275,7 +275,7 @@ class RunConfig(Settings):
     @property
     def train_iters(self) -> int:
         """Iterations: the budget, rounded up."""
-        return -(-self.train.budget_tokens // self.tokens_per_iteration)
+        return self.iterations_of(self.train.budget_tokens)
 
     @property
     def num_samples(self) -> int:
@@ -319,6 +319,10 @@ class RunConfig(Settings):
         fraction = schedule[f"{part}_fraction"]
         fraction = default_fraction if fraction is None else fraction
         return round(fraction * self.num_samples)
+
+    def iterations_of(self, budget_tokens: int) -> int:
+        """Iterations of a budget, rounded up."""
+        return -(-budget_tokens // self.tokens_per_iteration)
 
     def iterations(self, tokens: int | None) -> int | None:
         """An interval in tokens as iterations, at least one."""

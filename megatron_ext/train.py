@@ -69,8 +69,8 @@ def _train(config: RunConfig) -> None:
 
 
 def _lease(config: RunConfig) -> AbstractContextManager[None]:
-    """The right to write into the run folder; a finished run is not written to, unless it is to go back."""
-    if is_finished(config.output) and config.resume_from is None:
+    """The right to write into the run folder; a finished run is not written to, unless it is to go back or further."""
+    if is_finished(config.output) and config.resume_from is None and find_start(config).is_finished:
         return nullcontext()
     config.output.mkdir(parents=True, exist_ok=True)
     return lease(config.output / LEASE, config.output)

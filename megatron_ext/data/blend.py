@@ -117,8 +117,10 @@ def plan_blend(config: RunConfig, sizes: Mapping[str, int], past: Past | None = 
     """
     past = past or Past(0, {}, {})
     seq_length, start, blend_from = config.data.seq_length, past.num_samples, _blend_from(config, past)
-    per_epoch = {name: -(-size // seq_length) for name, size in sizes.items()}
-    shares = _shares(config, per_epoch, config.num_samples - blend_from)
+    per_epoch = _samples_per_epoch(config, sizes)
+    shares = _rounded_shares(config, per_epoch, config.num_samples - blend_from)
+    if is_proportional(config):
+        shares = _given_shares(config, per_epoch)
     order = spread(shares, config.num_samples - blend_from)[start - blend_from:]
     counts = np.bincount(order, minlength=len(shares)).tolist()
     sources = tuple(SourcePlan(name, sizes[name], per_epoch[name], count, past.sources.get(name))
@@ -132,14 +134,23 @@ def is_proportional(config: RunConfig) -> bool:
     return all(source.fill or source.fraction is not None for source in config.data.sources.values())
 
 
+def order_of_rounded_shares(config: RunConfig, sizes: Mapping[str, int]) -> np.ndarray:
+    """The order that older versions gave every run: it changes with the budget when shares are no whole samples."""
+    return spread(_rounded_shares(config, _samples_per_epoch(config, sizes), config.num_samples), config.num_samples)
+
+
+def _samples_per_epoch(config: RunConfig, sizes: Mapping[str, int]) -> dict[str, int]:
+    return {name: -(-size // config.data.seq_length) for name, size in sizes.items()}
+
+
 def _blend_from(config: RunConfig, past: Past) -> int:
     if is_proportional(config):
         return 0
     return past.num_samples if past.blend_from is None else past.blend_from
 
 
-def _shares(config: RunConfig, per_epoch: Mapping[str, int], total: int) -> tuple[Fraction, ...]:
-    """Each source's share of `total` samples, in the order of the sources."""
+def _rounded_shares(config: RunConfig, per_epoch: Mapping[str, int], total: int) -> tuple[Fraction, ...]:
+    """Each source's share of `total` samples, in whole samples. Raises UserError when they do not add up."""
     seq_length = config.data.seq_length
     fixed = {
         name: _fixed_samples(source, per_epoch[name], seq_length, total)
@@ -147,13 +158,10 @@ def _shares(config: RunConfig, per_epoch: Mapping[str, int], total: int) -> tupl
     }
     counts = fixed | _fill(config, total - sum(fixed.values()), per_epoch)
     _refuse_wrong_sum(config, counts, total)
-    shares = {name: Fraction(count, total) for name, count in counts.items()}
-    if is_proportional(config):
-        shares = _given_shares(config, per_epoch)
-    return tuple(shares[name] for name in config.data.sources)
+    return tuple(Fraction(counts[name], total) for name in config.data.sources)
 
 
-def _given_shares(config: RunConfig, per_epoch: Mapping[str, int]) -> dict[str, Fraction]:
+def _given_shares(config: RunConfig, per_epoch: Mapping[str, int]) -> tuple[Fraction, ...]:
     """The shares as they are written, not rounded to samples."""
     sources = config.data.sources
     given = {name: Fraction(str(source.fraction)) for name, source in sources.items() if not source.fill}
@@ -162,7 +170,7 @@ def _given_shares(config: RunConfig, per_epoch: Mapping[str, int]) -> dict[str, 
     shares = given | {name: rest * per_epoch[name] / weight for name, source in sources.items()
                       if source.fill and weight}
     whole = sum(shares.values())
-    return {name: shares.get(name, Fraction(0)) / whole for name in sources}
+    return tuple(shares.get(name, Fraction(0)) / whole for name in sources)
 
 
 def _fixed_samples(source: SourceConfig, per_epoch: int, seq_length: int, total: int) -> int:

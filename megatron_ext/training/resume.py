@@ -22,6 +22,7 @@ from megatron_ext.config import RunConfig
 from megatron_ext.errors import UserError
 from megatron_ext.identity import LAYOUT, with_roles
 from megatron_ext.settings import overlay
+from megatron_ext.training.extension import GROWS, extends, extension_problems, older_order_problem
 from megatron_ext.training.run_folder import (
     LATEST,
     RUN_STATE,
@@ -84,9 +85,8 @@ def find_start(config: RunConfig) -> Start:
     checkpoint.
     """
     asks_back = config.resume_from is not None and not _is_back_already(config)
-    if is_finished(config.output) and not asks_back:
-        _refuse_other(config, config.output / MANIFEST, Artifact.open(config.output, kind="run").settings["run"],
-                      config.train_iters)
+    if is_finished(config.output) and not asks_back and not extends(config, finished := _finished_as(config)):
+        _refuse_other(config, config.output / MANIFEST, finished, config.train_iters)
         return Start(config.train_iters, is_finished=True)
     choice = _Choice(config, asks_back)
     checkpoint = choice.checkpoint
@@ -96,6 +96,8 @@ def find_start(config: RunConfig) -> Start:
         return Start(trunk.iteration if trunk else 0, trunk=trunk, **rest)
     state = json.loads((checkpoint / RUN_STATE).read_text(encoding="utf-8"))
     _refuse_other(config, checkpoint, state["identity"], state["iteration"])
+    if problem := older_order_problem(config, state):
+        raise UserError(f"{checkpoint} cannot be gone on from: {problem}, or choose another output folder")
     return Start(state["iteration"], checkpoint, **rest)
 
 
@@ -124,7 +126,8 @@ def changes_on_the_way(run: Path) -> list[dict[str, Any]]:
         launches = [one for one in launches if one["iteration"] < launch["iteration"]] + [launch]
     return [{"iteration": after["iteration"], "key": key, "before": old, "now": new}
             for before, after in itertools.pairwise(launches)
-            for key, old, new in differences(before["settings"], after["settings"])]
+            for key, old, new in differences(before["settings"], after["settings"])
+            if not (key in GROWS and old is None)]  # which older versions did not note
 
 
 class _Choice:
@@ -205,11 +208,17 @@ def _damage(checkpoint: Path) -> str | None:
 def _refuse_other(config: RunConfig, place: Path, saved: Mapping[str, Any], iteration: int) -> None:
     """Raise UserError when deciding settings differ from those of what is there; those of the future may."""
     asked = _deciding(run_identity(config), iteration)
-    changes = [f"{key} was {before!r}, is {now!r}" for key, before, now
-               in differences(_deciding(overlay(_recorded_settings(config.output), dict(saved)), iteration), asked)]
+    there = _deciding(overlay(_recorded_settings(config.output), dict(saved)), iteration)
+    grows = extends(config, there)
+    changes = [f"{key} was {before!r}, is {now!r}" for key, before, now in differences(there, asked)
+               if not (grows and key in GROWS)]
     if changes:
         raise UserError(f"{place} belongs to a run with other settings ({'; '.join(changes)}): going on from it would "
                         "mix two runs; restore the settings or choose another output folder")
+    if grows and (problems := extension_problems(config, there, iteration)):
+        raise UserError(f"{place} was made for train.budget_tokens {there['train']['budget_tokens']:,}; with "
+                        f"{config.train.budget_tokens:,} from the start it would be another: {'; '.join(problems)}; or "
+                        f"begin a branch, another output folder with start.checkpoint={place}")
 
 
 def _deciding(identity: Mapping[str, Any], iteration: int) -> dict[str, Any]:
@@ -217,6 +226,11 @@ def _deciding(identity: Mapping[str, Any], iteration: int) -> dict[str, Any]:
     deciding = identity_as_today(identity)
     deciding["train"]["skip_iterations"] = skipped_until(deciding["train"]["skip_iterations"], iteration)
     return deciding
+
+
+def _finished_as(config: RunConfig) -> dict[str, Any]:
+    """What decided the finished run."""
+    return Artifact.open(config.output, kind="run").settings["run"]
 
 
 def _recorded_settings(run: Path) -> dict[str, Any]:
@@ -240,8 +254,8 @@ def _note_launch(config: RunConfig, iteration: int, num_processes: int) -> None:
 
 def _may_change(config: RunConfig) -> dict[str, Any]:
     values = with_roles(config, (LAYOUT,))
-    values.setdefault("train", {})["skip_iterations"] = config.model_dump(mode="json")["train"]["skip_iterations"]
-    return values
+    train = config.model_dump(mode="json", include={"train": {"skip_iterations", "budget_tokens"}})["train"]
+    return overlay(values, {"train": train})
 
 
 def _read_launches(run: Path) -> Sequence[dict[str, Any]]:

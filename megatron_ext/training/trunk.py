@@ -6,19 +6,17 @@ Nothing here needs torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from megatron_ext.artifacts import Artifact, reference
 from megatron_ext.config import RunConfig, StartConfig
 from megatron_ext.data.blend import BlendPlan, plan_blend
-from megatron_ext.data.encoder_choice import VOCABULARY_FILES
 from megatron_ext.data.past import Past, SourceRead
 from megatron_ext.errors import UserError
 from megatron_ext.files import read_json
-from megatron_ext.hashing import hash_file
-from megatron_ext.model.hf_config import Architecture, read_architecture
+from megatron_ext.model.likeness import unlike
 from megatron_ext.training.run_folder import RUN_STATE, config_of, skipped_until
 from megatron_ext.training.settings import HF_METADATA
 
@@ -135,25 +133,12 @@ def _amounts(config: RunConfig, contents: Mapping[str, str]) -> dict[str, Any]:
 def _model_problems(config: RunConfig) -> list[str]:
     """Another architecture or tokenizer than the trunk's."""
     assert config.start is not None
-    mine, theirs = config.model.hf_folder, config.start.checkpoint / HF_METADATA
     try:
-        architectures = read_architecture(mine), read_architecture(theirs)
+        told = list(unlike(config.model.hf_folder, config.start.checkpoint / HF_METADATA))
     except UserError:
         return []  # told where the model is checked
-    unlike = _unlike(*architectures)
-    problems = [f"start.checkpoint: {config.start.checkpoint} is of another architecture than model.hf_folder {mine}: "
-                f"{unlike}"] if unlike else []
-    for file in VOCABULARY_FILES.values():
-        if (mine / file).is_file() and (theirs / file).is_file() and hash_file(mine / file) != hash_file(theirs / file):
-            problems.append(f"start.checkpoint: {config.start.checkpoint} has another {file} than model.hf_folder "
-                            f"{mine}: a branch keeps its trunk's tokenizer")
-    return problems
-
-
-def _unlike(mine: Architecture, theirs: Architecture) -> str:
-    names = [field.name for field in fields(Architecture) if field.name != "dtype"]
-    return ", ".join(f"{name} {getattr(theirs, name)}, not {getattr(mine, name)}" for name in names
-                     if getattr(mine, name) != getattr(theirs, name))
+    return [f"start.checkpoint: {config.start.checkpoint} has {one} than model.hf_folder {config.model.hf_folder}: a "
+            "branch keeps its trunk's" for one in told]
 
 
 def _setting_problems(config: RunConfig, trunk: Trunk) -> list[str]:

@@ -27,6 +27,9 @@ OWN = {  # another budget, learning rate, decay and seed, and a second source
     "schedule": {"style": "WSD", "warmup_iters": 2, "decay_iters": 5, "wsd_decay_style": "linear"},
 }
 
+EXTENDED = {"constant": {"style": "constant"}, "WSD": {"style": "WSD", "decay_fraction": 0.4}}
+"""The first is finished before it is extended, the second is stopped before its decay."""
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
@@ -56,6 +59,11 @@ def lab(tmp_path_factory):
                 "schedule": {"style": "constant", "warmup_iters": 2}},
     }
     variants["second"]["train"]["budget_tokens"] = 16 * ITERATION_TOKENS
+    for kind, schedule in EXTENDED.items():
+        long = {"schedule": schedule, "data": {"sources": {"b": {"fraction": 0.33}}}}
+        short = overlay(long, {"train": {"budget_tokens": 7 * ITERATION_TOKENS, **(
+            {} if kind == "constant" else {"exit_duration_minutes": 1e-9})}})
+        variants |= {f"long-{kind}": long, f"extended-{kind}": short, f"extended-{kind}#again": long}
     run_distributed("tests.cpu.cases_training:runs", 2, timeout_seconds=500, base=base, variants=variants)
     return Lab(folder, base, variants)
 
@@ -163,3 +171,13 @@ def test_the_chain_leads_through_the_trunk_to_its_sources(lab):
 def test_the_trunk_keeps_what_branches_rest_on(lab):
     assert is_kept(lab.runs / "own" / "checkpoints" / "iter_0000012")
     assert saved_tensors(lab.runs / "fp32" / "checkpoints" / f"iter_{LEAVES_AT:07d}")
+
+
+@pytest.mark.parametrize("kind", EXTENDED)
+def test_an_extended_run_equals_one_that_had_the_larger_budget_from_the_start(lab, kind):
+    extended, long = lab.runs / f"extended-{kind}", lab.runs / f"long-{kind}"
+    assert losses(extended) == losses(long)
+    assert Artifact.open(extended).content_hash == Artifact.open(long).content_hash
+    assert Artifact.open(extended).counts["changes"] == [
+        {"iteration": 7 if kind == "constant" else 1, "key": "train.budget_tokens", "before": 7 * ITERATION_TOKENS,
+         "now": 10 * ITERATION_TOKENS}]

@@ -13,7 +13,7 @@ from megatron_ext.settings import overlay, validate
 from megatron_ext.training.ledger import Ledger
 from megatron_ext.training.preflight import check_run, describe_run, source_sizes
 from megatron_ext.training.resume import begin, find_start
-from megatron_ext.training.run_folder import RUN_STATE, checkpoint_folder, is_kept, run_identity, run_inputs
+from megatron_ext.training.run_folder import LATEST, RUN_STATE, checkpoint_folder, is_kept, run_identity, run_inputs
 from megatron_ext.training.trunk import plan_run
 from tests.cpu.tiny import make_tokenized
 from tests.unit.test_preflight import LLAMA
@@ -58,6 +58,7 @@ class Lab:
         write_json(folder / RUN_STATE, {"iteration": iteration, "identity": identity,
                                         "data": ledger.what_was_read(iteration)})
         publish_in_place(folder, kind="checkpoint", settings={}, inputs=run_inputs(config), counts={})
+        (folder.parent / LATEST).write_text(folder.name + "\n")
         return folder
 
     def dataset(self, config):
@@ -185,7 +186,7 @@ def test_what_cannot_leave_the_trunk_is_refused_in_a_line_each(lab):
             "start.checkpoint: ", "iter_0000006 is not a finished artifact")
     refused(lab.branch(lab.folder / "a"), "is an artifact of kind 'tokenized'; 'checkpoint' is needed")
     wider = lab.model("wider", {**LLAMA, "intermediate_size": 128})
-    refused(lab.branch(checkpoint, model={"hf_folder": wider}), "of another architecture",
+    refused(lab.branch(checkpoint, model={"hf_folder": wider}), "has another architecture",
             "ffn_hidden_size 96, not 128")
     other = lab.model("other", LLAMA, "another tokenizer")
     refused(lab.branch(checkpoint, model={"hf_folder": other}), "has another tokenizer.json than")
