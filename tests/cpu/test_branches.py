@@ -8,6 +8,8 @@ import pytest
 from megatron_ext.artifacts import Artifact
 from megatron_ext.config import RunConfig
 from megatron_ext.lineage import Places, verify
+from megatron_ext.model.merge import merge_checkpoints
+from megatron_ext.model.settings import MergeSettings
 from megatron_ext.settings import overlay, validate
 from megatron_ext.training.run_folder import is_kept
 from tests.cpu.launch import run_distributed
@@ -181,3 +183,19 @@ def test_an_extended_run_equals_one_that_had_the_larger_budget_from_the_start(la
     assert Artifact.open(extended).counts["changes"] == [
         {"iteration": 7 if kind == "constant" else 1, "key": "train.budget_tokens", "before": 7 * ITERATION_TOKENS,
          "now": 10 * ITERATION_TOKENS}]
+
+
+def test_checkpoints_of_a_run_and_of_its_branch_are_merged(lab, tmp_path):
+    """Saved with their optimizers, one under pp 2; the result holds the mean of the weights alone."""
+    parents = [lab.runs / "fp32" / "checkpoints" / f"iter_{ITERATIONS:07d}",
+               lab.runs / "branch-pp2" / "checkpoints" / f"iter_{ITERATIONS:07d}",
+               lab.runs / "fp32" / "checkpoints" / f"iter_{LEAVES_AT:07d}"]
+    merged = merge_checkpoints(MergeSettings(checkpoints=parents), tmp_path / "merged")
+    saved = [saved_tensors(parent) for parent in parents]
+    found = saved_tensors(merged.path)
+    assert found.keys() == {name for name in saved[0] if not name.startswith("optimizer.")}
+    for name, tensor in found.items():
+        expected = sum(one[name].double() for one in saved) / 3
+        assert tensor.equal(expected.float()), name
+    assert merged.counts["iterations"] == [ITERATIONS, ITERATIONS, LEAVES_AT]
+    assert verify(merged, Places([lab.folder, tmp_path])).problems == []

@@ -12,8 +12,8 @@ import pytest
 
 STAGES = ("tools.fetch_model", "tools.select_corpus", "tools.rewrite_corpus", "tools.judge_rewrites",
           "tools.take_originals", "tools.tokenize_corpus", "tools.import_hf", "tools.check_parity", "tools.export_hf",
-          "tools.poeta_items", "evaluation.run_poeta", "evaluation.compare", "evaluation.report.__main__",
-          "megatron_ext.validate")
+          "tools.merge_checkpoints", "tools.poeta_items", "evaluation.run_poeta", "evaluation.compare",
+          "evaluation.report.__main__", "megatron_ext.validate")
 STUDIES = ("tools.run_study", "tools.submit_study")
 OTHERS = ("megatron_ext.train", "tools.estimate_rewriting", "tools.inspect_data", "tools.show_batch",
           "tools.plot_runs", "tools.verify_artifact", "tools.report_study", "tools.clean")
@@ -124,6 +124,8 @@ PLACES_THAT_ARE_NONE = {
     "tools.import_hf": ["model=nowhere", "model=model", "model=plain"],
     "tools.check_parity": ["model=nowhere", "model=model checkpoint=a other=b"],
     "tools.export_hf": ["checkpoint=nowhere", "checkpoint=nothing"],
+    "tools.merge_checkpoints": ["checkpoints=[nowhere, nothing]", "checkpoints=[nothing, nothing]",
+                                "checkpoints=[plain, plain]", "checkpoints=[]", "checkpoints=nothing"],
     "evaluation.run_poeta": ["model=nowhere", "model=nothing", "model=plain", "model=model tasks=[no_such_task]"],
     "evaluation.compare": ["evaluations={a: [nowhere]} baseline=a", "evaluations={a: []} baseline=a",
                            "evaluations={a: [plain]} baseline=b", "evaluations={} baseline=a"],
