@@ -7,11 +7,12 @@ belongs to no run.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,7 +32,9 @@ from megatron_ext.model.mappings import Vocab, in_model_order, megatron_shapes, 
 from megatron_ext.model.settings import MergeSettings
 from megatron_ext.stage import make_artifact
 
+T = TypeVar("T")
 _BLOCK_ELEMENTS = 2**21
+_CACHED_ELEMENTS = 2**15
 
 
 def merge_checkpoints(settings: MergeSettings, output: Path) -> Artifact:
@@ -109,12 +112,32 @@ def _merged_tensors(readers: Sequence[CheckpointReader], weights: list[float], a
 def _mean(readers: Sequence[CheckpointReader], weights: Sequence[float], name: str, layer: int | None, num_rows: int,
           shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The mean of a tensor's first rows; those that fill the vocabulary up to `shape` are zero."""
-    merged = torch.zeros(shape, dtype=dtype)
+    # Pages of its own go back to the system at once; the allocator would keep many of them.
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    merged = torch.frombuffer(pages, dtype=dtype).view(shape)
     step = max(1, _BLOCK_ELEMENTS // math.prod(shape[1:]))
-    for first in range(0, num_rows, step):
-        rows = range(first, min(first + step, num_rows))
-        total = torch.zeros((len(rows), *shape[1:]), dtype=torch.float64)
-        for reader, weight in zip(readers, weights, strict=True):
-            total.add_(reader.read(name, layer, rows), alpha=weight)
-        merged[rows.start:rows.stop] = total.div_(sum(weights))
+    blocks = [range(first, min(first + step, num_rows)) for first in range(0, num_rows, step)]
+    read = _one_ahead([reader.read(name, layer, rows).reshape(-1) for reader in readers] for rows in blocks)
+    for rows, parts in zip(blocks, read, strict=True):
+        _average(parts, weights, merged[rows.start:rows.stop].view(-1))
     return merged
+
+
+def _average(parts: Sequence[Tensor], weights: Sequence[float], result: Tensor) -> None:
+    """The weighted mean of tensors of one axis, in pieces that stay in a core's cache."""
+    for first in range(0, len(result), _CACHED_ELEMENTS):
+        piece = slice(first, first + _CACHED_ELEMENTS)
+        total = torch.zeros(len(result[piece]), dtype=torch.float64)
+        for part, weight in zip(parts, weights, strict=True):
+            total.add_(part[piece], alpha=weight)
+        result[piece] = total.div_(sum(weights))
+
+
+def _one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Each item when the next one was asked for: the disk reads it meanwhile."""
+    iterator = iter(items)
+    current = next(iterator)
+    for following in iterator:
+        yield current
+        current = following
+    yield current

@@ -7,8 +7,8 @@ from typing import Any
 
 from megatron_ext.config import ParallelConfig, RunConfig
 from megatron_ext.errors import UserError
-from megatron_ext.study.config import REWRITES, StudyConfig, planned_run
-from megatron_ext.study.names import BASE, NEUTRAL, NPM
+from megatron_ext.study.config import REWRITES, StudyConfig, planned_run, planned_trunk
+from megatron_ext.study.names import BASE, NEUTRAL, NPM, TRUNK
 from megatron_ext.study.nodes import Input, Inside, Node, in_order
 
 
@@ -18,13 +18,14 @@ def build_graph(study: StudyConfig) -> list[Node]:
     base = models[study.base_model]
     tokenized = _source_nodes(study, models)
     parity = _parity_node(study, base)
+    trunk = _trunk_node(study, base, tokenized, parity)
     evaluations = {f"evaluations.{BASE}": [_evaluation_node(study, BASE, base)]}
     curves: dict[str, list[Node]] = {}
     checkpoints: dict[str, Inside] = {}
     for condition in study.conditions:
         points: dict[int, list[Node]] = {}
         for seed in study.seeds:
-            run = _run_node(study, condition, seed, base, tokenized, parity)
+            run = _condition_node(study, condition, seed, base, tokenized, parity, trunk)
             tokens_per_iteration = planned_run(study, condition, seed).tokens_per_iteration
             for place, iteration in _evaluated(study, f"{condition}/seed{seed}", condition, seed):
                 checkpoints[place] = Inside(run, f"checkpoints/{checkpoint_name(iteration)}")
@@ -71,9 +72,11 @@ def kept_iterations(study: StudyConfig, config: RunConfig) -> list[int]:
         interval = config.iterations(config.checkpoint.interval_tokens)
         if interval is None:
             raise UserError("evaluation.checkpoints = all needs run.checkpoint.interval_tokens")
-        return list(range(interval, config.train_iters - interval // 2, interval))  # none just before the last
-    asked = {config.iterations(tokens) or 1 for tokens in wanted}
-    return sorted(iteration for iteration in asked if iteration < config.train_iters)
+        asked = set(range(interval, config.train_iters - interval // 2, interval))  # none just before the last
+    else:
+        asked = {config.iterations(tokens) or 1 for tokens in wanted}
+    begins = planned_trunk(study).train_iters if study.trunk else 0
+    return sorted(iteration for iteration in asked if begins < iteration < config.train_iters)
 
 
 def _evaluated(study: StudyConfig, name: str, condition: str, seed: int) -> list[tuple[str, int]]:
@@ -179,20 +182,39 @@ def _parity_node(study: StudyConfig, base: Node) -> Node:
                 processes=_replica_size(config.parallel))
 
 
-def _run_node(study: StudyConfig, condition: str, seed: int, base: Node, tokenized: dict[str, Node],
-              parity: Node) -> Node:
+def _condition_node(study: StudyConfig, condition: str, seed: int, base: Node, tokenized: dict[str, Node],
+                    parity: Node, trunk: Node | None) -> Node:
     config = planned_run(study, condition, seed)
-    settings = config.model_dump(mode="json", exclude={"output": True, "model": {"hf_folder"}})
-    settings["checkpoint"]["keep_tokens"] = [*config.checkpoint.keep_tokens, *(
+    kept = [*config.checkpoint.keep_tokens, *(
         iteration * config.tokens_per_iteration for iteration in kept_iterations(study, config))]
+    left = Inside(trunk, f"checkpoints/{checkpoint_name(planned_trunk(study).train_iters)}") if trunk else None
+    return _run_node(study, f"run/{condition}/seed{seed}", config, base, tokenized, parity, kept, left)
+
+
+def _trunk_node(study: StudyConfig, base: Node, tokenized: dict[str, Node], parity: Node) -> Node | None:
+    """The run that all conditions leave at its end."""
+    if study.trunk is None:
+        return None
+    config = planned_trunk(study)
+    return _run_node(study, f"run/{TRUNK}/seed{config.train.seed}", config, base, tokenized, parity,
+                     config.checkpoint.keep_tokens)
+
+
+def _run_node(study: StudyConfig, name: str, config: RunConfig, base: Node, tokenized: dict[str, Node], parity: Node,
+              keep_tokens: list[int], start: Inside | None = None) -> Node:
+    settings = config.model_dump(mode="json", exclude={"output": True, "model": {"hf_folder"}})
+    settings["checkpoint"]["keep_tokens"] = keep_tokens
     inputs: dict[str, Input] = {"model.hf_folder": base}
-    for name in config.data.sources:
-        settings["data"]["sources"][name].pop("path")
-        inputs[f"data.sources.{name}.path"] = tokenized[name]
+    for source in config.data.sources:
+        settings["data"]["sources"][source].pop("path")
+        inputs[f"data.sources.{source}.path"] = tokenized[source]
+    if start is not None:
+        settings["start"].pop("checkpoint")
+        inputs["start.checkpoint"] = start
     settings["validation"].pop("sources")
     if config.validation.interval_tokens and study.held_out:  # else a stage of its own tells the losses
-        inputs |= {f"validation.sources.{name}": tokenized[name] for name in config.data.sources}
-    return Node(f"run/{condition}/seed{seed}", "run", "megatron_ext.train", settings, inputs, (parity,),
+        inputs |= {f"validation.sources.{source}": tokenized[source] for source in config.data.sources}
+    return Node(name, "run", "megatron_ext.train", settings, inputs, (parity,),
                 study.data_parallel_size * _replica_size(config.parallel))
 
 

@@ -86,6 +86,10 @@ def _registration(study: StudyConfig, work: Path) -> dict[str, Any]:
 def _notes(study: StudyConfig, work: Path, tokenized: dict[str, str]) -> list[str]:
     """What a reader must know before any number."""
     notes = [rewriter.note for rewriter in study.rewriters.values() if rewriter.note]
+    if study.trunk:
+        notes.append(f"All conditions leave one trunk after {study.trunk.tokens:,} tokens: they are not independent "
+                     "runs. The spread between seeds is that of the branches given this trunk; it does not tell how "
+                     "another trunk would have come out.")
     for condition, settings in study.conditions.items():
         empty = [name for name in settings.sources if is_finished(work / tokenized[name])
                  and not Artifact.open(work / tokenized[name]).counts["train"]["tokens"]]

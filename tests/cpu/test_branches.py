@@ -1,6 +1,7 @@
 """Runs that leave a checkpoint of another run: equal to the run that went on, or on their own blend and schedule."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from megatron_ext.training.run_folder import is_kept
 from tests.cpu.launch import run_distributed
 from tests.cpu.saved import saved_tensors
 from tests.cpu.test_grid import BF16, ITERATIONS, PLAIN, PP2, num_different, settings
+from tests.cpu.test_training import Lab as TrainingLab
 from tests.cpu.test_training import events, losses
 from tests.cpu.tiny import make_tokenized
 from tools.show_batch import main as show_batch
@@ -68,6 +70,13 @@ def lab(tmp_path_factory):
         variants |= {f"long-{kind}": long, f"extended-{kind}": short, f"extended-{kind}#again": long}
     run_distributed("tests.cpu.cases_training:runs", 2, timeout_seconds=500, base=base, variants=variants)
     return Lab(folder, base, variants)
+
+
+class Launcher(TrainingLab):
+    """The program under torchrun."""
+
+    def __init__(self, folder):
+        self.folder = folder
 
 
 class Lab:
@@ -151,6 +160,25 @@ def test_a_stopped_branch_goes_on_as_itself(lab):
     assert losses(lab.runs / "own-stopped") == losses(lab.runs / "own")
     assert num_different(lab.runs / "own-stopped", lab.runs / "own") == 0
     assert Artifact.open(lab.runs / "own-stopped").content_hash == Artifact.open(lab.runs / "own").content_hash
+
+
+def test_a_branch_killed_after_a_save_goes_on_as_itself(lab):
+    """kill -9 of the whole launch, with two processes; its trunk has no part in what follows."""
+    settings = lab.config("own").model_dump(mode="json") | {
+        "output": str(lab.runs / "killed"), "checkpoint": {"interval_tokens": ITERATION_TOKENS}}
+    launcher = Launcher(lab.folder)
+    process = launcher.start(settings, 2)
+    latest = lab.runs / "killed" / "checkpoints" / "latest"
+    deadline = time.monotonic() + 120
+    while not latest.exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not (lab.runs / "killed" / "manifest.json").exists()
+    assert "resumed after iteration" in launcher.run(settings, 2)
+    assert losses(lab.runs / "killed") == losses(lab.runs / "own")
+    assert num_different(lab.runs / "killed", lab.runs / "own") == 0
+    assert lab.exposure("killed") == lab.exposure("own")
 
 
 def test_without_the_optimizer_the_weights_go_on_and_the_moments_begin(lab):
