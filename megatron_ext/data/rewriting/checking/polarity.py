@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 from megatron_ext.data.rewriting.checking.text import Clause, Text, content_stems, words_of
@@ -10,7 +11,7 @@ from megatron_ext.data.rewriting.checking.text import Clause, Text, content_stem
 AROUND_NUMBERS = 0
 """The pair of directions with words as common as `mais`, which tell something beside a number alone."""
 _MIN_SHARED = 2
-_SCOPE_WORDS = 6
+_SCOPE_WORDS = 2
 
 
 def negation_appeared(source: Text, text: Text, lexicon: Lexicon) -> bool:
@@ -48,13 +49,15 @@ def is_negated(clause: Clause, lexicon: Lexicon) -> bool:
 
 def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool:
     """Whether a clause without a word of denial says the same as the negated one: of what is denied, and as a whole."""
-    scope = _scope(negated, lexicon)
-    others = [one for one in others if not one.text.endswith("?") and scope & one.stems]
+    others = [one for one in others if not one.text.endswith("?")]
     shared = [len(negated.stems & one.stems) for one in others]
     most = max(shared, default=0)
     if most < _MIN_SHARED or 2 * most < len(negated.stems):
         return False
-    return not any(_may_deny(one, negated, lexicon) for one, count in zip(others, shared, strict=True) if count == most)
+    likeliest = [one for one, count in zip(others, shared, strict=True) if count == most]
+    scope = _scope(negated, lexicon)
+    return any(scope & one.stems for one in likeliest) and not any(
+        _may_deny(one, negated, lexicon) for one in likeliest)
 
 
 def _is_stated(negated: Clause, source: Text, lexicon: Lexicon) -> bool:
@@ -64,10 +67,12 @@ def _is_stated(negated: Clause, source: Text, lexicon: Lexicon) -> bool:
 
 
 def _scope(clause: Clause, lexicon: Lexicon) -> frozenset[str]:
-    """Stems of what stands within a few words after the negation."""
-    place = next((place for place, word in enumerate(clause.words) if word in lexicon.negations), 0)
-    return content_stems(clause.words[place + 1:place + 1 + _SCOPE_WORDS], lexicon) - content_stems(
-        lexicon.negations.exact, lexicon)
+    """Stems of what is denied: the next content words, up to a conjunction."""
+    words = iter(words_of(lexicon.not_negations.sub(" ", clause.text)))
+    next((word for word in words if word in lexicon.negations), None)
+    denied = [stem for word in takewhile(lambda word: word not in lexicon.conjunctions, words)
+              for stem in content_stems([word], lexicon) if word not in lexicon.negations]
+    return frozenset(denied[:_SCOPE_WORDS])
 
 
 def _may_deny(clause: Clause, negated: Clause, lexicon: Lexicon) -> bool:

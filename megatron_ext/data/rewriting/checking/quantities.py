@@ -25,7 +25,10 @@ _HOURS = re.compile(r"(?<![\w.,])(\d{1,2})\s?[hH]s?(?!\w)")
 _DATE = re.compile(r"(?<![\d/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/])")
 _ROMAN = re.compile(r"(?<!\w)(?=[IVXLC]{2,}(?!\w))(C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?!\w)")
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
-_LIST_MARK = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|\(\d{1,2}\))(?=\s)", re.MULTILINE)
+_LIST_MARK = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|\(\d{1,2}\))(?=\s)|(?<=[\s;:])\d{1,2}\)(?=\s)", re.MULTILINE)
+_FRACTION = re.compile(r"(?<![\w.,/])(?:(\d+) )?(\d{1,2})/(\d{1,2})(?![\d/])")
+_SHARED_SCALE_FACTOR = 10
+"""De 180 para 218 bilhões; but 500 a 10 mil are 500."""
 _NUMBER = re.compile(rf"(?P<money>(?:R|US|U)?\$|€|£)?\s?(?<![\w])(?P<digits>{_DIGITS})"
                      r"(?P<mark>[ºª°ᵒᵃ]ˢ?|th|nd|rd)?(?P<letters>\w*)")
 _BEFORE = re.compile(r"[^\W\d_]+(?:\s+[^\W\d_]{1,4}){0,2}\s*$")
@@ -83,6 +86,7 @@ def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
     """The numbers of a text."""
     text = _LIST_MARK.sub(" ", text)
     romans = {Decimal(_roman_value(match[1])) for match in _ROMAN.finditer(text)}
+    text, fractions = _without_fractions(text)
     digits_alone = _reworded(text, lexicon)
     reworded = _with_parts(alpha2digit(digits_alone, lexicon.language, 0), lexicon)
     in_digits = {_value(match["digits"]) for match in _NUMBER.finditer(digits_alone)}
@@ -90,7 +94,9 @@ def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
     ordinals = {_value(match["digits"]) for match in _NUMBER.finditer(reworded) if match["mark"]}
     words = {Decimal(value) for word in WORD.findall(digits_alone.lower())
              for value in lexicon.loose_numbers.get(word) or ()}
-    return Quantities(exact, frozenset(romans | ordinals | words), tuple(_pairs(reworded, exact, lexicon)), reworded)
+    halves = {Decimal(match[1]) + Decimal("0.5") for match in lexicon.and_half.finditer(reworded)}
+    loose = frozenset(romans | ordinals | words | fractions | halves)
+    return Quantities(exact, loose, tuple(_pairs(reworded, exact, lexicon)), reworded)
 
 
 def missing(source: Quantities, other: Quantities) -> list[Quantity]:
@@ -183,9 +189,23 @@ def _reworded(text: str, lexicon: Lexicon) -> str:
         text = pattern.sub(words, text)
     scaled, shared, half = _scale_patterns(lexicon)
     text = shared.sub(lambda match: f"{match[1]} {match[4]}{match[2]}{match[3]} {match[4]}"
-                      if _value(match[1]) < _THOUSAND else match[0], text)
+                      if _share_a_scale(_value(match[1]), _value(match[3])) else match[0], text)
     text = half.sub(lambda match: f"{match[1]} <{lexicon.scales[match[1].lower()] // 2}>", text)
     return scaled.sub(lambda match: _plain(_value(match[1]) * lexicon.scales[match[2].lower()]), text)
+
+
+def _share_a_scale(one: Decimal, other: Decimal) -> bool:
+    return one < _THOUSAND and one < _SHARED_SCALE_FACTOR * other and other < _SHARED_SCALE_FACTOR * one
+
+
+def _without_fractions(text: str) -> tuple[str, set[Decimal]]:
+    """The text without 1/2, 3/4 (or 7/9, a date), and the values that these may stand for."""
+    values: set[Decimal] = set()
+    for whole, part, parts in (match.groups() for match in _FRACTION.finditer(text)):
+        values |= {Decimal(part), Decimal(parts), Decimal(whole or 0)}
+        if int(parts):
+            values |= {int(whole or 0) + round(Decimal(part) / Decimal(parts), 2), Decimal(100 * int(part)) / int(parts)}
+    return (_FRACTION.sub(" ", text) if values else text), values
 
 
 def _month(digits: str, lexicon: Lexicon) -> str:
@@ -205,7 +225,7 @@ def _with_parts(text: str, lexicon: Lexicon) -> str:
 
 def _percent(written: str, part: str, whole: str) -> str:
     """`4 em cada 10` -> `40 %`."""
-    if not 0 < int(part) <= int(whole):
+    if not 0 < int(part) <= int(whole) or int(whole) == 1:
         return written
     return f"{_plain(round(Decimal(100 * int(part)) / int(whole), 2))} %"
 
@@ -266,7 +286,7 @@ def _range_patterns(lexicon: Lexicon) -> list[tuple[re.Pattern[str], re.Pattern[
     for form in lexicon.ranges:
         before, between, _ = (part.strip() for part in form.split("{}"))
         left = rf"(?:^|\W){before}\s+{_SIGN}$" if before else ""
-        middle = rf"\s*(?:%|[^\W\d_]+)?\s*(?:{between})\s+(?:[ao]s? )?{_SIGN}"
+        middle = rf"\s*(?:%\s*|[^\W\d_]+\s+)?(?:{between})\s+(?:[ao]s? )?{_SIGN}"
         patterns.append((re.compile(left, re.IGNORECASE), re.compile(middle, re.IGNORECASE)))
     return patterns
 
