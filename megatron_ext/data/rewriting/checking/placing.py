@@ -4,6 +4,7 @@ that went up and now go down. Clause by clause, by the words around them.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -14,6 +15,7 @@ from megatron_ext.data.rewriting.checking.polarity import AROUND_NUMBERS
 from megatron_ext.data.rewriting.checking.quantities import ARTICLES, Quantities
 from megatron_ext.data.rewriting.checking.text import Text, content_stems, fold, words_of
 
+_BRACKETED = re.compile(r"[(\[]([^\w()\[\]]*\d[^()\[\]]{0,15})[)\]]")
 _STRONG, _VERY_STRONG = 2, 3
 
 Anchor = tuple[str, ...]
@@ -97,5 +99,6 @@ def _places(numbers: Quantities, names: frozenset[Anchor], lexicon: Lexicon) -> 
 
 
 def _clauses(text: str, lexicon: Lexicon) -> list[tuple[int, int]]:
+    text = _BRACKETED.sub(lambda match: f" {match[1]} ", text)  # `Brasil (70%)`: of one clause
     ends = [0, *(match.end() for match in lexicon.clause_ends.finditer(text)), len(text)]
     return [(start, end) for start, end in pairwise(ends) if end > start]

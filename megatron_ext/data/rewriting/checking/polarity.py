@@ -15,15 +15,8 @@ _SCOPE_WORDS = 2
 
 
 def negation_appeared(source: Text, text: Text, lexicon: Lexicon) -> bool:
-    """A clause denies what the source's clause about the same says without a word of denial; or the source, which the
-    clause is about, has no such word at all.
-    """
-    negated = [clause for clause in text.clauses if is_negated(clause, lexicon)]
-    if not negated:
-        return False
-    denies_nothing = not any(word in lexicon.negations or word in lexicon.negative_words for word in source.word_set)
-    return any(_states(clause, source.clauses, lexicon) or (denies_nothing and _is_stated(clause, source, lexicon))
-               for clause in negated)
+    """A clause denies what the source's clause about the same says without a word of denial."""
+    return any(_states(clause, source.clauses, lexicon) for clause in text.clauses if is_negated(clause, lexicon))
 
 
 def negation_vanished(source: Text, text: Text, lexicon: Lexicon) -> bool:
@@ -42,28 +35,22 @@ def direction_turned(source: Text, text: Text, lexicon: Lexicon) -> bool:
 
 def is_negated(clause: Clause, lexicon: Lexicon) -> bool:
     """Whether it has a negation that denies something."""
-    if lexicon.negations.exact.isdisjoint(clause.words) or clause.text.endswith("?"):
+    if lexicon.negations.exact.isdisjoint(clause.words) or clause.asks:
         return False
     return not lexicon.negations.exact.isdisjoint(words_of(lexicon.not_negations.sub(" ", clause.text)))
 
 
 def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool:
     """Whether a clause without a word of denial says the same as the negated one: of what is denied, and as a whole."""
-    others = [one for one in others if not one.text.endswith("?")]
+    others = [one for one in others if not one.asks]
     shared = [len(negated.stems & one.stems) for one in others]
     most = max(shared, default=0)
     if most < _MIN_SHARED or 2 * most < len(negated.stems):
         return False
     likeliest = [one for one, count in zip(others, shared, strict=True) if count == most]
-    scope = _scope(negated, lexicon)
+    scope = _scope(negated, lexicon) - content_stems(_words_before_negation(negated, lexicon), lexicon)
     return any(scope & one.stems for one in likeliest) and not any(
         _may_deny(one, negated, lexicon) for one in likeliest)
-
-
-def _is_stated(negated: Clause, source: Text, lexicon: Lexicon) -> bool:
-    """Whether the source's clause that shares the most with a negated one limits nothing."""
-    most = max(source.clauses, key=lambda one: len(negated.stems & one.stems))
-    return bool(negated.stems & most.stems) and not _may_deny(most, negated, lexicon)
 
 
 def _scope(clause: Clause, lexicon: Lexicon) -> frozenset[str]:
@@ -75,11 +62,15 @@ def _scope(clause: Clause, lexicon: Lexicon) -> frozenset[str]:
     return frozenset(denied[:_SCOPE_WORDS])
 
 
+def _words_before_negation(clause: Clause, lexicon: Lexicon) -> list[str]:
+    return list(takewhile(lambda word: word not in lexicon.negations, clause.words))
+
+
 def _may_deny(clause: Clause, negated: Clause, lexicon: Lexicon) -> bool:
-    """Whether it has a word of denial of its own, or a negation stands before it in its sentence."""
-    if any(word in lexicon.negations or word in lexicon.without for word in clause.words_before):
+    """Whether it has a word of denial of its own, or a negation stands in its sentence."""
+    if any(word in lexicon.negations or word in lexicon.without for word in clause.words_around):
         return True
-    return not lexicon.negations.exact.isdisjoint(clause.words) or any(
+    return any(
         word in lexicon.negative_words or word in lexicon.limiting_words
         for word in clause.words if word not in negated.words)
 

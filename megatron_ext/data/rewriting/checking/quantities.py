@@ -36,6 +36,7 @@ _SIGN = r"[-−+]?(?:R\$\s?|€\s?)?"
 _MONTH = "month"
 ARTICLES = Decimal(2)
 _SMALL, _THOUSAND = Decimal(10), Decimal(1000)
+_YEARS = 1000, 2100
 _HALF_DAY = Decimal(12 * 3600)
 
 
@@ -112,7 +113,17 @@ def new(source: Quantities, other: Quantities) -> list[Quantity]:
     return [one for one in _distinct(other.exact)
             if (has_months or one.dimension != _MONTH) and one.value not in source.loose
             and (one.in_digits or one.value > _SMALL)
-            and not any(one.equals(found) for found in source.exact)]
+            and not any(one.equals(found) for found in source.exact) and not _follows(one, source)]
+
+
+def _follows(one: Quantity, source: Quantities) -> bool:
+    """Whether it follows from years of the source: 1962 from `1959` and `três anos depois`, 94 from 1905 and 1999."""
+    years = [found.value for found in source.exact if _YEARS[0] <= found.value <= _YEARS[1] and not found.dimension]
+    if _YEARS[0] <= one.value <= _YEARS[1]:
+        spans = [found.size / 12 for found in source.exact if found.dimension == "months"]
+        return any(abs(abs(one.value - year) - span) < 1 for year in years for span in spans)
+    return one.dimension in ("", "months") and any(abs(first - second) == one.value
+                                                   for first, second in combinations(years, 2))
 
 
 def num_distinct(quantities: Quantities) -> int:
