@@ -93,6 +93,7 @@ class Lexicon:
     share_turned: re.Pattern[str]
     shared_scale: str
     and_half: re.Pattern[str]
+    hours_minutes: re.Pattern[str]
     half_past: re.Pattern[str]
     clock: re.Pattern[str]
     months: tuple[str, ...]
@@ -134,11 +135,11 @@ def load_lexicon(language: str = DEFAULT_LANGUAGE) -> Lexicon:
                         f"{', '.join(languages())}")
     values = yaml.safe_load((LANGUAGES_FOLDER / language / LEXICON_FILE).read_text(encoding="utf-8"))
     sets = ("function_words", "word_endings", "word_beginnings", "dangling_words", "name_particles", "common_capitals",
-            "institutions", "negations", "conjunctions", "without", "negative_words", "limiting_words", "meta_words", "talk",
-            "refusal_triggers", "talk_triggers")
+            "institutions", "negations", "conjunctions", "without", "negative_words", "limiting_words", "meta_words",
+            "talk", "refusal_triggers", "talk_triggers")
     lists = ("other_languages", "months", "ranges", "question_labels", "answer_labels")
     patterns = ("clause_ends", "hundredths", "share_of", "share_turned",
-                "and_half", "half_past", "clock", "refusal", "unanswered")
+                "and_half", "hours_minutes", "half_past", "clock", "refusal", "unanswered")
     return Lexicon(**{
         **values, **{name: WordSet(values[name]) for name in sets}, **{name: tuple(values[name]) for name in lists},
         **{name: _pattern(values[name]) for name in patterns},

@@ -16,6 +16,7 @@ _SHARED_LETTERS = 4
 _ROMAN = re.compile(r"[IVXLCDM]{2,}")
 _LONG_NAME = 3
 _LONGEST_ACRONYM = 6
+_LONGEST_ABBREVIATION = 3
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def compare_names(source: Text, text: Text, lexicon: Lexicon) -> NameComparison:
         new = [name for name in new if name not in written_out]
     if len(new) == 1 and len(new[0].words) == 1 and not new[0].is_acronym and not lost:
         new = []  # one capital alone: a title or an institution, more often than a name
+    if len(lost) == 1 and len(lost[0].words) == 1 and not new:
+        lost = []  # one word with a capital may be no name, or have been described
     return NameComparison(len(asked), tuple(lost), tuple(new))
 
 
@@ -106,8 +109,16 @@ def _is_word_of(word: str, text: Text, lexicon: Lexicon) -> bool:
     """Whether it, a form of it, or what it is related to (Uruguai and uruguaio) is among the words."""
     if word in text.folded or (len(word) >= _SHARED_LETTERS and word[:_SHARED_LETTERS] in _beginnings(text)):
         return True
+    if len(word) <= _LONGEST_ABBREVIATION and any(_shortens(word, other) for other in text.folded):
+        return True
     return not (_related(lexicon).get(_base(word), frozenset()) | _related(lexicon).get(word, frozenset())).isdisjoint(
         text.folded | _bases(text))
+
+
+def _shortens(short: str, word: str) -> bool:
+    """Lc, Lucas; Sta, Santa."""
+    return (short[0] == word[0] and short[-1] != short[0] and len(short) < len(word)
+            and bool(re.fullmatch(".*".join(short) + ".*", word)))
 
 
 @lru_cache(maxsize=512)

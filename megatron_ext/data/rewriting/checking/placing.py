@@ -13,7 +13,7 @@ from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 from megatron_ext.data.rewriting.checking.names import telling_names
 from megatron_ext.data.rewriting.checking.polarity import AROUND_NUMBERS
 from megatron_ext.data.rewriting.checking.quantities import ARTICLES, Quantities
-from megatron_ext.data.rewriting.checking.text import Text, content_stems, fold, words_of
+from megatron_ext.data.rewriting.checking.text import Text, content_stems, fold, stem, words_of
 
 _BRACKETED = re.compile(r"[(\[]([^\w()\[\]]*\d[^()\[\]]{0,15})[)\]]")
 _STRONG, _VERY_STRONG = 2, 3
@@ -65,12 +65,17 @@ def _best(one: Anchor, anchors: list[Anchor], there: dict[Anchor, frozenset[str]
     """
     best = (0, 0, one)
     for other in anchors:
-        if other != one:
+        if other != one and not here[one].issuperset(_own_stems(other)):  # else the words may belong to either
             common = there[one] & there[other]
             own, taken = len(here[one] & there[one] - common), len(here[one] & there[other] - common)
             if taken - own > best[1] - best[0]:
                 best = (own, taken, other)
     return best
+
+
+@lru_cache(maxsize=4096)
+def _own_stems(anchor: Anchor) -> frozenset[str]:
+    return frozenset({anchor[1]} if anchor[0] == "#" else map(stem, anchor))
 
 
 def _turned(there: frozenset[int], here: frozenset[int]) -> bool:

@@ -49,7 +49,7 @@ def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool
         return False
     likeliest = [one for one, count in zip(others, shared, strict=True) if count == most]
     scope = _scope(negated, lexicon) - content_stems(_words_before_negation(negated, lexicon), lexicon)
-    return any(scope & one.stems for one in likeliest) and not any(
+    return bool(scope) and any(scope <= one.stems for one in likeliest) and not any(
         _may_deny(one, negated, lexicon) for one in likeliest)
 
 
@@ -67,12 +67,12 @@ def _words_before_negation(clause: Clause, lexicon: Lexicon) -> list[str]:
 
 
 def _may_deny(clause: Clause, negated: Clause, lexicon: Lexicon) -> bool:
-    """Whether it has a word of denial of its own, or a negation stands in its sentence."""
-    if any(word in lexicon.negations or word in lexicon.without for word in clause.words_around):
+    """Whether its sentence has a negation, or a word of denial that the negated one has not."""
+    if not lexicon.negations.exact.isdisjoint(clause.words_around):
         return True
-    return any(
-        word in lexicon.negative_words or word in lexicon.limiting_words
-        for word in clause.words if word not in negated.words)
+    return any(word in lexicon.negative_words for word in clause.words_around
+               if word not in negated.words) or any(
+        word in lexicon.limiting_words for word in clause.words if word not in negated.words)
 
 
 def _directions(text: Text, lexicon: Lexicon) -> set[tuple[int, int]]:

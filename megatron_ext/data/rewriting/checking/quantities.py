@@ -20,7 +20,7 @@ from megatron_ext.data.rewriting.checking.text import WORD, stem
 
 _GROUPED = r"\d{1,3}(?:[.\u00a0\u202f\u2009 ]\d{3})+(?!\d)"
 _DIGITS = rf"(?:{_GROUPED}(?:,\d+)?|\d{{1,3}}(?:,\d{{3}}){{2,}}(?:\.\d+)?|\d+(?:[.,]\d+)*)"
-_CLOCK = re.compile(r"(?<![\w.,])(\d{1,2})(?:\s?[hH](\d{2})(?:\s?min)?|:(\d{2}))(?!\d)")
+_CLOCK = re.compile(r"(?<![\w.,])(\d{1,2})(?:\s?[hH](\d{2})(?:\s?min)?|:(\d{2}))(?!\d)(?!-\d+(?![\d:hH]))")
 _HOURS = re.compile(r"(?<![\w.,])(\d{1,2})\s?[hH]s?(?!\w)")
 _DATE = re.compile(r"(?<![\d/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/])")
 _ROMAN = re.compile(r"(?<!\w)(?=[IVXLC]{2,}(?!\w))(C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?!\w)")
@@ -214,8 +214,8 @@ def _without_fractions(text: str) -> tuple[str, set[Decimal]]:
     values: set[Decimal] = set()
     for whole, part, parts in (match.groups() for match in _FRACTION.finditer(text)):
         values |= {Decimal(part), Decimal(parts), Decimal(whole or 0)}
-        if int(parts):
-            values |= {int(whole or 0) + round(Decimal(part) / Decimal(parts), 2), Decimal(100 * int(part)) / int(parts)}
+        share = Decimal(part) / Decimal(parts) if int(parts) else Decimal(part)
+        values |= {int(whole or 0) + round(share, 2), 100 * share}
     return (_FRACTION.sub(" ", text) if values else text), values
 
 
@@ -227,6 +227,8 @@ def _with_parts(text: str, lexicon: Lexicon) -> str:
     """`2 e meia` -> `2.5 horas`, `2000000 <500000>` -> `2500000`, `1 metro e 20` -> `1.20 metro`, shares -> percent."""
     text = re.sub(rf"(?<![\w.,])(\d{{1,2}})(?: horas?)? {lexicon.half_past.pattern}(?: horas?)?",
                   lambda match: f"{match[1]}.5 {lexicon.hour}", text)
+    text = lexicon.hours_minutes.sub(
+        lambda match: f"{Decimal(int(match[1])) + Decimal(int(match[2])) / 60} {lexicon.hour}", text)
     text = re.sub(r"(\d+) <(\d+)>", lambda match: str(int(match[1]) + int(match[2])), text)
     text = re.sub(rf"(?<![\w.,])(\d+) {lexicon.hundredths.pattern}",
                   lambda match: f"{int(match[1]) + Decimal(match[3]) / 100} {match[2]}", text)

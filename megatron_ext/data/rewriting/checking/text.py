@@ -11,7 +11,6 @@ from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 
 WORD = re.compile(r"[^\W\d_]+")
 _LINE_END = re.compile(r"\s*\n\s*")
-_CLAUSE_END = re.compile(r"[,;:](?=\s)|\s[–—-]\s|[()\[\]]")
 _STEM_LETTERS = 5
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _MANY_WORDS = 2**18
@@ -32,7 +31,7 @@ class Sentence:
 
 
 class Clause(Sentence):
-    """A part of a sentence between commas, semicolons, colons, dashes and brackets."""
+    """A part of a sentence between punctuation marks and conjunctions."""
 
     def __init__(self, text: str, words_around: Sequence[str], asks: bool, lexicon: Lexicon) -> None:
         super().__init__(text, lexicon)
@@ -58,14 +57,14 @@ class Text:
 
     @cached_property
     def clauses(self) -> list[Clause]:
-        """The sentences at their commas, colons, dashes, brackets."""
+        """The sentences at their punctuation marks and conjunctions."""
         clauses: list[Clause] = []
         question: Sequence[str] = ()
         for sentence in self.sentences:
             around = [*question, *sentence.words]  # what an answer leaves out stands in its question
             asks = sentence.text.endswith("?")
             clauses += [Clause(part, around, asks, self._lexicon)
-                        for part in filter(None, _CLAUSE_END.split(sentence.text))]
+                        for part in filter(None, self._lexicon.clause_ends.split(sentence.text))]
             question = sentence.words if asks else ()
         return clauses
 
