@@ -92,6 +92,7 @@ class Lexicon:
     share_of: re.Pattern[str]
     share_turned: re.Pattern[str]
     shared_scale: str
+    shared_scale_words: str
     and_half: re.Pattern[str]
     hours_minutes: re.Pattern[str]
     half_past: re.Pattern[str]

@@ -89,7 +89,8 @@ def _absent(names: list[Name], text: Text, lexicon: Lexicon) -> list[Name]:
 
 def _name(match: re.Match[str], raw: str, lexicon: Lexicon) -> Name:
     words = [word for word in WORD.findall(match[0])
-             if word.lower() not in lexicon.name_particles and not _ROMAN.fullmatch(word)]
+             if word.lower() not in lexicon.name_particles and not _ROMAN.fullmatch(word)
+             and (len(word) <= _LONGEST_ACRONYM or not word.isupper())]  # LOCATÁRIO: stress, no name
     begins = bool(_BEGINNING.search(raw[max(0, match.start() - 8):match.start()]))
     if begins and words and len(words) > 1 and words[0].lower() in lexicon.function_words:
         words, begins = words[1:], False  # `Em Lisboa`

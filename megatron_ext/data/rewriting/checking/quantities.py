@@ -25,7 +25,8 @@ _HOURS = re.compile(r"(?<![\w.,])(\d{1,2})\s?[hH]s?(?!\w)")
 _DATE = re.compile(r"(?<![\d/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/])")
 _ROMAN = re.compile(r"(?<!\w)(?=[IVXLC]{2,}(?!\w))(C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?!\w)")
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
-_LIST_MARK = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|\(\d{1,2}\))(?=\s)|(?<=[\s;:])\d{1,2}\)(?=\s)", re.MULTILINE)
+_LIST_MARK = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|\(\d{1,2}\))(?=\s)", re.MULTILINE)
+_LIST_MARK_INSIDE = re.compile(r"(\([^()]*\))|(?<=[\s;:])\d{1,2}\)(?=\s)")  # what is in brackets is none
 _FRACTION = re.compile(r"(?<![\w.,/])(?:(\d+) )?(\d{1,2})/(\d{1,2})(?![\d/])")
 _SHARED_SCALE_FACTOR = 10
 """De 180 para 218 bilhões; but 500 a 10 mil are 500."""
@@ -36,6 +37,7 @@ _SIGN = r"[-−+]?(?:R\$\s?|€\s?)?"
 _MONTH = "month"
 ARTICLES = Decimal(2)
 _SMALL, _THOUSAND = Decimal(10), Decimal(1000)
+_TELLING = 100
 _YEARS = 1000, 2100
 _HALF_DAY = Decimal(12 * 3600)
 
@@ -85,7 +87,7 @@ class Quantities:
 @lru_cache(maxsize=1024)
 def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
     """The numbers of a text."""
-    text = _LIST_MARK.sub(" ", text)
+    text = _LIST_MARK_INSIDE.sub(lambda match: match[1] or " ", _LIST_MARK.sub(" ", text))
     romans = {Decimal(_roman_value(match[1])) for match in _ROMAN.finditer(text)}
     text, fractions = _without_fractions(text)
     digits_alone = _reworded(text, lexicon)
@@ -124,6 +126,14 @@ def _follows(one: Quantity, source: Quantities) -> bool:
         return any(abs(abs(one.value - year) - span) < 1 for year in years for span in spans)
     return one.dimension in ("", "months") and any(abs(first - second) == one.value
                                                    for first, second in combinations(years, 2))
+
+
+def compare(source: Quantities, other: Quantities) -> tuple[list[Quantity], list[Quantity]]:
+    """(lost, new). One small number alone is not lost: there are more words for it than any list has."""
+    lost, found = missing(source, other), new(source, other)
+    if len(lost) == 1 and lost[0].value < _TELLING and not found:
+        lost = []
+    return lost, found
 
 
 def num_distinct(quantities: Quantities) -> int:
@@ -198,11 +208,17 @@ def _reworded(text: str, lexicon: Lexicon) -> str:
     text = _HOURS.sub(lambda match: f"{match[1]} {hour}", text)
     for pattern, words in lexicon.rewordings:
         text = pattern.sub(words, text)
-    scaled, shared, half = _scale_patterns(lexicon)
+    scaled, shared, half, in_words = _scale_patterns(lexicon)
+    text = in_words.sub(lambda match: f"{match[1]} {match[4]}{match[2]}{match[3]} {match[4]}"
+                        if _is_number(match[1], lexicon) and _is_number(match[3], lexicon) else match[0], text)
     text = shared.sub(lambda match: f"{match[1]} {match[4]}{match[2]}{match[3]} {match[4]}"
                       if _share_a_scale(_value(match[1]), _value(match[3])) else match[0], text)
     text = half.sub(lambda match: f"{match[1]} <{lexicon.scales[match[1].lower()] // 2}>", text)
     return scaled.sub(lambda match: _plain(_value(match[1]) * lexicon.scales[match[2].lower()]), text)
+
+
+def _is_number(word: str, lexicon: Lexicon) -> bool:
+    return word.lower() not in lexicon.scales and alpha2digit(word, lexicon.language, 0).isdigit()
 
 
 def _share_a_scale(one: Decimal, other: Decimal) -> bool:
@@ -253,7 +269,7 @@ def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Qua
         if match["mark"] and value not in in_digits:
             continue  # an ordinal in words: `segundo` is mostly something else
         dimension, factor, noun = _unit(match, following, lexicon)
-        if not dimension and lexicon.clock.search(text[:match.start()]) and value <= 24 and not noun:
+        if not dimension and lexicon.clock.search(text[:match.start("digits")]) and value <= 24 and not noun:
             dimension, factor = "time", Decimal(3600)
         yield Quantity(value, dimension, value * factor, noun, _noun_before(text[:match.start()], lexicon),
                        value in in_digits, match.start("digits"), match.end())
@@ -305,13 +321,14 @@ def _range_patterns(lexicon: Lexicon) -> list[tuple[re.Pattern[str], re.Pattern[
 
 
 @cache
-def _scale_patterns(lexicon: Lexicon) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    """(45 mil, 180 para 218 bilhões, milhões e meio)"""
+def _scale_patterns(lexicon: Lexicon) -> tuple[re.Pattern[str], ...]:
+    """(45 mil, 180 para 218 bilhões, milhões e meio, vinte a trinta mil)"""
     scales = "|".join(sorted(map(re.escape, lexicon.scales), key=len, reverse=True))
     number = rf"(?<![\w.,])({_DIGITS})"
     return (re.compile(rf"{number}[ \u00a0]({scales})(?!\w)", re.IGNORECASE),
             re.compile(rf"{number}({lexicon.shared_scale}{_SIGN})({_DIGITS})[ \u00a0]({scales})(?!\w)", re.IGNORECASE),
-            re.compile(rf"(?<!\w)({scales}){lexicon.and_a_half}", re.IGNORECASE))
+            re.compile(rf"(?<!\w)({scales}){lexicon.and_a_half}", re.IGNORECASE),
+            re.compile(rf"(?<=\s)([^\W\d_]+)({lexicon.shared_scale_words})([^\W\d_]+) ({scales})(?!\w)", re.IGNORECASE))
 
 
 def _value(digits: str) -> Decimal:
