@@ -91,6 +91,7 @@ class Lexicon:
     hundredths: re.Pattern[str]
     share_of: re.Pattern[str]
     share_turned: re.Pattern[str]
+    approximations: WordSet
     shared_scale: str
     shared_scale_words: str
     and_half: re.Pattern[str]
@@ -136,7 +137,7 @@ def load_lexicon(language: str = DEFAULT_LANGUAGE) -> Lexicon:
                         f"{', '.join(languages())}")
     values = yaml.safe_load((LANGUAGES_FOLDER / language / LEXICON_FILE).read_text(encoding="utf-8"))
     sets = ("function_words", "word_endings", "word_beginnings", "dangling_words", "name_particles", "common_capitals",
-            "institutions", "negations", "conjunctions", "without", "negative_words", "limiting_words", "meta_words",
+            "institutions", "approximations", "negations", "conjunctions", "without", "negative_words", "limiting_words", "meta_words",
             "talk", "refusal_triggers", "talk_triggers")
     lists = ("other_languages", "months", "ranges", "question_labels", "answer_labels")
     patterns = ("clause_ends", "hundredths", "share_of", "share_turned",

@@ -38,6 +38,7 @@ _MONTH = "month"
 ARTICLES = Decimal(2)
 _SMALL, _THOUSAND = Decimal(10), Decimal(1000)
 _TELLING = 100
+_TELLING_DIMENSIONS = ("percent", "reais", "dollars", "euros", "pounds")
 _YEARS = 1000, 2100
 _HALF_DAY = Decimal(12 * 3600)
 
@@ -129,8 +130,12 @@ def _follows(one: Quantity, source: Quantities) -> bool:
 
 
 def compare(source: Quantities, other: Quantities) -> tuple[list[Quantity], list[Quantity]]:
-    """(lost, new). One small number alone is not lost: there are more words for it than any list has."""
+    """(lost, new), as far as they tell something. A small number that takes no other's place may be a count, an age or
+    another unit, and one small number alone that is lost may stand in words that no list has.
+    """
     lost, found = missing(source, other), new(source, other)
+    if not lost:
+        found = [one for one in found if one.value >= _TELLING or one.dimension in _TELLING_DIMENSIONS]
     if len(lost) == 1 and lost[0].value < _TELLING and not found:
         lost = []
     return lost, found
@@ -293,7 +298,7 @@ def _unit(match: re.Match[str], following: str, lexicon: Lexicon) -> tuple[str, 
 def _noun_before(text: str, lexicon: Lexicon) -> str:
     words = _BEFORE.search(text[-40:])
     found = next((word for word in reversed(words[0].split()) if word.isalpha()
-                  and word.lower() not in lexicon.function_words), "") if words else ""
+                  and word.lower() not in lexicon.function_words and word.lower() not in lexicon.approximations), "") if words else ""
     return stem(found.lower()) if found else ""
 
 
