@@ -102,6 +102,7 @@ class Lexicon:
     ranges: tuple[str, ...]
     name_particles: WordSet
     common_capitals: WordSet
+    common_names: tuple[str, ...]
     related_names: dict[str, tuple[str, ...]]
     institutions: WordSet
     negations: WordSet
@@ -136,10 +137,10 @@ def load_lexicon(language: str = DEFAULT_LANGUAGE) -> Lexicon:
         raise UserError(f"language = {language!r}: there is no such folder in {LANGUAGES_FOLDER}; there are "
                         f"{', '.join(languages())}")
     values = yaml.safe_load((LANGUAGES_FOLDER / language / LEXICON_FILE).read_text(encoding="utf-8"))
-    sets = ("function_words", "word_endings", "word_beginnings", "dangling_words", "name_particles", "common_capitals",
-            "institutions", "approximations", "negations", "conjunctions", "without", "negative_words", "limiting_words", "meta_words",
-            "talk", "refusal_triggers", "talk_triggers")
-    lists = ("other_languages", "months", "ranges", "question_labels", "answer_labels")
+    sets = ("function_words", "word_endings", "word_beginnings", "dangling_words", "approximations", "name_particles",
+            "common_capitals", "institutions", "negations", "conjunctions", "without", "negative_words",
+            "limiting_words", "meta_words", "talk", "refusal_triggers", "talk_triggers")
+    lists = ("other_languages", "common_names", "months", "ranges", "question_labels", "answer_labels")
     patterns = ("clause_ends", "hundredths", "share_of", "share_turned",
                 "and_half", "hours_minutes", "half_past", "clock", "refusal", "unanswered")
     return Lexicon(**{

@@ -73,8 +73,8 @@ def compare_names(source: Text, text: Text, lexicon: Lexicon) -> NameComparison:
     lost = [name for name in lost if name not in explained]
     if any(len(name.words) == 1 and name.words[0] not in text.folded for name in find_names(source, lexicon)):
         new = [name for name in new if name not in written_out]
-    if len(new) == 1 and len(new[0].words) == 1 and not new[0].is_acronym and not lost:
-        new = []  # one capital alone: a title or an institution, more often than a name
+    if len(new) == 1 and not lost and (len(new[0].words) == 1 or new[0].words in _common_names(lexicon)):
+        new = []  # a title, an institution, an acronym, or the country of a city, that takes no other's place
     if len(lost) == 1 and len(lost[0].words) == 1 and not new:
         lost = []  # one word with a capital may be no name, or have been described
     return NameComparison(len(asked), tuple(lost), tuple(new))
@@ -172,6 +172,12 @@ def _names(lexicon: Lexicon) -> re.Pattern[str]:
 @cache
 def _common(lexicon: Lexicon) -> frozenset[str]:
     return frozenset(fold(word) for word in lexicon.common_capitals.exact | lexicon.function_words.exact)
+
+
+@cache
+def _common_names(lexicon: Lexicon) -> frozenset[tuple[str, ...]]:
+    return frozenset(tuple(fold(word) for word in name.split() if word not in lexicon.name_particles)
+                     for name in lexicon.common_names)
 
 
 @cache

@@ -48,7 +48,10 @@ def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool
     if most < _MIN_SHARED or 2 * most < len(negated.stems):
         return False
     likeliest = [one for one, count in zip(others, shared, strict=True) if count == most]
-    scope = _scope(negated, lexicon) - content_stems(_words_before_negation(negated, lexicon), lexicon)
+    scope = _scope(negated, lexicon)
+    if any(is_negated(one, lexicon) and scope <= one.stems for one in others):
+        return False  # it is denied there, too
+    scope -= content_stems(_words_before_negation(negated, lexicon), lexicon)
     return bool(scope) and any(scope <= one.stems for one in likeliest) and not any(
         _may_deny(one, negated, lexicon) for one in likeliest)
 

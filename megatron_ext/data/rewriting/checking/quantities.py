@@ -297,9 +297,9 @@ def _unit(match: re.Match[str], following: str, lexicon: Lexicon) -> tuple[str, 
 
 def _noun_before(text: str, lexicon: Lexicon) -> str:
     words = _BEFORE.search(text[-40:])
-    found = next((word for word in reversed(words[0].split()) if word.isalpha()
-                  and word.lower() not in lexicon.function_words and word.lower() not in lexicon.approximations), "") if words else ""
-    return stem(found.lower()) if found else ""
+    found = (word.lower() for word in reversed(words[0].split() if words else []) if word.isalpha())
+    return next((stem(word) for word in found
+                 if word not in lexicon.function_words and word not in lexicon.approximations), "")
 
 
 def _pairs(text: str, exact: tuple[Quantity, ...], lexicon: Lexicon) -> Iterator[tuple[Quantity, Quantity]]:
