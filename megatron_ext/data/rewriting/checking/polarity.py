@@ -25,11 +25,12 @@ def negation_vanished(source: Text, text: Text, lexicon: Lexicon) -> bool:
 
 
 def direction_turned(source: Text, text: Text, lexicon: Lexicon) -> bool:
-    """The source goes one way alone, and the text the other way alone."""
+    """The source goes one way alone, and the text the other way alone, where it speaks of the same."""
     if not (lexicon.negations.exact.isdisjoint(source.words) and lexicon.negations.exact.isdisjoint(text.words)):
         return False  # `não subiu`
     there, here = _directions(source, lexicon), _directions(text, lexicon)
     return any((pair, 1 - side) in here and (pair, side) not in here and (pair, 1 - side) not in there
+               and _are_of_the_same(there[pair, side], here[pair, 1 - side], source)
                for pair, side in there)
 
 
@@ -78,5 +79,19 @@ def _may_deny(clause: Clause, negated: Clause, lexicon: Lexicon) -> bool:
         word in lexicon.limiting_words for word in clause.words if word not in negated.words)
 
 
-def _directions(text: Text, lexicon: Lexicon) -> set[tuple[int, int]]:
-    return {place for word in text.word_set for place in lexicon.directions.of(word) if place[0] != AROUND_NUMBERS}
+def _directions(text: Text, lexicon: Lexicon) -> dict[tuple[int, int], list[Clause]]:
+    """The clauses that say each direction; `sem aumento` says none."""
+    found: dict[tuple[int, int], list[Clause]] = {}
+    for clause in text.clauses:
+        if lexicon.without.has_any_of(clause.words_around):
+            continue
+        for place in {place for word in clause.words for place in lexicon.directions.of(word)}:
+            if place[0] != AROUND_NUMBERS:
+                found.setdefault(place, []).append(clause)
+    return found
+
+
+def _are_of_the_same(there: list[Clause], here: list[Clause], source: Text) -> bool:
+    """Whether a clause of the text has most in common with one of the source's that says the opposite."""
+    return any(max(len(one.stems & other.stems) for other in there)
+               >= max(1, *(len(one.stems & other.stems) for other in source.clauses)) for one in here)

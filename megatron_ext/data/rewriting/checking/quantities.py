@@ -153,23 +153,23 @@ def numbers_per_100_words(text: str, lexicon: Lexicon) -> float:
 
 def has_mismatch(source: Quantities, other: Quantities) -> bool:
     """Whether numbers of the source came to stand where others stood: pairs in another order or of others, values whose
-    unit is another, values that count what another value counted.
+    unit is another, values that exchanged what they count.
     """
-    return (any(_is_new_pair(pair, source) for pair in other.pairs) or _have_exchanged(source, other)
-            or any(_has_other_unit(one, source) or _counts_other(one, source) for one in other.exact))
+    return (any(_is_new_pair(pair, source, other) for pair in other.pairs) or _have_exchanged(source, other)
+            or any(_has_other_unit(one, source) for one in other.exact) or _count_each_others(source, other))
 
 
-def _is_new_pair(pair: tuple[Quantity, Quantity], source: Quantities) -> bool:
-    """Both stand in pairs of the source, but with other partners or in the other order."""
-    first, second = pair
-    known = [(one.value, two.value) for one, two in source.pairs]
-    if (first.value, second.value) in known or not known:
+def _is_new_pair(pair: tuple[Quantity, Quantity], source: Quantities, other: Quantities) -> bool:
+    """Both stand in the source, in pairs that the other text has not, or in the other order."""
+    first, second = (one.value for one in pair)
+    known, kept = ({(one.value, two.value) for one, two in text.pairs} for text in (source, other))
+    if (first, second) in known or first == second:
         return False
-    if (second.value, first.value) in known:
-        return first.value != second.value
+    if (second, first) in known:
+        return True
     values = {one.value for one in source.exact}
-    paired = {value for one in known for value in one}
-    return {first.value, second.value} <= values and bool({first.value, second.value} & paired)
+    broken = {value for one in known - kept for value in one}
+    return {first, second} <= values and bool({first, second} & broken)
 
 
 def _has_other_unit(one: Quantity, source: Quantities) -> bool:
@@ -179,13 +179,12 @@ def _has_other_unit(one: Quantity, source: Quantities) -> bool:
         one.equals(found) for found in source.exact)
 
 
-def _counts_other(one: Quantity, source: Quantities) -> bool:
-    """Another value of the source counts the same noun there, and this value counts something else."""
-    if not one.noun or one.dimension:
-        return False
-    of_noun = {found.value for found in source.exact if found.noun == one.noun}
-    nouns = {found.noun for found in source.exact if found.value == one.value}
-    return bool(of_noun) and one.value not in of_noun and bool(nouns) and "" not in nouns and one.noun not in nouns
+def _count_each_others(source: Quantities, other: Quantities) -> bool:
+    """Two values each count what the other one counted."""
+    there, here = ({one.value: one.noun for one in text.exact if one.noun and not one.dimension}
+                   for text in (source, other))
+    return any(there[one] != there[two] and here[one] == there[two] and here[two] == there[one]
+               for one, two in combinations([value for value in here if value in there], 2))
 
 
 def _have_exchanged(source: Quantities, other: Quantities) -> bool:
