@@ -44,8 +44,8 @@ def has_leftovers(source: Text, text: Text, lexicon: Lexicon) -> bool:
     if lexicon.talk_triggers.has_any_of(text.word_set) and any(
             _has_talk_phrase(sentence, source, lexicon) for sentence in edge):
         return True
-    talk = frozenset(word for word in text.word_set if (word in lexicon.meta_words or word in lexicon.talk)
-                     and word not in source.word_set and stem(word) not in source.stems)
+    talk = frozenset(word for word in lexicon.meta_words.among(text.word_set) | lexicon.talk.among(text.word_set)
+                     if word not in source.word_set and stem(word) not in source.stems)
     return any(_is_talk(sentence, talk, source, lexicon, at_edge=sentence in edge)
                for sentence in text.sentences) or _is_announced(source, text, lexicon)
 

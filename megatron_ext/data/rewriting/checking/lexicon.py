@@ -24,19 +24,30 @@ class WordSet:
     def __init__(self, entries: str | Iterable[Any]) -> None:
         words = entries.split() if isinstance(entries, str) else [str(entry) for entry in entries]
         self.exact = frozenset(word for word in words if not word.endswith("~"))
-        self._beginnings = tuple(word[:-1] for word in words if word.endswith("~"))
-        self._known: dict[str, bool] = {}  # the same words come again and again
+        self._has = _Known(self.exact, tuple(word[:-1] for word in words if word.endswith("~"))).__getitem__
 
     def __contains__(self, word: str) -> bool:
-        known = self._known.get(word)
-        if known is None:
-            known = self._known[word] = word in self.exact or word.startswith(self._beginnings)
-        return known
-
+        return self._has(word)
 
     def has_any_of(self, words: Iterable[str]) -> bool:
         """Whether one of the words is in the set."""
-        return any(map(self.__contains__, words))
+        return any(map(self._has, words))
+
+    def among(self, words: Iterable[str]) -> frozenset[str]:
+        """Those of the words that are in the set."""
+        return frozenset(filter(self._has, words))
+
+
+class _Known(dict[str, bool]):
+    """Word -> whether it is one; the same words come again and again."""
+
+    def __init__(self, exact: frozenset[str], beginnings: tuple[str, ...]) -> None:
+        super().__init__()
+        self._exact, self._beginnings = exact, beginnings
+
+    def __missing__(self, word: str) -> bool:
+        found = self[word] = word in self._exact or word.startswith(self._beginnings)
+        return found
 
 
 class WordMap:

@@ -98,7 +98,7 @@ def _absent(names: list[Name], text: Text, lexicon: Lexicon) -> list[Name]:
     """Those of which a text has no word, no acronym and no expansion."""
     written = find_names(text, lexicon)
     return [name for name in names if not any(_is_word_of(word, text, lexicon) for word in name.words)
-            and not _written_otherwise(name, written)]
+            and not _written_otherwise(name, written) and not _is_abbreviated(name, text)]
 
 
 def _apart(match: re.Match[str]) -> list[tuple[int, int]]:
@@ -133,16 +133,21 @@ def _is_word_of(word: str, text: Text, lexicon: Lexicon) -> bool:
     """Whether it, a form of it, or what it is related to (Uruguai and uruguaio) is among the words."""
     if word in text.folded or (len(word) >= _SHARED_LETTERS and word[:_SHARED_LETTERS] in _beginnings(text)):
         return True
-    if len(word) <= _LONGEST_ABBREVIATION and any(_shortens(word, other) for other in text.folded):
-        return True
     return not (_related(lexicon).get(_base(word), frozenset()) | _related(lexicon).get(word, frozenset())).isdisjoint(
         text.folded | _bases(text))
 
 
-def _shortens(short: str, word: str) -> bool:
+def _is_abbreviated(name: Name, text: Text) -> bool:
     """Lc, Lucas; Sta, Santa."""
-    return (short[0] == word[0] and short[-1] != short[0] and len(short) < len(word)
-            and bool(re.fullmatch(".*".join(short) + ".*", word)))
+    short = name.words[0]
+    return (len(name.words) == 1 and not name.is_acronym and 1 < len(short) <= _LONGEST_ABBREVIATION
+            and any(word[0] == short[0] and len(word) > len(short) and _comes_in_order(short, word)
+                    for word in text.folded))
+
+
+def _comes_in_order(letters: str, text: str) -> bool:
+    rest = iter(text)
+    return all(letter in rest for letter in letters)
 
 
 @lru_cache(maxsize=512)
@@ -173,8 +178,7 @@ def _is_short_for(short: Name, name: Name) -> bool:
 
 def _abbreviates(letters: str, name: Name) -> bool:
     """Whether the letters come in this order at the beginnings of the words: INPE, Instituto Nacional de Pesquisas."""
-    pattern = ".*".join(map(re.escape, letters))
-    return letters[0] == name.initials[:1] and bool(re.search(pattern, "".join(word[:4] for word in name.words)))
+    return letters[0] == name.initials[:1] and _comes_in_order(letters, "".join(word[:4] for word in name.words))
 
 
 def _may_write_out(name: Name, lexicon: Lexicon) -> bool:

@@ -49,12 +49,12 @@ def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool
     if most < _MIN_SHARED or 2 * most < len(negated.stems):
         return False
     likeliest = [one for one, count in zip(others, shared, strict=True) if count == most]
-    scope = _scope(negated, lexicon)
-    if any(is_negated(one, lexicon) and scope <= one.stems for one in others):
-        return False  # it is denied there, too
-    scope -= content_stems(_words_before_negation(negated, lexicon), lexicon)
-    return bool(scope) and any(scope <= one.stems for one in likeliest) and not any(
-        _may_deny(one, negated, lexicon) for one in likeliest)
+    denied = _scope(negated, lexicon)
+    scope = denied - content_stems(takewhile(lambda word: word not in lexicon.negations, negated.words), lexicon)
+    if not scope or not any(scope <= one.stems for one in likeliest):
+        return False
+    return not (any(_may_deny(one, negated, lexicon) for one in likeliest)
+                or any(denied <= one.stems and is_negated(one, lexicon) for one in others))  # it is denied there, too
 
 
 def _scope(clause: Clause, lexicon: Lexicon) -> frozenset[str]:
@@ -66,28 +66,24 @@ def _scope(clause: Clause, lexicon: Lexicon) -> frozenset[str]:
     return frozenset(denied[:_SCOPE_WORDS])
 
 
-def _words_before_negation(clause: Clause, lexicon: Lexicon) -> list[str]:
-    return list(takewhile(lambda word: word not in lexicon.negations, clause.words))
-
-
 def _may_deny(clause: Clause, negated: Clause, lexicon: Lexicon) -> bool:
     """Whether its sentence has a negation, or a word of denial that the negated one has not."""
     if not lexicon.negations.exact.isdisjoint(clause.words_around):
         return True
-    return any(word in lexicon.negative_words for word in clause.words_around
-               if word not in negated.words) or any(
-        word in lexicon.limiting_words for word in clause.words if word not in negated.words)
+    denials = lexicon.negative_words.among(clause.words_around) | lexicon.limiting_words.among(clause.words)
+    return not denials.issubset(negated.words)
 
 
 def _directions(text: Text, lexicon: Lexicon) -> dict[tuple[int, int], list[Clause]]:
     """The clauses that say each direction; `sem aumento` says none."""
     found: dict[tuple[int, int], list[Clause]] = {}
+    telling = {word: places for word in text.word_set if (
+        places := [place for place in lexicon.directions.of(word) if place[0] != AROUND_NUMBERS])}
     for clause in text.clauses:
-        if lexicon.without.has_any_of(clause.words_around):
+        if telling.keys().isdisjoint(clause.words) or lexicon.without.has_any_of(clause.words_around):
             continue
-        for place in {place for word in clause.words for place in lexicon.directions.of(word)}:
-            if place[0] != AROUND_NUMBERS:
-                found.setdefault(place, []).append(clause)
+        for place in {place for word in telling.keys() & clause.words for place in telling[word]}:
+            found.setdefault(place, []).append(clause)
     return found
 
 
