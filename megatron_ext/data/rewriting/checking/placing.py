@@ -18,6 +18,8 @@ from megatron_ext.data.rewriting.checking.text import Text, content_stems, fold,
 
 _BRACKETED = re.compile(r"[(\[]([^\w()\[\]]*\d[^()\[\]]{0,15})[)\]]")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
+_NO_CHANGES = ("time", "months", "month", "length")
+"""Numbers of these mostly say when and where, not by how much."""
 _STRONG, _VERY_STRONG = 2, 3
 
 Anchor = tuple[str, ...]
@@ -91,6 +93,7 @@ def _places(numbers: Quantities, names: frozenset[Anchor], lexicon: Lexicon) -> 
     words: dict[Anchor, set[str]] = {}
     directions: dict[Anchor, set[int]] = {}
     sentences: dict[Anchor, set[int]] = {}
+    changes = {("#", str(one.size)) for one in numbers.exact if one.dimension not in _NO_CHANGES}
     ends = [match.start() for match in _SENTENCE_END.finditer(numbers.reworded)]
     for start, end in _clauses(numbers.reworded, lexicon):
         in_clause = words_of(numbers.reworded[start:end])
@@ -101,7 +104,8 @@ def _places(numbers: Quantities, names: frozenset[Anchor], lexicon: Lexicon) -> 
         if not lexicon.negations.exact.isdisjoint(in_clause):
             turns = set()
         for anchor in found:
-            directions.setdefault(anchor, set()).update(turns)
+            if anchor in changes:
+                directions.setdefault(anchor, set()).update(turns)
         folded = set(map(fold, in_clause))
         for anchor in [*found, *(name for name in names if folded.issuperset(name))]:
             sentences.setdefault(anchor, set()).add(bisect(ends, start))

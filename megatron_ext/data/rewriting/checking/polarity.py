@@ -54,7 +54,8 @@ def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool
     if not scope or not any(scope <= one.stems for one in likeliest):
         return False
     return not (any(_may_deny(one, negated, lexicon) for one in likeliest)
-                or any(denied <= one.stems and is_negated(one, lexicon) for one in others))  # it is denied there, too
+                or any(is_negated(one, lexicon) and denied <= content_stems(one.words_around, lexicon)
+                       for one in others))  # it is denied there, too
 
 
 def _scope(clause: Clause, lexicon: Lexicon) -> frozenset[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from functools import cache, lru_cache
 from itertools import combinations, pairwise
 
@@ -40,6 +40,8 @@ _SMALL, _THOUSAND = Decimal(10), Decimal(1000)
 _TELLING = 100
 _TELLING_DIMENSIONS = ("percent", "reais", "dollars", "euros", "pounds")
 _YEARS = 1000, 2100
+_ROUNDED = Context(prec=12)
+"""1 h 25 min, in decimals of an hour, are 5,100 seconds."""
 _HALF_DAY = Decimal(12 * 3600)
 
 
@@ -275,8 +277,9 @@ def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Qua
         dimension, factor, noun = _unit(match, following, lexicon)
         if not dimension and lexicon.clock.search(text[:match.start("digits")]) and value <= 24 and not noun:
             dimension, factor = "time", Decimal(3600)
-        yield Quantity(value, dimension, value * factor, noun, _noun_before(text[:match.start()], lexicon),
-                       value in in_digits, match.start("digits"), match.end())
+        before = _noun_before(text[:match.start()], lexicon)
+        yield Quantity(value, dimension, _ROUNDED.multiply(value, factor), noun, before, value in in_digits,
+                       match.start("digits"), match.end())
     for match in WORD.finditer(text.lower()):
         if match[0] in months:
             value = Decimal(months[match[0]])
