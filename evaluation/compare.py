@@ -30,6 +30,7 @@ from evaluation.matched import (
 )
 from evaluation.poeta.table import LikelihoodMeasure
 from evaluation.statistics import holm, settle
+from evaluation.task_signal import runs_along, task_signal
 from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.identity import PLACE
@@ -56,6 +57,9 @@ class CompareSettings(StageSettings):
     """YAML file: category -> tasks; none: the one that is shipped."""
     along_training: Annotated[dict[str, dict[int, list[Path]]], PLACE] = Field(default_factory=dict)
     """Condition -> tokens seen -> evaluations of the checkpoints there, one a seed: curves of NPM over tokens."""
+    outside: Annotated[dict[str, Path], PLACE] = Field(default_factory=dict)
+    """Name -> evaluation of a model that is not compared (another base, size or seed): how far such models differ on a
+    task is its signal."""
     primary: LikelihoodMeasure | None = None
     """Measure of gold answers whose differences are corrected for their own number alone: named before anything was
     measured; none: NPM, or a held-out text."""
@@ -112,11 +116,13 @@ def compare(settings: CompareSettings, output: Path) -> Artifact:
               for name, folders in settings.evaluations.items() for position, folder in enumerate(folders)}
     inputs |= {f"{name}/{tokens} tokens/{position}": folder for name, points in settings.along_training.items()
                for tokens, folders in points.items() for position, folder in enumerate(folders)}
+    num_models = len(inputs)
+    inputs |= {f"outside {name}": folder for name, folder in settings.outside.items()}
 
     def make(folder: Path) -> dict[str, Any]:
         comparison = compare_evaluations(settings)
         write_json(folder / "comparison.json", comparison)
-        return {"items": comparison["num_items"], "tasks": len(comparison["tasks"]), "models": len(inputs)}
+        return {"items": comparison["num_items"], "tasks": len(comparison["tasks"]), "models": num_models}
 
     return make_artifact(output, kind="comparison", settings=settings, more=more, inputs=inputs, make=make)
 
@@ -149,6 +155,8 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
         "conditions": {name: _describe_condition(study, name, categories) for name in settings.evaluations},
         "differences": _differences(study, settings, categories),
         "interactions": _interactions(study, settings),
+        "signal": task_signal(study, evaluations, runs_along(settings.along_training), settings.outside,
+                              settings.given),
         "curves": score_curves(evaluations, settings.along_training, settings.given, settings.num_resamples,
                                settings.seed),
         "caveats": verdicts.caveats(num_items=study.num_items, num_tasks=len(study.tasks), data=results["data"],

@@ -44,6 +44,7 @@ def results_section(record: StudyRecord) -> dict[str, Any] | None:
         "tasks": [_task(task, comparison) for task in comparison["tasks"]],
         "has_all_tasks": len(comparison["tasks"]) == len(task_names()),
         "peaks": peaks_table(comparison),
+        "signal": [one for one in comparison.get("signal", []) if one["noise"] is not None],
         "curves": comparison.get("curves", {}),
         "matched_by": comparison.get("matched_by"),
         "categories": _categories(comparison),

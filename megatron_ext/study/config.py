@@ -137,8 +137,16 @@ class EvaluationConfig(Settings):
     differences are corrected for their own number alone."""
     interactions: dict[str, list[str]] = Field(default_factory=dict)
     """Name -> conditions [a, b, c, d]: is a - b another difference than c - d?"""
+    outside: dict[str, Place] = Field(default_factory=dict)
+    """Name -> model that is not compared, another base or size: evaluated as the others are, so that the page can tell
+    how far such models differ on each task (its signal). The base model counts as one."""
     matched_by: Literal["tokens", "documents", "compute"] = "tokens"
     """What the conditions have equally much of; stated in the report."""
+
+    @field_validator("outside")
+    @classmethod
+    def _can_be_had(cls, outside: dict[str, str]) -> dict[str, str]:
+        return {name: obtainable(model) for name, model in outside.items()}
 
 
 class HeldOutConfig(Settings):

@@ -147,14 +147,21 @@ def build_graph(study: StudyConfig) -> list[Node]:
     texts = {name: tokenized[name] for name in study.held_out} | _neutral_nodes(study, base)
     held_out = {place: _held_out_node(study, place, model, texts) for place, model in measured.items()} if texts else {}
     overlap = _overlap_node(study, tokenized) if texts else None
-    primary = study.evaluation.primary
-    is_compared = primary not in (NPM, *study.measured_texts)
-    comparison = Node("compare/conditions", "comparison", "evaluation.compare",
-                      study.evaluation.model_dump(include={"baseline", "interactions", "matched_by"})
-                      | ({"primary": primary} if is_compared else {}), evaluations | curves)
+    comparison = _comparison(study, evaluations | curves)
     wanted = [*tokenized.values(), comparison]  # a source that no condition uses is still wanted
     wanted += [*held_out.values(), *([_held_out_comparison(study, held_out, overlap)] if overlap else [])]
     return in_order(wanted)
+
+
+def _comparison(study: StudyConfig, evaluations: dict[str, list[Node]]) -> Node:
+    """The conditions on PoETa V2, with models beside them that tell what a task can show."""
+    evaluation = study.evaluation
+    outside = {f"outside.{name}": _evaluation_node(study, f"outside/{name}", _model_node(f"outside-{name}", model))
+               for name, model in evaluation.outside.items()}
+    settings = evaluation.model_dump(include={"baseline", "interactions", "matched_by"})
+    if evaluation.primary not in (NPM, *study.measured_texts):
+        settings["primary"] = evaluation.primary
+    return Node("compare/conditions", "comparison", "evaluation.compare", settings, {**evaluations, **outside})
 
 
 def in_order(wanted: Iterable[Node]) -> list[Node]:

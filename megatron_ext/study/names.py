@@ -55,7 +55,7 @@ def _source_problems(study: StudyConfig) -> Iterator[str]:
             _, rewriter_name = study.rewritten_sources[source]
             yield from _unknown(f"{where}.styles", part.styles, study.styles_of(rewriter_name), "style of its rewriter")
     yield from (f"{name!r} cannot be a name: letters, digits, _ and - alone"
-                for name in [*study.sources, *study.conditions] if not _NAME.fullmatch(name))
+                for name in [*study.sources, *study.conditions, *study.evaluation.outside] if not _NAME.fullmatch(name))
     yield from (f"{name!r} names two sources; rename a subset, rewriter or style source"
                 for name in _twice(study.sources))
     yield from _unknown("validation_sources", study.validation_sources, study.sources, _source())
@@ -87,6 +87,8 @@ def _evaluation_problems(study: StudyConfig) -> Iterator[str]:
     yield from _unknown("evaluation.baseline", [evaluation.baseline], study.conditions, "condition")
     yield from _unknown("evaluation.primary", [evaluation.primary], [NPM, *study.measured_texts, *_likelihoods(study)],
                         "outcome that is measured")
+    yield from (f"evaluation.outside.{name}: {model!r} is the base model, which counts as outside already"
+                for name, model in evaluation.outside.items() if model == study.base_model)
     known = [BASE, *study.conditions]
     for name, conditions in evaluation.interactions.items():
         yield from _unknown(f"evaluation.interactions.{name}", conditions, known, "condition")

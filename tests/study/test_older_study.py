@@ -20,7 +20,7 @@ from tests.study.test_whole_study import CORPUS
 
 pytestmark = pytest.mark.slow
 ARCHIVE = Path(__file__).parents[1] / "golden" / "study_v1.tar.xz"
-REMADE = ("validate/", "report/", "compare/held_out")
+REMADE = ("overlap/", "validate/", "report/", "compare/held_out")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_it_goes_on_and_is_reported_and_nothing_is_made_again(study):
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     new = {path.relative_to(study / "work").parts[0] for path in (study / "work").rglob("manifest.json")} - {"report"}
-    assert new == {path.relative_to(study / "work").parts[0] for path in before} - {"report"} | {"validate"}
+    assert new == {path.relative_to(study / "work").parts[0] for path in before} - {"report"} | {"validate", "overlap"}
     losses = json.loads((one(study, "validate/low/seed0-*") / "losses.json").read_text())
     assert losses.keys() == {"high", "low"}
     assert len(list((study / "work").glob("report/*"))) == 2
