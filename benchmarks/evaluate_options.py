@@ -15,7 +15,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,25 @@ def main() -> None:
         texts = [question.prompt[-400:] for questions in asked.values() for question in questions]
         model = arguments.model or write_tiny_model(Path(work) / "tiny", 16_384, texts, num_heads=1)
         ours, harness = _contestants(model, arguments)
-        lines = [_line(name, questions, ours, harness, arguments.rounds) for name, questions in asked.items()]
-    columns = ["task/form", "items", "options", "harness, CPU s", "this project, CPU s", "faster", "largest difference"]
-    name = arguments.model.name if arguments.model else "random 2-layer Llama"
-    text = "\n".join([f"Model: {name}, float32, {arguments.rounds} rounds in turns, medians, "
-                      f"{platform.processor() or platform.machine()}", "", f"| {' | '.join(columns)} |",
-                      "|---" * len(columns) + "|", *lines, ""])
-    print(text)
+        table = []
+        for line in _table(asked, ours, harness, arguments):
+            print(line, flush=True)
+            table.append(f"{line}\n")
     if arguments.output:
-        arguments.output.write_text(text, encoding="utf-8")
+        arguments.output.write_text("".join(table), encoding="utf-8")
+
+
+def _table(asked: Mapping[str, Sequence[Question]], ours: Contestant, harness: Contestant,
+           arguments: argparse.Namespace) -> Iterator[str]:
+    name = arguments.model.name if arguments.model else "random 2-layer Llama"
+    yield (f"Model: {name}, float32, {arguments.rounds} rounds in turns, medians, "
+           f"{platform.processor() or platform.machine()}")
+    yield ""
+    columns = ["task/form", "items", "options", "harness, CPU s", "this project, CPU s", "faster", "largest difference"]
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
+    for task, questions in asked.items():
+        yield _line(task, questions, ours, harness, arguments.rounds)
 
 
 def _questions(task: str, arguments: argparse.Namespace) -> dict[str, list[Question]]:

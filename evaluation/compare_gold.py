@@ -20,6 +20,7 @@ from evaluation.measures import LIKELIHOODS, MEASURES, Measure
 from evaluation.poeta import task_spec
 from evaluation.poeta.gold import form_of, item_value
 from evaluation.poeta.table import LikelihoodMeasure
+from evaluation.statistics import settle
 from megatron_ext.errors import UserError
 
 _FACTS = ("doc_id", "prompt_sha256", "gold", "bytes")
@@ -54,7 +55,8 @@ def compare_gold(evaluations: Sequence[Evaluation], settings: GoldSettings) -> d
         return None
     pairs = [pair for pair in ordered_pairs(conditions, settings.given, settings.baseline) if {*pair[:2]} <= {*names}]
     known = {name: four for name, four in settings.interactions.items() if {*four} <= {*names}}
-    measures = [_measure(study, MEASURES[name], names, pairs, known) for name, study in studies.items()]
+    measures = [{**_measure(study, MEASURES[name], names, pairs, known),
+                 "chance": _chance(MEASURES[name], study, scored[0])} for name, study in studies.items()]
     for family in (True, False):
         _conclude([one for one in measures if (one["measure"]["name"] == settings.primary) == family], studies,
                   scored[0].results["data"])
@@ -84,6 +86,15 @@ def _tasks(measure: Measure, evaluations: Sequence[Evaluation]) -> Iterator[Meas
         values = [_by_cluster(measure, one) for one in rows]
         if values[0]:
             yield MeasuredMeans.of(name, measure, values)
+
+
+def _chance(measure: Measure, study: Contrasts[MeasuredMeans], evaluation: Evaluation) -> float | None:
+    """What picking each option equally often gives, mean over tasks; None where nothing is picked."""
+    if not measure.higher_is_better:
+        return None
+    rows = [evaluation.gold[task.name, form_of(measure.name)] for task in study.tasks]
+    return settle(np.mean([np.mean([100 / len(row["options"]) for row in one if len(row["options"]) > 1])
+                           for one in rows]))
 
 
 def _facts(rows: Sequence[Row]) -> list[list[Any]]:

@@ -67,13 +67,16 @@ class JournalingLM(LM):
         return [OptionScores(**row) for row in rows]
 
     def count_truncated(self, prompts: Sequence[str]) -> int | None:
-        """How many prompts lose tokens when text is generated; None where the backend does not tell."""
-        def count(batch: Sequence[Sequence[str]]) -> list[int | None]:
-            counter = getattr(self.lm, "count_truncated", None)
-            return [counter(list(one)) if counter else None for one in batch]
+        """How many prompts of a task, in the order of its documents, lose tokens when text is generated; None where the
+        backend does not tell. It is counted and kept by the batches of `generate_until`."""
+        batches = cut_into_batches(list(enumerate(prompts)), self.batch_size, lambda one: ("", one[1], one[0]))
+        counts = self._answers(batches, [[batch] for batch in batches], _identity_of_count,
+                               lambda asked: [self._count_truncated([prompt for _, prompt in asked[0]])])
+        return None if None in counts else sum(counts)
 
-        [found] = self._answers([prompts], [[prompts]], lambda one: "\0".join(["\0truncated", *one]), count)
-        return found
+    def _count_truncated(self, prompts: list[str]) -> int | None:
+        counter = getattr(self.lm, "count_truncated", None)
+        return counter(prompts) if counter else None
 
     def _answers(self, requests: Sequence[T], batches: Sequence[list[T]], identity: Callable[[T], str],
                  ask: Callable[[list[T]], Sequence[Any]], unit: str | None = None) -> list[Any]:
@@ -119,6 +122,11 @@ def cut_into_batches(requests: Sequence[T], batch_size: int,
         own.sort(key=lambda request: (-len(facts(request)[1]), facts(request)[2]))
         batches += [own[start:start + batch_size] for start in range(0, len(own), batch_size)]
     return batches
+
+
+def _identity_of_count(batch: Sequence[tuple[int, str]]) -> str:
+    """A count of truncated prompts, as a text that is nobody's prompt."""
+    return "\0truncated" + json.dumps([prompt for _, prompt in batch])
 
 
 def keys_of(asked: Sequence[str]) -> list[Key]:

@@ -42,6 +42,6 @@ def _verdicts(gold: dict[str, Any]) -> Iterator[str]:
 
 
 def _measure(one: dict[str, Any], measure: Measure) -> dict[str, Any]:
-    return {"title": TITLES[measure.name], "num_items": one["num_items"],
+    return {"title": TITLES[measure.name], "num_items": one["num_items"], "chance": one["chance"],
             "direction": "more" if measure.higher_is_better else "less",
             "tasks": [label(task["name"]) for task in one["tasks"]], **charted(one, measure)}

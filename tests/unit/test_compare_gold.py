@@ -63,6 +63,8 @@ def test_means_are_over_the_tasks_for_which_a_measure_makes_sense(evaluate, run,
     measures = by_name(run({"a": [evaluate("a", seed=1)], "b": [evaluate("b", gold=0.1, seed=2)]}, "a"))
     assert {task["name"] for task in measures["cloze_accuracy"]["tasks"]} == WITH_TEXTS
     assert {task["name"] for task in measures["gold_accuracy"]["tasks"]} == TASKS.keys()
+    assert measures["gold_accuracy"]["chance"] == pytest.approx(100 / 3)  # of three options
+    assert measures["cloze_bits_per_byte"]["chance"] is None
     assert "gold_bits_per_byte" not in measures  # letters and labels alone: a prior
     rows = [json.loads(line) for line in (tmp_path / "b" / "gold.jsonl").read_text().splitlines()]
     expected = [np.mean([row["nats"] / np.log(2) / row["bytes"] for row in rows
@@ -137,6 +139,7 @@ def test_the_page_shows_every_measure(evaluate, run, tmp_path):
     assert [part["measure"] for part in numbers["gold"]["measures"]] == [
         "cloze_bits_per_byte", "cloze_accuracy", "gold_accuracy"]
     assert CLOZE_BITS_PER_BYTE.unit in page and "Right answers by likelihood" in page
+    assert "chance gives 33.3" in page
     rows = {row["label"]: row for family in numbers["gold"]["measures"][0]["families"] for row in family["rows"]}
     assert rows["high − low"]["direction"] == "better"
     assert numbers["verdict"]["text"].startswith("No condition can be told apart")  # NPM is the headline

@@ -300,6 +300,7 @@ def test_nothing_is_loaded_when_all_answers_are_kept(byte_model: Path, tmp_path:
     monkeypatch.setattr(run, "_load_model", lambda settings: pytest.fail("the model was loaded"))
     again = run.evaluate_model(settings(byte_model), tmp_path / "again")
     assert again.content_hash == first.content_hash
+    run.evaluate_model(settings(byte_model, limit=6), tmp_path / "the same batches, one less")
     without = run.evaluate_model(settings(byte_model, scoring=["generate"]), tmp_path / "without")
     assert not (without.path / GOLD).exists()
     assert npm.load_examples(without.path) == npm.load_examples(first.path)
