@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from evaluation.report.record import StudyRecord, joined, label
+from evaluation.report.record import StudyRecord, joined, label, model_label
 from megatron_ext.artifacts import Artifact
 
-FINDINGS = ("unsupported", "missing", "contradicted")
 NOTABLE_SHARE = 0.05
 """A style is told of when more of its rewrites than this, and than the judge says of good ones, are unfaithful."""
 _NOTABLE_LOSS = 0.2
@@ -20,6 +18,8 @@ _NOTABLE_LOSS = 0.2
 def judged_section(record: StudyRecord) -> dict[str, Any] | None:
     """Shares of each rewriting and style, and false rates of the judge; None where nothing was judged."""
     judged = record.named("judged")
+    if unjudged := [label(name) for name in record.values.get("judged", {}) if name not in judged]:
+        record.without(f"The judge of {joined(unjudged)} has not run.")
     if not judged:
         return None
     subsets = [_subset(name, artifact) for name, artifact in judged.items()]
@@ -43,11 +43,9 @@ def _reasons(one: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _judge_name(record: StudyRecord) -> str | None:
-    """The judge as the study names it; of a folder on this machine its name alone."""
+    """The judge as the study names it."""
     judge = record.values.get("settings", {}).get("judge") or {}
-    served = judge.get("settings", {}).get("openai", {}).get("model")
-    name = served or judge.get("model")
-    return Path(name).name if name and Path(name).is_absolute() else name
+    return judge.get("settings", {}).get("openai", {}).get("model") or model_label(judge.get("model"))
 
 
 def _caveats(subset: dict[str, Any]) -> Iterator[str]:

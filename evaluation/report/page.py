@@ -15,7 +15,7 @@ from evaluation.report.gold import gold_section
 from evaluation.report.held_out import held_out_section
 from evaluation.report.judge import judged_section
 from evaluation.report.plots import loss_charts, npm_chart, short_count
-from evaluation.report.record import StudyRecord, label
+from evaluation.report.record import StudyRecord, label, model_label
 from evaluation.report.results import results_section
 from evaluation.report.scales import condition_colors
 from evaluation.report.training import training_section
@@ -78,7 +78,7 @@ def gather(record: StudyRecord) -> dict[str, Any]:
         "notes": [*record.values.get("notes", []), *(f"Condition {label(name)!r} is missing: {why}"
                                                      for name, why in record.values.get("missing", {}).items()),
                   *(judged["caveats"] if judged else [])],
-        "base_model": _model_name(record),
+        "base_model": model_label(record.values.get("settings", {}).get("base_model")),
         "colors": condition_colors(names, given),
         "registration": _registration(record),
         "verdict": _verdict(results, gold, held_out),
@@ -132,12 +132,6 @@ def render(numbers: dict[str, Any]) -> str:
     style = (_HERE / _STYLE).read_text(encoding="utf-8")
     return environment.get_template(_TEMPLATE).render(**numbers, charts=charts, curve_chart=curve_chart, style=style,
                                                           count=count)
-
-
-def _model_name(record: StudyRecord) -> str | None:
-    """The base model as the study names it; of a folder on this machine its name alone."""
-    name = record.values.get("settings", {}).get("base_model")
-    return Path(name).name if name and Path(name).is_absolute() else name
 
 
 def _number(value: float | None) -> str:

@@ -120,6 +120,11 @@ def joined(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
+def model_label(name: str | None) -> str | None:
+    """A model as the study names it; of a folder on this machine its name alone."""
+    return Path(name).name if name and Path(name).is_absolute() else name
+
+
 def label(name: str) -> str:
     """A name as people read it."""
     return name.replace("_", " ")

@@ -26,6 +26,7 @@ from megatron_ext.data.rewriting.judge.summary import in_words, is_informative, 
 from megatron_ext.errors import UserError
 from megatron_ext.settings import load_settings
 from tests.unit.misbehaving_endpoint import Endpoint, an_error, finished_by, of_another_model, saying, without_choices
+from tests.unit.test_dry_runs import call  # noqa: F401
 from tests.unit.test_rewriting import ScriptedEngine
 from tests.unit.tiny_chat_model import make_tiny_chat_model
 from tools import judge_rewrites as program
@@ -437,46 +438,34 @@ def num_lines(journal):
 
 # The program.
 
-@pytest.fixture
-def call(capsys, monkeypatch):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
-        try:
-            code = program.main()
-        except SystemExit as leaving:
-            code = leaving.code
-        out, err = capsys.readouterr()
-        return code, out + err
-    return call
-
-
 @pytest.mark.parametrize("words, told", [
     (["language=xx"], "a judge can be asked in pt alone"), (["sample=0"], "sample = 0"),
     (["engine=openai", "openai.base_url=localhost"], "http://"), (["samples=3"], "did you mean 'sample'"),
     (["labelled_file=/nowhere"], "/nowhere: no such file"), ([], "engine = transformers: needs `model`")])
-def test_a_mistake_is_one_line_and_exit_code_2(call, rewrites, tmp_path, words, told):
-    code, text = call("--output", tmp_path / "out", f"rewrites={rewrites}", *words)
+def test_a_mistake_is_one_line_and_exit_code_2(call, rewrites, tmp_path, words, told):  # noqa: F811
+    code, text = call(program, "--output", tmp_path / "out", f"rewrites={rewrites}", *words)
     assert code == 2
     assert told in text and "Traceback" not in text
     assert not (tmp_path / "out").exists()
 
 
-def test_only_rewrites_are_judged(call, model, tmp_path):
+def test_only_rewrites_are_judged(call, model, tmp_path):  # noqa: F811
     produce(tmp_path / "selection", kind="selection", settings={}, inputs={}, make=lambda folder: {})
-    code, text = call("--output", tmp_path / "out", f"rewrites={tmp_path / 'selection'}", f"model={model}")
+    code, text = call(program, "--output", tmp_path / "out", f"rewrites={tmp_path / 'selection'}", f"model={model}")
     assert code == 2 and "kind 'selection'; 'rewrites' is needed" in text
 
 
-def test_a_dry_run_tells_how_much_will_be_asked(call, rewrites, model, tmp_path):
-    code, text = call("--output", tmp_path / "out", f"rewrites={rewrites}", f"model={model}", "sample=50", "--dry-run")
+def test_a_dry_run_tells_how_much_will_be_asked(call, rewrites, model, tmp_path):  # noqa: F811
+    code, text = call(program, "--output", tmp_path / "out", f"rewrites={rewrites}", f"model={model}", "sample=50",
+                      "--dry-run")
     assert code == 0
     assert "requests: at most 164 (50 of each of 2 styles, 64 labelled pairs), and 1 more" in text
     assert not (tmp_path / "out").exists()
 
 
-def test_the_program_prints_shares_beside_the_judges_false_rates(call, rewrites, model, scripted, tmp_path):
+def test_the_program_prints_shares_beside_the_judges_false_rates(call, rewrites, model, scripted, tmp_path):  # noqa: F811
     scripted(knows)
-    code, text = call("--output", tmp_path / "out", f"rewrites={rewrites}", f"model={model}", "sample=6")
+    code, text = call(program, "--output", tmp_path / "out", f"rewrites={rewrites}", f"model={model}", "sample=6")
     assert code == 0
     assert "easy: unfaithful 0 of 6 = 0.0 % (0.0 to 39.0)" in text
     assert "the judge itself: of labelled good pairs says unfaithful of 0 of 32" in text

@@ -1,7 +1,6 @@
 """The judge as a part of a study: its nodes, its plan, its place in the report."""
 
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from megatron_ext.study.plan import PlannedStudy
 from megatron_ext.study.report_input import write_study_record
 from megatron_ext.study.site import THIS_MACHINE
 from tests.unit.simulated_study import write_study
+from tests.unit.test_report import Page
 from tests.unit.test_study import by_name, load, study_values  # noqa: F401
 from tools import run_study
 
@@ -175,33 +175,12 @@ def test_a_share_that_the_judge_gives_good_rewrites_too_is_not_notable(tmp_path)
     assert caveats(tmp_path, {"qa": 30}, wrong_of_good=8, wrong_of_bad=2) == []
 
 
-def test_nothing_judged_is_nothing_shown():
+def test_nothing_judged_is_nothing_shown_and_said_where_it_was_to_be(tmp_path):
     assert judged_section(StudyRecord(Path("study.json"), {"name": "x"})) is None
-
-
-class Page(HTMLParser):
-    """The text of a page; elements must be closed in order."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.texts, self.open = [], []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        if tag not in ("meta", "br", "link", "img", "path", "use", "rect", "circle", "line"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in ("path", "use", "rect", "circle", "line"):
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
+    record = record_with(tmp_path, summary({"qa": 5}))
+    record.values["judged"]["low"] = "nowhere"
+    assert len(judged_section(record)["subsets"]) == 1
+    assert record.missing == ["The judge of low has not run."]
 
 
 def test_the_page_shows_shares_and_the_judges_false_rates_beside_acceptance(tmp_path):

@@ -32,9 +32,10 @@ def summarize(samples: Mapping[str, Sample], labelled: Sequence[Pair], judged: J
     """The numbers of summary.json.
 
     `styles`, each: `num_accepted` chunks, of which `num_asked` were asked for; `unfaithful` of those that the judge
-    said something of, and chunks with `unsupported`, `missing` or `contradicted` statements; `labelled`: of `good` and
-    `bad` pairs how often the judge is `wrong`, of bad ones by kind. Each tells `num_failed` requests and
-    `num_unparsable` answers with their `reasons`. `is_informative`: see there.
+    said something of, and chunks with `unsupported`, `missing` or `contradicted` statements. `labelled`: of `good` and
+    `bad` pairs how often the judge is `wrong`, and by kind. Each tells `num_failed` requests and `num_unparsable`
+    answers with their `reasons`. `is_informative`: see there. Intervals take each pair for a piece of evidence of its
+    own.
     """
     told = {label: _labelled([pair for pair in labelled if pair.label == label], judged) for label in ("good", "bad")}
     return {"styles": [{"style": style, **_style(sample, judged)} for style, sample in samples.items()],
