@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from megatron_ext.data.rewriting.engines.settings import OpenaiSettings, VllmSet
 from megatron_ext.data.rewriting.environment import find_vllm_python
 from megatron_ext.data.rewriting.rewrite import rewrite_corpus
 from tests.unit import engine_contract
+from tests.unit.test_judge import make_rewrites
 from tests.unit.test_rewriting import TEXTS, make_selection, settings_for
 from tests.unit.tiny_chat_model import make_tiny_qwen2
 
@@ -105,6 +107,22 @@ def test_answers_are_held_to_a_schema_by_the_engines_that_can(answers, server):
     for held in (answers["vllm"]["held to a schema"], engine_contract.answers(openai, engine_contract.OTHER_SEEDS)):
         assert {json.loads(one["text"]) for one in held.values()} <= {"fiel", "infiel"}
         assert {one["finish_reason"] for one in held.values()} == {"stop"}
+
+
+def test_the_judge_of_vllm_answers_in_the_form_whatever_the_model(model, tmp_path):
+    longer = shutil.copytree(model, tmp_path / "model")
+    config = json.loads((longer / "config.json").read_text())
+    (longer / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
+    rows = [{"source": "A.", "text": "B.", "style": "qa", "label": label} for label in ("good", "bad")]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-m", "tools.judge_rewrites", "--output", str(tmp_path / "judged"), "engine=vllm",
+               f"rewrites={make_rewrites(tmp_path / 'rewrites')}", f"model={longer}", "sample=1", "max_new_tokens=400",
+               f"labelled_file={tmp_path / 'own.jsonl'}"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=START_SECONDS)
+    answered = pq.read_table(tmp_path / "judged" / "pairs.parquet").to_pylist()
+    assert len(answered) == 4
+    assert all(row["answer"].startswith('{"sem_apoio":[') for row in answered)
+    assert {reason for row in answered for reason in row["reasons"]} <= {"contradicts_itself", "cut_by_max_tokens"}
 
 
 def test_the_stage_gives_the_same_files_whatever_the_engine(model, server, tmp_path):

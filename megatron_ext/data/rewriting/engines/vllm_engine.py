@@ -20,6 +20,9 @@ from megatron_ext.data.rewriting.engines.interface import (
 from megatron_ext.data.rewriting.engines.settings import VllmSettings
 from megatron_ext.errors import UserError
 
+# Weak models go on with white space for ever where a schema leaves them free to.
+_COMPACT = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
+
 
 class VllmEngine:
     """One engine on one GPU or one tensor-parallel group, or on the CPU with vLLM's CPU build."""
@@ -30,7 +33,7 @@ class VllmEngine:
         self._sampling, self._template_arguments, self._schema = sampling, template_arguments or {}, schema
         self._max_num_waiting = settings.max_num_waiting
         self._tokenizer = load_chat_tokenizer(model)
-        self.llm = _open_llm(engine_arguments(model, settings))
+        self.llm = _open_llm((_COMPACT if schema else {}) | engine_arguments(model, settings))
         self._engine = self.llm.llm_engine
         self._max_model_len = self.llm.model_config.max_model_len
 
@@ -54,9 +57,7 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         rendered = self._engine.renderer.render_cmpl([{"prompt_token_ids": ids} for _, ids in encoded])
-        # Weak models go on with white space for ever where the schema leaves them free to.
-        structured = StructuredOutputsParams(json=dict(self._schema), disable_any_whitespace=True) \
-            if self._schema else None
+        structured = StructuredOutputsParams(json=dict(self._schema)) if self._schema else None
         for (request, _), prompt in zip(encoded, rendered, strict=True):
             params = SamplingParams(
                 temperature=self._sampling.temperature, top_p=self._sampling.top_p, max_tokens=request.max_new_tokens,
