@@ -60,6 +60,8 @@ def swapped(source, text):
     ("Uma xícara e meia.", "1 1/2 xícara."),
     ("Até 9/5.", "Até 9 de maio."),
     ("Em Lucas 15:11-32.", "Em Lc 15,11-32."),
+    ("Repita a cada 20 minutos, na primeira hora.", "Na primeira hora, a cada vinte minutos."),
+    ("Repita a cada 20 minutos na primeira hora.", "Na primeira hora, a cada vinte minutos."),
     ("Célula de cada um dos reinos.", "Uma célula de cada um."),
 ])
 def test_equal_amounts_in_other_forms(one, other):
