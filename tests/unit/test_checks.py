@@ -178,10 +178,53 @@ def test_names_are_capitals_inside_sentences():
     ("O rei dom Pedro II caiu.", "Caiu o rei D. Pedro II, no século XIX.", 0, 0),
     ("A obra de Ana Lima saiu.", "A obra de Bia Rocha saiu.", 1, 1),
     ("A nota da NASA saiu.", "A nota da ESA saiu.", 1, 1),
+    ("A nota da Embrapa saiu.", "A nota da Empresa Brasileira de Pesquisa Agropecuária saiu.", 0, 0),
+    ("A nota da Fundação Oswaldo Cruz saiu.", "A nota da Fiocruz saiu.", 0, 0),
+    ("A nota da FAO e da OMS saiu.", "Saiu a nota de FAO e OMS.", 0, 0),
+    ("O IPCA subiu.", "Subiu o Índice Nacional de Preços ao Consumidor Amplo (IPCA).", 0, 0),
+    ("O verso está em Lucas.", "O verso está em Lc.", 0, 0),
+    ("A loja fica em Campos Verdes, em Goiás.", "A loja fica em Campos Verdes (GO).", 0, 0),
+    ("O LOCATÁRIO paga o aluguel ao LOCADOR.", "Quem aluga paga o aluguel.", 0, 0),
+    ("O preço é de US$ 5.", "O preço é de 5 dólares.", 0, 0),
+    ("Nasceu na pequena Sacramento.", "Nasceu na pequena Sacramento, em Minas Gerais.", 0, 0),
+    ("A rede saiu de Mato Grosso.", "A rede saiu de Minas Gerais.", 1, 1),
 ])
 def test_names_are_compared_with_expansions_and_origins(source, text, lost, new):
     found = compare_names(Text(source, LEXICON), Text(text, LEXICON), LEXICON)
     assert (len(found.lost), len(found.new)) == (lost, new)
+
+
+@pytest.mark.parametrize("source, text", [
+    ("O dado muda o intervalo, que deve ser ampliado.", "O dado muda o intervalo, que não deve ser ampliado."),
+    ("As abelhas nativas não picam as pessoas.", "As abelhas nativas picam as pessoas."),
+    ("Os morcegos não são cegos à noite.", "Os morcegos são cegos à noite."),
+])
+def test_a_denial_that_came_or_went(source, text):
+    assert "negation" in reasons(text, "easy", source)
+
+
+@pytest.mark.parametrize("source, text", [
+    ("O computador desligou do nada com a mudança.", "O computador desligou com a mudança, de repente."),
+    ("Tenho fotos que não posso perder e meu disco é pequeno.", "Quero manter as fotos. Meu disco é pequeno."),
+    ("Adicione o ácido à água, e nunca o contrário.", "Ponha o ácido na água. Não ponha a água no ácido."),
+    ("Suculentas gostam de sol e odeiam água demais.", "Gostam de sol, mas não gostam de muita água."),
+    ("Compare pelo custo total, não pela taxa de juros.", "Compare pelo custo total em detrimento da taxa de juros."),
+    ("O país foi o último da região a abolir a prática.", "Nenhum outro país da região demorou tanto."),
+    ("A felicidade não depende do que acontece conosco, mas do juízo.",
+     "Do que depende a felicidade, para eles? Do juízo, e não do que acontece conosco."),
+    ("O aumento da oferta foi de um terço, com redução do preço.", "A oferta avançou um terço, e o preço caiu."),
+])
+def test_a_denial_in_other_words_is_none(source, text):
+    assert {"negation", "direction"}.isdisjoint(reasons(text, "easy", source))
+
+
+def test_answers_and_talk_are_told_by_their_subject():
+    qa = "Pergunta: Por que as plantas de Jan Ingenhousz, em 1779, intrigam?\nResposta: Porque não apresentam sintomas."
+    assert "wrong_qa_format" not in reasons(qa, "qa")
+    assert "meta_text" not in reasons(GOOD + " É preciso começar cedo.")
+    assert "meta_text" not in reasons(GOOD + " O usuário quer saber mais.")
+    assert "meta_text" in reasons("Olá! Tudo certo.\n" + GOOD)
+    assert "meta_text" in reasons(GOOD + " Assim o texto ficou mais fácil de ler.")
 
 
 def test_copies_and_repetition():

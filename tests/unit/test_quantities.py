@@ -1,8 +1,10 @@
 import pytest
 
+from megatron_ext.data.rewriting.checking.exchanges import has_mismatch
 from megatron_ext.data.rewriting.checking.lexicon import load_lexicon
 from megatron_ext.data.rewriting.checking.placing import has_swapped
-from megatron_ext.data.rewriting.checking.quantities import has_mismatch, missing, new, read_quantities
+from megatron_ext.data.rewriting.checking.quantities import compare as weigh
+from megatron_ext.data.rewriting.checking.quantities import missing, new, read_quantities
 from megatron_ext.data.rewriting.checking.text import Text
 
 LEXICON = load_lexicon("pt")
@@ -47,6 +49,20 @@ def swapped(source, text):
     ("4 em cada 10 empresas fecharam.", "De cada dez empresas, quatro fecharam."),
     ("4 em cada 10 empresas fecharam.", "Fecharam 40% das empresas."),
     ("O valor 0 desliga.", "O valor zero desliga."),
+    ("Multa de R$ 500,00 a R$ 10.000,00.", "Multa de 500 a 10 mil reais."),
+    ("De 20 a 50 milhões.", "De vinte a cinquenta milhões."),
+    ("Dura 85 minutos.", "Dura 1h25."),
+    ("Dura 2h41.", "Dura duas horas e 41 minutos."),
+    ("Das 7h às 22h.", "Das 7 da manhã às 10 da noite."),
+    ("Custa 0,54 euro.", "Custa 54 cêntimos."),
+    ("Custa 100 mil-réis.", "Custa cem mil-réis."),
+    ("Nos anos 1950.", "Na década de 50 ou nos anos cinquenta."),
+    ("Uma xícara e meia.", "1 1/2 xícara."),
+    ("Até 9/5.", "Até 9 de maio."),
+    ("Em Lucas 15:11-32.", "Em Lc 15,11-32."),
+    ("Repita a cada 20 minutos, na primeira hora.", "Na primeira hora, a cada vinte minutos."),
+    ("Repita a cada 20 minutos na primeira hora.", "Na primeira hora, a cada vinte minutos."),
+    ("Célula de cada um dos reinos.", "Uma célula de cada um."),
 ])
 def test_equal_amounts_in_other_forms(one, other):
     assert compare(one, other) == ([], [])
@@ -73,6 +89,29 @@ def test_numbers_lost_and_new(source, text, lost, found):
 
 def test_labels_of_lists_are_no_numbers():
     assert compare("Abra e leia.", "1. Abra.\n2. Leia.") == ([], [])
+    assert compare("Assim: 1) abra; 2) leia.", "Abra e leia.") == ([], [])
+    assert compare("Acertei (fiz 20 de 21) e saí.", "Acertei 20 de 21.") == ([], [])
+
+
+@pytest.mark.parametrize("source, text", [
+    ("Saiu em 1959; três anos depois veio o concerto.", "Saiu em 1959, e o concerto foi em 1962."),
+    ("Nasceu em 1905 e morreu em 1999.", "Viveu de 1905 a 1999 e morreu aos 94 anos."),
+    ("Em 2023, mais do que no ano anterior.", "Em 2023, mais do que em 2022."),
+])
+def test_years_may_follow_from_others(source, text):
+    assert compare(source, text)[1] == []
+
+
+@pytest.mark.parametrize("source, text, num_lost, num_new", [
+    ("Em 1990, regue a cada 15 dias.", "Em 1990, regue duas vezes por mês.", 0, 0),  # one small number alone
+    ("Em 1990, regue a cada 15 dias.", "Em 1990, regue a cada 30 dias.", 1, 1),      # one in another's place
+    ("Em 1990 houve festa.", "Em 1990 houve festa por 18 horas.", 0, 0),
+    ("Em 1990 houve festa.", "Em 1990 houve festa para 500.", 0, 1),
+    ("Em 1990 houve festa.", "Em 1990 houve festa, com alta de 18%.", 0, 1),
+])
+def test_small_numbers_alone_tell_little(source, text, num_lost, num_new):
+    lost, found = weigh(*(read_quantities(one, LEXICON) for one in (source, text)))
+    assert (len(lost), len(found)) == (num_lost, num_new)
 
 
 @pytest.mark.parametrize("source, text", [
@@ -87,6 +126,7 @@ def test_labels_of_lists_are_no_numbers():
     ("O governo ofereceu 6%, mas a categoria pede 14%.", "A categoria pede 6%, mas o governo ofereceu 14%."),
     ("O comboio parte de Coimbra às 7h45 e chega a Lisboa às 9h50.",
      "O comboio parte de Lisboa às 7h45 e chega a Coimbra às 9h50."),
+    ("São o Brasil (70%) e a Argentina (19%).", "Na Argentina estão 70% e no Brasil 19%."),
 ])
 def test_numbers_and_names_in_other_places(source, text):
     assert swapped(source, text)
@@ -101,6 +141,10 @@ def test_numbers_and_names_in_other_places(source, text):
      "A categoria reivindica reajuste de 14%, ante os 6% do governo."),
     ("Parte de Coimbra às 7h45 e chega a Lisboa às 9h50.",
      "Às 9h50 chega a Lisboa, vindo de Coimbra, de onde sai às 7h45."),
+    ("Com 4 xícaras de leite e 3 xícaras de açúcar.", "Com quatro xícaras de leite e três de açúcar."),
+    ("Vai de -20 a 20; o padrão é 0.", "Vai de -20 a 20: negativo, de 0 a -20; positivo, de 0 a 20."),
+    ("Se o prazo cair para 12 meses, a parcela sobe.", "A contração do prazo a 12 meses eleva a parcela."),
+    ("Marcou aos 41 da etapa final, no 2 a 0.", "Marcou aos 41 da segunda etapa, no 2 a 0."),
 ])
 def test_another_order_is_no_exchange(source, text):
     assert not swapped(source, text)

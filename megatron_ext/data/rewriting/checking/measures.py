@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_ext.data.rewriting.checking import copies, language, names, placing, polarity, qa, quantities
+from megatron_ext.data.rewriting.checking import copies, exchanges, language, names, placing, polarity, qa, quantities
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 from megatron_ext.data.rewriting.checking.qa import QaText
 from megatron_ext.data.rewriting.checking.text import Text
@@ -86,7 +86,7 @@ def measure(source: Text, text: Text, length_ratio: float, pairs: QaText, lexico
         shared_fraction=len(text.stems & source.stems) / max(1, len(text.stems)),
         num_source_numbers=num_numbers, numbers_lost=num_lost, number_retention=_share_kept(num_lost, num_numbers),
         numbers_new=len(new_numbers),
-        swapped=(quantities.has_mismatch(there, here)
+        swapped=(exchanges.has_mismatch(there, here)
                  or placing.has_swapped(source, text, (there, here), lexicon)),
         num_source_names=found.num_source, names_lost=len(found.lost),
         name_retention=_share_kept(len(found.lost), found.num_source),

@@ -1,0 +1,120 @@
+"""A text's numbers in plain digits, each apart: dates, hours, scales (45 mil), shares, numbers in words (text2num)."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from functools import cache
+
+from text_to_num import alpha2digit
+
+from megatron_ext.data.rewriting.checking.lexicon import Lexicon
+
+_GROUPED = r"\d{1,3}(?:[.\u00a0\u202f\u2009 ]\d{3})+(?!\d)"
+DIGITS = rf"(?:{_GROUPED}(?:,\d+)?|\d{{1,3}}(?:,\d{{3}}){{2,}}(?:\.\d+)?|\d+(?:[.,]\d+)*)"
+_CLOCK = re.compile(r"(?<![\w.,])(\d{1,2})(?:\s?[hH](\d{2})(?:\s?min)?|:(\d{2}))(?!\d)(?!-\d+(?![\d:hH]))")
+_HOURS = re.compile(r"(?<![\w.,])(\d{1,2})\s?[hH]s?(?!\w)")
+_DATE = re.compile(r"(?<![\d/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/])")
+_LIST_MARK = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|\(\d{1,2}\))(?=\s)", re.MULTILINE)
+_LIST_MARK_INSIDE = re.compile(r"(\([^()]*\))|(?<=[\s;:])\d{1,2}\)(?=\s)")  # what is in brackets is none
+_FRACTION = re.compile(r"(?<![\w.,/])(?:(\d+) )?(\d{1,2})/(\d{1,2})(?![\d/])")
+_SHARED_SCALE_FACTOR = 10
+"""De 180 para 218 bilhões; but 500 a 10 mil are 500."""
+SIGN = r"[-−+]?(?:R\$\s?|€\s?)?"
+_THOUSAND = Decimal(1000)
+
+
+def without_list_marks(text: str) -> str:
+    """The text without the numbers of its lists: `1.`, `(2)`, `3)`."""
+    return _LIST_MARK_INSIDE.sub(lambda match: match[1] or " ", _LIST_MARK.sub(" ", text))
+
+
+def words_in_digits(text: str, lexicon: Lexicon) -> str:
+    """What `in_digits` gave, with numbers in words in digits, too."""
+    return _with_parts(alpha2digit(text, lexicon.language, 0), lexicon)
+
+
+def in_digits(text: str, lexicon: Lexicon) -> str:
+    """Dates, hours and scaled numbers in plain digits, each number apart."""
+    text = _DATE.sub(lambda match: f" {match[1]} / {_month(match[3], lexicon)} / {match[4]} ", text)
+    hour = lexicon.hour
+    text = _CLOCK.sub(lambda match: f"{Decimal(int(match[1])) + Decimal(int(match[2] or match[3])) / 60} {hour}", text)
+    text = _HOURS.sub(lambda match: f"{match[1]} {hour}", text)
+    for pattern, words in lexicon.rewordings:
+        text = pattern.sub(words, text)
+    scaled, shared, half, in_words = _scale_patterns(lexicon)
+    text = in_words.sub(lambda match: f"{match[1]} {match[4]}{match[2]}{match[3]} {match[4]}"
+                        if _is_number(match[1], lexicon) and _is_number(match[3], lexicon) else match[0], text)
+    text = shared.sub(lambda match: f"{match[1]} {match[4]}{match[2]}{match[3]} {match[4]}"
+                      if _share_a_scale(value_of(match[1]), value_of(match[3])) else match[0], text)
+    text = half.sub(lambda match: f"{match[1]} <{lexicon.scales[match[1].lower()] // 2}>", text)
+    return scaled.sub(lambda match: _plain(value_of(match[1]) * lexicon.scales[match[2].lower()]), text)
+
+
+def _with_parts(text: str, lexicon: Lexicon) -> str:
+    """`2 e meia` -> `2.5 horas`, `2000000 <500000>` -> `2500000`, `1 metro e 20` -> `1.20 metro`, shares -> percent."""
+    text = re.sub(rf"(?<![\w.,])(\d{{1,2}})(?: horas?)? {lexicon.half_past.pattern}(?: horas?)?",
+                  lambda match: f"{match[1]}.5 {lexicon.hour}", text)
+    text = lexicon.hours_minutes.sub(
+        lambda match: f"{Decimal(int(match[1])) + Decimal(int(match[2])) / 60} {lexicon.hour}", text)
+    text = re.sub(r"(\d+) <(\d+)>", lambda match: str(int(match[1]) + int(match[2])), text)
+    text = re.sub(rf"(?<![\w.,])(\d+) {lexicon.hundredths.pattern}",
+                  lambda match: f"{int(match[1]) + Decimal(match[3]) / 100} {match[2]}", text)
+    text = lexicon.share_turned.sub(lambda match: _percent(match[0], match[2], match[1]), text)
+    return lexicon.share_of.sub(lambda match: _percent(match[0], match[1], match[2]), text)
+
+
+def without_fractions(text: str) -> tuple[str, set[Decimal]]:
+    """The text without 1/2, 3/4 (or 7/9, a date), and the values that these may stand for."""
+    values: set[Decimal] = set()
+    for whole, part, parts in (match.groups() for match in _FRACTION.finditer(text)):
+        values |= {Decimal(part), Decimal(parts), Decimal(whole or 0)}
+        share = Decimal(part) / Decimal(parts) if int(parts) else Decimal(part)
+        values |= {int(whole or 0) + round(share, 2), 100 * share}
+    return (_FRACTION.sub(" ", text) if values else text), values
+
+
+def _is_number(word: str, lexicon: Lexicon) -> bool:
+    return word.lower() not in lexicon.scales and alpha2digit(word, lexicon.language, 0).isdigit()
+
+
+def _share_a_scale(one: Decimal, other: Decimal) -> bool:
+    return one < _THOUSAND and one < _SHARED_SCALE_FACTOR * other and other < _SHARED_SCALE_FACTOR * one
+
+
+def _month(digits: str, lexicon: Lexicon) -> str:
+    return lexicon.months[int(digits) - 1] if 1 <= int(digits) <= len(lexicon.months) else digits
+
+
+def _percent(written: str, part: str, whole: str) -> str:
+    """`4 em cada 10` -> `40 %`."""
+    if not 0 < int(part) <= int(whole) or int(whole) == 1:
+        return written
+    return f"{_plain(round(Decimal(100 * int(part)) / int(whole), 2))} %"
+
+
+@cache
+def _scale_patterns(lexicon: Lexicon) -> tuple[re.Pattern[str], ...]:
+    """(45 mil, 180 para 218 bilhões, milhões e meio, vinte a trinta mil)"""
+    scales = "|".join(sorted(map(re.escape, lexicon.scales), key=len, reverse=True))
+    number, word, scale = rf"(?<![\w.,])({DIGITS})", r"([^\W\d_]+)", rf"[ \u00a0]({scales})(?![\w-])"  # not mil-réis
+    patterns = (number + scale, rf"{number}({lexicon.shared_scale}{SIGN})({DIGITS}){scale}",
+                rf"(?<!\w)({scales}){lexicon.and_a_half}", rf"(?<=\s){word}({lexicon.shared_scale_words}){word}{scale}")
+    return tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns)
+
+
+def value_of(digits: str) -> Decimal:
+    """Of digits whose thousands may be grouped by points, spaces or (twice and more) commas."""
+    if re.fullmatch(_GROUPED + r"(?:,\d+)?", digits):
+        digits = re.sub(r"[^\d,]", "", digits).replace(",", ".")
+    elif re.fullmatch(r"\d{1,3}(?:,\d{3}){2,}(?:\.\d+)?", digits):
+        digits = digits.replace(",", "")
+    elif digits.count(".") + digits.count(",") == 1:
+        digits = digits.replace(",", ".")
+    elif not digits.isdigit():
+        digits = re.sub(r"\D", "", digits)  # 1.2.3, 10,11,12: a name of digits
+    return Decimal(digits).normalize() + 0
+
+
+def _plain(value: Decimal) -> str:
+    return f"{value.normalize():f}"
