@@ -48,7 +48,7 @@ def main() -> None:
         print(json.dumps(_take_turn(arguments.turn, arguments.work, arguments.warm)))
         return
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
-        _make_model(Path(work) / MODEL, arguments.layers)
+        make_model(Path(work) / MODEL, arguments.layers)
         _run_turn("import_hf", work, True, keep=True)
         turns = [_run_turn(name, work, arguments.warm) for number in range(arguments.repetitions + 1)
                  for name in _order(number)]
@@ -65,7 +65,7 @@ def main() -> None:
 def _copy(work: Path, output: Path) -> Callable[[], None]:
     def run() -> None:
         subprocess.run(["cp", work / MODEL / "model.safetensors", output], check=True)
-        _flush(output)
+        flush(output)
 
     return run
 
@@ -95,7 +95,7 @@ def _transformers(work: Path, output: Path) -> Callable[[], None]:
         model = LlamaForCausalLM.from_pretrained(work / MODEL, dtype="auto", local_files_only=True)
         model.save_pretrained(output, max_shard_size="5GB")
         for file in output.iterdir():
-            _flush(file)
+            flush(file)
 
     return run
 
@@ -105,7 +105,7 @@ CONTESTANTS: dict[str, Callable[[Path, Path], Callable[[], None]]] = {
 }
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
@@ -139,11 +139,11 @@ def _take_turn(name: str, work: Path, warm: bool) -> dict[str, Any]:
         os.sync()  # the turn before leaves nothing to write
         if not warm:
             _drop_from_cache(work)
-        at_start = _memory_mib("VmRSS")
+        at_start = memory_mib("VmRSS")
         started = time.perf_counter()
         run()
         seconds = time.perf_counter() - started
-    return {"name": name, "seconds": seconds, "peak_mib": _memory_mib("VmHWM"), "start_mib": at_start}
+    return {"name": name, "seconds": seconds, "peak_mib": memory_mib("VmHWM"), "start_mib": at_start}
 
 
 def _drop_from_cache(work: Path) -> None:
@@ -152,7 +152,7 @@ def _drop_from_cache(work: Path) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _memory_mib(key: str) -> float:
+def memory_mib(key: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     [line] = [line for line in lines if line.startswith(key + ":")]
     return int(line.split()[1]) / 1024
@@ -161,7 +161,7 @@ def _memory_mib(key: str) -> float:
 # ---- input and report
 
 
-def _make_model(folder: Path, num_layers: int) -> None:
+def make_model(folder: Path, num_layers: int) -> None:
     import torch
 
     from megatron_ext.model.hf_config import parse_hf_config
@@ -195,7 +195,7 @@ def _table(best: dict[str, dict[str, Any]], size: int, arguments: argparse.Names
     columns = ["", "seconds", "MB/s", "of copy bandwidth", "peak MiB", "above start, MiB", "in largest tensors"]
     place = "in the page cache" if arguments.warm else "on the disk"
     lines = [f"# Converting {size / 1e9:.2f} GB of weights that lie {place} (TinyLlama 1.1B's shape, bfloat16)", "",
-             f"{_machine()}. The best of {arguments.repetitions} turns; `python -m benchmarks.convert --help` says "
+             f"{machine()}. The best of {arguments.repetitions} turns; `python -m benchmarks.convert --help` says "
              f"what is measured. The largest tensor has {largest:.0f} MiB.", "",
              f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
     for name, turn in best.items():
@@ -207,7 +207,7 @@ def _table(best: dict[str, dict[str, Any]], size: int, arguments: argparse.Names
     return "\n".join(lines) + "\n"
 
 
-def _machine() -> str:
+def machine() -> str:
     cpu_info = Path("/proc/cpuinfo")
     models = [line.partition(":")[2].strip() for line in cpu_info.read_text().splitlines()
               if line.startswith("model name")] if cpu_info.is_file() else []

@@ -18,11 +18,12 @@ from evaluation import verdicts
 from evaluation.categories import read_categories
 from evaluation.compare_gold import compare_gold
 from evaluation.contrasts import Contrasts, ordered_pairs
-from evaluation.curves import score_curves
+from evaluation.curves import last_checkpoints, score_curves
 from evaluation.matched import (
     Evaluation,
     MatchedTask,
     load_evaluations,
+    match_means,
     match_tasks,
     refuse_copies,
     uneven_changes,
@@ -63,6 +64,9 @@ class CompareSettings(StageSettings):
     primary: LikelihoodMeasure | None = None
     """Measure of gold answers whose differences are corrected for their own number alone: named before anything was
     measured; none: NPM, or a held-out text."""
+    mean_of_last: int = Field(default=1, ge=1)
+    """Checkpoints at the end of each run, of those in `along_training`, whose mean NPM is compared: less noise than the
+    last alone."""
     matched_by: Literal["tokens", "documents", "compute"] = "tokens"
     """What the trained conditions had equally much of, stated with every verdict."""
     missing: list[str] = Field(default_factory=list)
@@ -74,8 +78,8 @@ class CompareSettings(StageSettings):
 
     @property
     def unused_sections(self) -> tuple[str, ...]:
-        """No named measure decides nothing: comparisons from before there was one keep their names."""
-        return () if self.primary else ("primary",)
+        """What decides nothing unless it is named: comparisons from before it could be keep their names."""
+        return (*(() if self.primary else ("primary",)), *(() if self.mean_of_last > 1 else ("mean_of_last",)))
 
     @model_validator(mode="after")
     def _names(self) -> CompareSettings:
@@ -96,8 +100,11 @@ class CompareSettings(StageSettings):
 class _Study(Contrasts[MatchedTask]):
     """All models on all tasks of PoETa V2 that were evaluated."""
 
-    def __init__(self, evaluations: Sequence[Evaluation], num_resamples: int, seed: int) -> None:
-        super().__init__([one.model for one in evaluations], match_tasks(evaluations), num_resamples, seed)
+    def __init__(self, evaluations: Sequence[Evaluation], settings: CompareSettings) -> None:
+        tasks = match_tasks(evaluations)
+        if settings.mean_of_last > 1:
+            tasks = match_means(last_checkpoints(evaluations, settings.along_training, settings.mean_of_last))
+        super().__init__([one.model for one in evaluations], tasks, settings.num_resamples, settings.seed)
         self.data: str = evaluations[0].results["data"]
 
     def group(self, name: str) -> list[MatchedTask]:
@@ -131,7 +138,7 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
     """The content of comparison.json."""
     evaluations = load_evaluations(settings.evaluations, settings.given)
     refuse_copies(evaluations)
-    study = _Study(evaluations, settings.num_resamples, settings.seed)
+    study = _Study(evaluations, settings)
     categories = {name: tasks for name, tasks in read_categories(settings.categories).items() if study.named(tasks)}
     trained = [name for name in settings.evaluations if name not in settings.given]
     min_seeds = min((len(settings.evaluations[name]) for name in trained), default=0)
@@ -150,6 +157,7 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
         "num_resamples": settings.num_resamples,
         "baseline": settings.baseline,
         "matched_by": settings.matched_by,
+        "mean_of_last": settings.mean_of_last,
         "missing": settings.missing,
         "categories": {name: [task.name for task in study.named(tasks)] for name, tasks in categories.items()},
         "conditions": {name: _describe_condition(study, name, categories) for name in settings.evaluations},
@@ -162,6 +170,7 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
         "caveats": verdicts.caveats(num_items=study.num_items, num_tasks=len(study.tasks), data=results["data"],
                                     min_seeds=min_seeds, profile=results["profile"], deviations=results["deviations"],
                                     missing=settings.missing, changes=uneven_changes(evaluations),
+                                    mean_of_last=settings.mean_of_last,
                                     engines=uneven_engines(evaluations)),
     }
 

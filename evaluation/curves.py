@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,40 @@ def score_curves(final: Sequence[Evaluation], along_training: Points, given: Seq
         for points in curves.values():
             points.insert(0, {"tokens": 0, "npm": npm, "npm_per_seed": [npm["value"]]})
     return curves
+
+
+def last_checkpoints(final: Sequence[Evaluation], along_training: Points, number: int) -> list[list[Evaluation]]:
+    """For each of the last checkpoints, latest last, the evaluations of all models in the order of `final`.
+
+    Of a model without checkpoints along training that was not trained, its evaluation each time. Raises UserError for
+    a run with fewer, and for a checkpoint that was evaluated in another way than the rest.
+    """
+    places = {f"{condition}, {back} before the last": list(points[tokens])
+              for condition, points in along_training.items()
+              for back, tokens in enumerate(sorted(points, reverse=True)[:number])}
+    loaded: dict[str, list[Evaluation]] = {}
+    for one in load_evaluations(places, []):
+        loaded.setdefault(one.model.condition, []).append(one)
+    found = []
+    for back in reversed(range(number)):
+        seen: Counter[str] = Counter()
+        found.append([_checkpoint(one, loaded, back, seen) for one in final])
+        refuse_incomparable(final[0], found[-1])
+    return found
+
+
+def _checkpoint(model: Evaluation, loaded: Mapping[str, Sequence[Evaluation]], back: int,
+                seen: Counter[str]) -> Evaluation:
+    """A model's evaluation so many checkpoints before its last; `seen` counts the models of each condition so far."""
+    if not model.model.is_trained:
+        return model
+    name = model.model.condition
+    there = loaded.get(f"{name}, {back} before the last", [])
+    if seen[name] >= len(there):
+        raise UserError(f"mean_of_last: of {model.name} the checkpoint {back} before the last was not evaluated; name "
+                        "it in along_training (evaluation.checkpoints of a study), or take fewer")
+    seen[name] += 1
+    return there[seen[name] - 1]
 
 
 def _point(study: Contrasts, condition: str, tokens: int) -> dict[str, Any]:

@@ -39,6 +39,31 @@ class ItemScores(Protocol):
 
 
 @dataclass(frozen=True)
+class MeanScores:
+    """The mean of a model's scores at several checkpoints, on the same items."""
+
+    parts: list[ItemScores]
+
+    @property
+    def num_items(self) -> int:
+        """n."""
+        return self.parts[0].num_items
+
+    def resampled(self, weights: np.ndarray) -> np.ndarray:
+        """Every checkpoint sees the same resample."""
+        return _mean([part.resampled(weights) for part in self.parts])
+
+    def swapped(self, other: MeanScores, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same answers are exchanged at every checkpoint."""
+        pairs = [mine.swapped(theirs, mask) for mine, theirs in zip(self.parts, other.parts, strict=True)]
+        return _mean([mine for mine, _ in pairs]), _mean([theirs for _, theirs in pairs])
+
+
+def _mean(scores: Sequence[np.ndarray]) -> np.ndarray:
+    return sum(scores[1:], scores[0]) / len(scores)  # one after the other: the same bits everywhere
+
+
+@dataclass(frozen=True)
 class SumScores:
     """A metric that follows from sums over items."""
 

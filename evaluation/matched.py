@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from evaluation.item_scores import ItemScores, item_scores
+from evaluation.item_scores import ItemScores, MeanScores, item_scores
 from evaluation.npm import SAME_IN_COMPARISON, load_results, read_example
 from evaluation.poeta.gold import GOLD
 from evaluation.statistics import Model
@@ -121,6 +121,24 @@ def refuse_incomparable(first: Evaluation, others: Sequence[Evaluation]) -> None
 def match_tasks(evaluations: Sequence[Evaluation]) -> list[MatchedTask]:
     """The tasks of evaluations that `load_evaluations` found to be comparable."""
     return [_match(name, evaluations) for name in evaluations[0].results["task_set"]]
+
+
+def match_means(checkpoints: Sequence[Sequence[Evaluation]]) -> list[MatchedTask]:
+    """The tasks, each score the mean over some checkpoints of a model.
+
+    Args:
+        checkpoints: for each of them the evaluations of all models, in the same order.
+    """
+    return [_mean_of(matched) for matched in zip(*map(match_tasks, checkpoints), strict=True)]
+
+
+def _mean_of(matched: Sequence[MatchedTask]) -> MatchedTask:
+    by_model = zip(*(one.scores for one in matched), strict=True)
+    rates = zip(*(one.invalid_rates for one in matched), strict=True)
+    return replace(
+        matched[-1], scores=[sum(scores) / len(matched) for scores in by_model],
+        invalid_rates=[None if None in some else sum(some) / len(matched) for some in rates],
+        items=[MeanScores(list(items)) for items in zip(*(one.items for one in matched), strict=True)])
 
 
 def _load(condition: str, position: int, folder: Path, is_trained: bool) -> Evaluation:

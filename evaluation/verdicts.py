@@ -128,13 +128,14 @@ def _could_detect(estimate: dict[str, Any], measure: Measure) -> str:
 
 def caveats(*, num_items: int, num_tasks: int, data: str, min_seeds: int, profile: str,
             deviations: list[str], missing: Sequence[str] = (), changes: Sequence[str] = (),
-            engines: Sequence[str] = ()) -> list[str]:
+            engines: Sequence[str] = (), mean_of_last: int = 1) -> list[str]:
     """What keeps the numbers from meaning more, most important first.
 
     Args:
         missing: conditions that were to be compared, or that lack seeds.
         changes: what was changed while some runs were going on, and not in others.
         engines: in what the engines that ran the models differed.
+        mean_of_last: checkpoints of which an NPM is the mean.
     """
     found = []
     if missing:
@@ -144,6 +145,8 @@ def caveats(*, num_items: int, num_tasks: int, data: str, min_seeds: int, profil
     if engines:
         found.append("The models were not evaluated in the same way, and rounding alone changes answers: "
                      f"{'; '.join(engines)}.")
+    if mean_of_last > 1:
+        found.append(f"NPM is the mean over the last {mean_of_last} checkpoints of each run.")
     if data == "sample":
         found.append("The items are the small sample set that ships with the project, not PoETa V2's own data: the "
                      "scores show that the machinery works and nothing about a model.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -73,7 +75,8 @@ class TrainConfig(Settings):
     """How much is trained, in what batches."""
 
     budget_tokens: int = Field(gt=0)
-    """Tokens of the whole run; rounded up to whole iterations."""
+    """Tokens of the whole run, its trunk included; rounded up to whole iterations. May grow when a run goes on, where
+    that is exact: before any decay, with all amounts as fractions, the warm-up not given as one."""
     global_batch_size: int = Field(default=256, gt=0)
     """Samples in an iteration."""
     micro_batch_size: Annotated[int, LAYOUT] = Field(default=1, gt=0)
@@ -228,11 +231,24 @@ class LoggingConfig(Settings):
     """Peak TFLOP/s of one device in the run's dtype, for the model FLOPs utilisation (H100 SXM bf16 dense: 989)."""
 
 
+class StartConfig(Settings):
+    """The checkpoint of another run, its trunk, that a branch goes on from. Iterations, budget, schedule and amounts by
+    `fraction` go on from the trunk's; other amounts are of the branch's own part."""
+
+    checkpoint: Annotated[Path, PLACE]
+    """`<run>/checkpoints/iter_…`: weights, and how far the trunk had come in its data and schedule."""
+    optimizer: bool = True
+    """Go on with the optimizer's state, too; false: with moments of zero, and main weights as the model's are stored.
+    """
+
+
 class RunConfig(Settings):
     """A training run."""
 
     output: Annotated[Path, PLACE]
     """Run folder: metrics, exposure ledger, checkpoints."""
+    start: StartConfig | None = None
+    """Begin where another run stood, not with the base model's weights."""
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
@@ -247,6 +263,11 @@ class RunConfig(Settings):
     """Go back to this checkpoint of the run (e.g. iter_0000400), once: newer checkpoints and metrics are set aside."""
 
     @property
+    def unused_sections(self) -> Collection[str]:
+        """A run without a trunk is what it was before there were any."""
+        return () if self.start else ("start",)
+
+    @property
     def tokens_per_iteration(self) -> int:
         """Tokens in a global batch."""
         return self.train.global_batch_size * self.data.seq_length
@@ -254,7 +275,12 @@ class RunConfig(Settings):
     @property
     def train_iters(self) -> int:
         """Iterations: the budget, rounded up."""
-        return -(-self.train.budget_tokens // self.tokens_per_iteration)
+        return self.iterations_of(self.train.budget_tokens)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the whole run, its trunk included."""
+        return self.train_iters * self.train.global_batch_size
 
     @property
     def packs_documents(self) -> bool:
@@ -276,6 +302,13 @@ class RunConfig(Settings):
         """Length of WSD's decay."""
         return self._samples("decay", default_fraction=0.1)
 
+    @property
+    def decay_start(self) -> float:
+        """Samples after which the learning rate falls; infinite where it never does."""
+        if self.schedule.style == "constant":
+            return math.inf
+        return self.num_samples - self.decay_samples if self.schedule.style == "WSD" else self.warmup_samples
+
     def _samples(self, part: str, default_fraction: float) -> int:
         schedule = self.schedule.model_dump()
         tokens, iterations = schedule[f"{part}_tokens"], schedule[f"{part}_iters"]
@@ -285,7 +318,11 @@ class RunConfig(Settings):
             return iterations * self.train.global_batch_size
         fraction = schedule[f"{part}_fraction"]
         fraction = default_fraction if fraction is None else fraction
-        return round(fraction * self.train_iters * self.train.global_batch_size)
+        return round(fraction * self.num_samples)
+
+    def iterations_of(self, budget_tokens: int) -> int:
+        """Iterations of a budget, rounded up."""
+        return -(-budget_tokens // self.tokens_per_iteration)
 
     def iterations(self, tokens: int | None) -> int | None:
         """An interval in tokens as iterations, at least one."""

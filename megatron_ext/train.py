@@ -23,6 +23,7 @@ from megatron_ext.processes import die_with_parent, leave_with_parent
 from megatron_ext.settings import describe, load_settings
 from megatron_ext.training.preflight import check_run, describe_run
 from megatron_ext.training.resume import find_start
+from megatron_ext.training.run_folder import run_inputs
 
 
 @exit_on_user_error
@@ -68,8 +69,8 @@ def _train(config: RunConfig) -> None:
 
 
 def _lease(config: RunConfig) -> AbstractContextManager[None]:
-    """The right to write into the run folder; a finished run is not written to, unless it is to go back."""
-    if is_finished(config.output) and config.resume_from is None:
+    """The right to write into the run folder; a finished run is not written to, unless it is to go back or further."""
+    if is_finished(config.output) and config.resume_from is None and find_start(config).is_finished:
         return nullcontext()
     config.output.mkdir(parents=True, exist_ok=True)
     return lease(config.output / LEASE, config.output)
@@ -77,8 +78,7 @@ def _lease(config: RunConfig) -> AbstractContextManager[None]:
 
 def _inputs(config: RunConfig) -> list[Path]:
     """What each node reads, and has to have in the bytes that it was made of."""
-    sources = [source.path for source in config.data.sources.values()]
-    return [config.model.hf_folder, *sources, *config.validation.sources.values()]
+    return [*run_inputs(config).values(), *config.validation.sources.values()]
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -16,9 +16,9 @@ from megatron_ext.progress import format_seconds
 from megatron_ext.settings import folder_argument, path_argument
 from megatron_ext.study.checks import missing_corpora
 from megatron_ext.study.config import StudyConfig
-from megatron_ext.study.graph import Node
 from megatron_ext.study.job_settings import JobSettings
 from megatron_ext.study.jobs import plan_jobs
+from megatron_ext.study.nodes import Node
 from megatron_ext.study.overview import describe_plan
 from megatron_ext.study.plan import Findings, PlannedStudy, examine, load_studies
 from megatron_ext.study.report_input import write_study_record

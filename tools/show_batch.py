@@ -12,26 +12,39 @@ import sys
 from pathlib import Path
 
 from megatron_ext.config import RunConfig
-from megatron_ext.data.blend import plan_blend
 from megatron_ext.data.inspection import decode_sequence, open_dataset
 from megatron_ext.data.provenance import iteration_positions, open_run_data, sample_passages
-from megatron_ext.errors import exit_on_user_error
+from megatron_ext.errors import UserError, exit_on_user_error
 from megatron_ext.settings import load_settings
 from megatron_ext.training.preflight import source_sizes
+from megatron_ext.training.resume import CONFIG
+from megatron_ext.training.trunk import open_trunk, plan_run
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """Print JSON lines: position of the sample in the run, source, document, and which of its tokens."""
     arguments = _parse(argv)
-    config = load_settings(RunConfig, arguments.config, arguments.overrides)
-    dataset = open_run_data(config, plan_blend(config, source_sizes(config)))
+    config = with_iteration(load_settings(RunConfig, arguments.config, arguments.overrides), arguments.iteration)
+    dataset = open_run_data(config, plan_run(config, source_sizes(config)))
     for position in iteration_positions(config, arguments.iteration):
         for passage in sample_passages(dataset, position):
             if arguments.text:
                 tokenized = open_dataset(config.data.sources[passage["source"]].path)
                 passage["text"] = decode_sequence(tokenized, passage["sequence"], config.model.hf_folder)
             print(json.dumps({"sample": position, **passage}, ensure_ascii=False))
+
+
+def with_iteration(config: RunConfig, iteration: int) -> RunConfig:
+    """The run that an iteration belongs to: this one, or its trunk, or the trunk of that."""
+    while config.start and iteration <= open_trunk(config.start).iteration:
+        trunk = config.start.checkpoint.resolve().parents[1] / CONFIG
+        if not trunk.exists():
+            raise UserError(f"iteration {iteration} was the trunk's, and {trunk} is not there: give the config.yaml of "
+                            "the trunk's run")
+        print(f"iteration {iteration} was the trunk's: {trunk}", file=sys.stderr)
+        config = load_settings(RunConfig, trunk, [])
+    return config
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -7,7 +7,7 @@ from typing import Any
 from evaluation.report.record import StudyRecord, label
 from megatron_ext.progress import format_seconds
 
-GPU_STAGES = ("rewrite", "import", "run", "export", "evaluate")
+GPU_STAGES = ("rewrite", "judge", "import", "run", "export", "evaluate")
 """Stages that run a model. A GPU-hour is an hour of one of their devices: of a process where there are no GPUs."""
 
 

@@ -13,8 +13,9 @@ from evaluation.report.custody import chain_section, parity_section, software_se
 from evaluation.report.data import rewriting_section, selection_section, tokenized_section
 from evaluation.report.gold import gold_section
 from evaluation.report.held_out import held_out_section
+from evaluation.report.judge import judged_section
 from evaluation.report.plots import loss_charts, npm_chart, short_count
-from evaluation.report.record import StudyRecord, label
+from evaluation.report.record import StudyRecord, label, model_label
 from evaluation.report.results import results_section
 from evaluation.report.scales import condition_colors
 from evaluation.report.training import training_section
@@ -67,6 +68,7 @@ def gather(record: StudyRecord) -> dict[str, Any]:
     held_out = held_out_section(record)
     gold = gold_section(record)
     training = training_section(record)
+    judged = judged_section(record)
     shown = [*(results["conditions"] if results else []), *(held_out["texts"][0]["conditions"] if held_out else [])]
     given = [one["name"] for one in shown if not one["is_trained"]]
     names = list(dict.fromkeys(one["name"] for one in shown)) or record.conditions
@@ -74,8 +76,9 @@ def gather(record: StudyRecord) -> dict[str, Any]:
         "name": label(record.values["name"]),
         "description": record.values.get("description", ""),
         "notes": [*record.values.get("notes", []), *(f"Condition {label(name)!r} is missing: {why}"
-                                                     for name, why in record.values.get("missing", {}).items())],
-        "base_model": _model_name(record),
+                                                     for name, why in record.values.get("missing", {}).items()),
+                  *(judged["caveats"] if judged else [])],
+        "base_model": model_label(record.values.get("settings", {}).get("base_model")),
         "colors": condition_colors(names, given),
         "registration": _registration(record),
         "verdict": _verdict(results, gold, held_out),
@@ -85,6 +88,7 @@ def gather(record: StudyRecord) -> dict[str, Any]:
         "training": training,
         "selection": selection_section(record),
         "rewriting": rewriting_section(record),
+        "judged": judged,
         "tokenized": tokenized_section(record),
         "parity": parity_section(record),
         "cost": cost_section(record, record.comparison()),
@@ -128,12 +132,6 @@ def render(numbers: dict[str, Any]) -> str:
     style = (_HERE / _STYLE).read_text(encoding="utf-8")
     return environment.get_template(_TEMPLATE).render(**numbers, charts=charts, curve_chart=curve_chart, style=style,
                                                           count=count)
-
-
-def _model_name(record: StudyRecord) -> str | None:
-    """The base model as the study names it; of a folder on this machine its name alone."""
-    name = record.values.get("settings", {}).get("base_model")
-    return Path(name).name if name and Path(name).is_absolute() else name
 
 
 def _number(value: float | None) -> str:

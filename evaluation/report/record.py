@@ -95,7 +95,7 @@ class StudyRecord:
         for name in ("comparison", "held_out_comparison"):
             if self.values.get(name):
                 yield name.replace("_", " "), self.values[name]
-        for section in ("base", "selections", "rewrites", "tokenized"):
+        for section in ("base", "selections", "rewrites", "judged", "tokenized"):
             for name, place in self.values.get(section, {}).items():
                 yield f"{section}/{name}", place
         for name, place in self.values.get("held_out", {}).items():
@@ -118,6 +118,11 @@ def readable(text: str, conditions: Iterable[str]) -> str:
 def joined(parts: list[str]) -> str:
     """a, b and c."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def model_label(name: str | None) -> str | None:
+    """A model as the study names it; of a folder on this machine its name alone."""
+    return Path(name).name if name and Path(name).is_absolute() else name
 
 
 def label(name: str) -> str:

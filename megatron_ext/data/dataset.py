@@ -22,6 +22,7 @@ import numpy as np
 
 from megatron_ext.data.blend import BlendPlan
 from megatron_ext.data.indexed import IndexedReader
+from megatron_ext.data.past import SourceRead
 
 
 class Sample(NamedTuple):
@@ -64,7 +65,11 @@ class PackedSource:
     """Random access to the samples of one source, over as many passes as asked for."""
 
     def __init__(self, prefix: Path, name: str, seq_length: int, seed: int, *, shuffle: bool = True,
-                 separate_documents: bool = False) -> None:
+                 separate_documents: bool = False, read: SourceRead | None = None) -> None:
+        """
+        Args:
+            read: how far a trunk has read the source; what it has read stays where it was in the order.
+        """
         self.name = name
         self.seq_length = seq_length
         self.separate_documents = separate_documents
@@ -73,7 +78,8 @@ class PackedSource:
             self.reader.expect_random_reads()
         self.num_tokens = int(self.reader.sequence_lengths.sum(dtype=np.int64))
         self.samples_per_epoch = -(-self.num_tokens // seq_length)
-        self._seed = seed
+        self.order_name = read.order_name if read else name
+        self.seeds = read.seeds_after(seed) if read else ((0, seed),)
         self._shuffle = shuffle
         # Two passes are kept: an iteration at the seam of two passes needs both.
         self._pass = lru_cache(maxsize=2)(self._build_pass)
@@ -153,16 +159,24 @@ class PackedSource:
     def _build_pass(self, epoch: int) -> _Pass:
         num_documents = len(self.reader.sequence_lengths)
         if self._shuffle:
-            name_key = int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "little")
-            random = np.random.Generator(np.random.PCG64([self._seed, name_key, epoch]))
+            begins, ends = epoch * self.samples_per_epoch, (epoch + 1) * self.samples_per_epoch
+            random = self._random(next(seed for first, seed in reversed(self.seeds) if first <= begins), epoch)
             documents, samples = random.permutation(num_documents), random.permutation(self.samples_per_epoch)
+            for first, seed in self.seeds:  # a branch with a seed of its own deals out what is left of the pass
+                if begins < first < ends:
+                    rest = samples[first - begins:]
+                    samples[first - begins:] = self._random(seed, epoch, first).permutation(rest)
         else:
             documents, samples = np.arange(num_documents), np.arange(self.samples_per_epoch)
         return _Pass(documents, np.cumsum(self.reader.sequence_lengths[documents], dtype=np.int64), samples)
 
+    def _random(self, seed: int, *place: int) -> np.random.Generator:
+        name_key = int.from_bytes(hashlib.sha256(self.order_name.encode()).digest()[:8], "little")
+        return np.random.Generator(np.random.PCG64([seed, name_key, *place]))
+
 
 class BlendedDataset:
-    """All samples of a run by their position in it."""
+    """All samples of a run by their position, which counts from the beginning of its trunk, if it has one."""
 
     def __init__(self, plan: BlendPlan, sources: Sequence[PackedSource]) -> None:
         self.plan = plan
@@ -172,24 +186,25 @@ class BlendedDataset:
         return self.plan.num_samples
 
     def __getitem__(self, position: int) -> Sample:
-        number = int(self.plan.order[position])
-        return self.sources[number].read(int(self.plan.index_in_source[position]))._replace(source=number)
+        number, index = self._place(position)
+        return self.sources[number].read(index)._replace(source=number)
 
     def exposure(self, consumed_samples: int,
                  passed_over: Sequence[tuple[int, int]] = ()) -> dict[str, dict[str, float]]:
-        """The exposure ledger: what the first `consumed_samples` samples of the run have shown of each source.
+        """The exposure ledger: what the first `consumed_samples` samples, the trunk's included, have shown of each
+        source.
 
         Args:
-            passed_over: ranges [start, end) of them that were not shown.
+            passed_over: ranges [start, end) of them, in the run itself, that were not shown.
         """
-        seen = self.plan.samples_seen(consumed_samples)
         ledger = {}
-        for source, planned_tokens in zip(self.sources, self._planned_tokens, strict=True):
-            counts = source.exposure(seen[source.name])
+        for source, planned, planned_tokens in zip(self.sources, self.plan.sources, self._planned_tokens, strict=True):
+            before = planned.read.exposure if planned.read else {}
+            counts = self._difference(source, self.plan.start, consumed_samples)
             left_out = [self._difference(source, start, end) for start, end in passed_over]
-            for part in left_out:
-                counts = {key: value - part[key] for key, value in counts.items()}
-            tokens = counts["seen_tokens"]
+            counts = {key: int(before.get(key, 0)) + value - sum(part[key] for part in left_out)
+                      for key, value in counts.items()}
+            num_samples, tokens = counts.pop("samples"), counts["seen_tokens"]
             ledger[source.name] = {
                 "available_tokens": source.num_tokens,
                 "planned_tokens": planned_tokens,
@@ -197,10 +212,11 @@ class BlendedDataset:
                 # A pass shows every token before the next one shows any again.
                 "unique_tokens": min(tokens, source.num_tokens),
                 "epochs": tokens / source.num_tokens if source.num_tokens else 0.0,
-                "samples": seen[source.name] - sum(part["samples"] for part in left_out),
+                "samples": num_samples,
             }
-            if passed_over:
-                ledger[source.name]["passed_over_tokens"] = sum(part["seen_tokens"] for part in left_out)
+            if passed_over or "passed_over_tokens" in before:
+                ledger[source.name]["passed_over_tokens"] = int(before.get("passed_over_tokens", 0)) + sum(
+                    part["seen_tokens"] for part in left_out)
         return ledger
 
     def _difference(self, source: PackedSource, start: int, end: int) -> dict[str, int]:
@@ -211,13 +227,19 @@ class BlendedDataset:
 
     @cached_property
     def _planned_tokens(self) -> list[int]:
-        return [source.exposure(planned.num_samples)["seen_tokens"]
+        return [source.exposure(planned.num_in_all)["seen_tokens"]
                 for source, planned in zip(self.sources, self.plan.sources, strict=True)]
 
     def passages(self, position: int) -> tuple[str, list[Passage]]:
         """The source's name and the documents that the sample at `position` shows."""
-        source = self.sources[int(self.plan.order[position])]
-        return source.name, source.passages(int(self.plan.index_in_source[position]))
+        number, index = self._place(position)
+        return self.sources[number].name, self.sources[number].passages(index)
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """(number of the source, index in it) of a position."""
+        assert position >= self.plan.start, f"sample {position} is the trunk's"
+        return (int(self.plan.order[position - self.plan.start]),
+                int(self.plan.index_in_source[position - self.plan.start]))
 
 
 def micro_batch_positions(iteration: int, micro_batch: int, *, global_batch_size: int, micro_batch_size: int,

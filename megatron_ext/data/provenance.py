@@ -17,9 +17,9 @@ from megatron_ext.errors import UserError
 def open_run_data(config: RunConfig, plan: BlendPlan) -> BlendedDataset:
     """The samples of a run, in its order."""
     return BlendedDataset(plan, [
-        PackedSource(source.path / "train", name, config.data.seq_length, config.train.seed,
-                     separate_documents=config.data.document_mask)
-        for name, source in config.data.sources.items()
+        PackedSource(config.data.sources[planned.name].path / "train", planned.name, config.data.seq_length,
+                     config.train.seed, separate_documents=config.data.document_mask, read=planned.read)
+        for planned in plan.sources
     ])
 
 

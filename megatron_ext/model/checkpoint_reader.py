@@ -10,6 +10,7 @@ import io
 import os
 import pickle
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ class CheckpointReader:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self._metadata = self._read_metadata()
+        self._archives: dict[MetadataIndex, _Archive] = {}
 
     def names(self) -> set[str]:
         """Names of the model's tensors, `*` for the layer."""
@@ -59,32 +61,43 @@ class CheckpointReader:
         """Type of a tensor."""
         return self._entry(name).properties.dtype
 
-    def read(self, name: str, layer: int | None) -> Tensor:
-        """One tensor, put together from the parts that the ranks wrote."""
-        chunks = [chunk for chunk in self._entry(name).chunks
-                  if layer is None or chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]]
-        shape = self.shape(name)
-        if len(chunks) == 1:
-            whole = self._part(name, layer, chunks[0])
+    def read(self, name: str, layer: int | None, rows: range | None = None) -> Tensor:
+        """One tensor, or consecutive rows of it, put together from the parts that the ranks wrote."""
+        shape, axis = self.shape(name), 0 if layer is None else 1
+        rows = range(shape[0]) if rows is None else rows
+        parts = [(chunk, wanted) for chunk in self._entry(name).chunks
+                 if (layer is None or chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0])
+                 and (wanted := _common(rows, chunk.offsets[axis], chunk.sizes[axis]))]
+        shape = (len(rows), *shape[1:])
+        if len(parts) == 1:
+            whole = self._part(name, layer, *parts[0])
             assert whole.shape == shape, (name, whole.shape, shape)
             return whole
         whole = torch.empty(shape, dtype=self.dtype(name))
         num_filled = 0
-        for chunk in chunks:
-            part = self._part(name, layer, chunk)
-            place = whole
-            for axis, start in enumerate(chunk.offsets[0 if layer is None else 1:]):
-                place = place.narrow(axis, start, part.shape[axis])
+        for chunk, wanted in parts:
+            part = self._part(name, layer, chunk, wanted)
+            place = whole.narrow(0, wanted.start - rows.start, len(wanted))
+            for other, start in enumerate(chunk.offsets[axis + 1:], start=1):
+                place = place.narrow(other, start, part.shape[other])
             place.copy_(part)
             num_filled += part.numel()
         assert num_filled == whole.numel(), f"{name}: parts overlap, or some are missing"
         return whole
 
-    def _part(self, name: str, layer: int | None, chunk: ChunkStorageMetadata) -> Tensor:
-        """What one rank wrote of a tensor, of one layer."""
-        place = self._metadata.storage_data[MetadataIndex(_stored_name(name), chunk.offsets)]
-        part = _map_archive(self.folder / place.relative_path, place.offset, place.length)
-        return part if layer is None else part[layer - chunk.offsets[0]]
+    def _part(self, name: str, layer: int | None, chunk: ChunkStorageMetadata, rows: range) -> Tensor:
+        """Rows of what one rank wrote of a tensor, of one layer; rows count in the whole tensor."""
+        axis = 0 if layer is None else 1
+        first = [] if layer is None else [layer - chunk.offsets[0]]
+        start = rows.start - chunk.offsets[axis]
+        return self._archive(name, chunk).map(first, slice(start, start + len(rows)))
+
+    def _archive(self, name: str, chunk: ChunkStorageMetadata) -> _Archive:
+        index = MetadataIndex(_stored_name(name), chunk.offsets)
+        if index not in self._archives:
+            place = self._metadata.storage_data[index]
+            self._archives[index] = _Archive.at(self.folder / place.relative_path, place.offset, place.length)
+        return self._archives[index]
 
     def _entry(self, name: str) -> TensorStorageMetadata:
         return self._metadata.state_dict_metadata[_stored_name(name)]
@@ -101,21 +114,46 @@ def _stored_name(name: str) -> str:
     return name.replace(_LAYERS + "*.", _LAYERS)
 
 
-def _map_archive(path: Path, offset: int, length: int) -> Tensor:
-    """The tensor in the archive of `length` bytes at `offset`, its data mapped from the file."""
-    with open(path, "rb") as file:
-        if offset + length > os.fstat(file.fileno()).st_size:
-            raise UserError(f"{path} is shorter than its checkpoint says: it was not written to its end")
-        window = _Window(file, offset, length)
-        with zipfile.ZipFile(window) as archive:
-            [record] = [entry for entry in archive.infolist() if "/data/" in entry.filename]
-            with archive.open(record):
-                start = offset + window.tell()  # past the entry's own header
-        window.seek(0)
-        layout = torch.load(window, map_location="meta", weights_only=True)
-        assert record.compress_type == zipfile.ZIP_STORED
-    data = map_tensor(path, start, record.file_size // layout.dtype.itemsize, layout.dtype, whole=True)
-    return data.as_strided(layout.size(), layout.stride(), layout.storage_offset())
+def _common(rows: range, start: int, size: int) -> range:
+    """Those of the rows that lie in a part."""
+    return range(max(rows.start, start), min(rows.stop, start + size))
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """Where the data of one archive lie, and how."""
+
+    path: Path
+    start: int
+    """Byte of its first element."""
+    num_elements: int
+    layout: Tensor
+    """Without data."""
+
+    @classmethod
+    def at(cls, path: Path, offset: int, length: int) -> _Archive:
+        """The archive of `length` bytes at `offset`."""
+        with open(path, "rb") as file:
+            if offset + length > os.fstat(file.fileno()).st_size:
+                raise UserError(f"{path} is shorter than its checkpoint says: it was not written to its end")
+            window = _Window(file, offset, length)
+            with zipfile.ZipFile(window) as archive:
+                [record] = [entry for entry in archive.infolist() if "/data/" in entry.filename]
+                with archive.open(record):
+                    start = offset + window.tell()  # past the entry's own header
+            window.seek(0)
+            layout = torch.load(window, map_location="meta", weights_only=True)
+            assert record.compress_type == zipfile.ZIP_STORED
+        return cls(path, start, record.file_size // layout.dtype.itemsize, layout)
+
+    def map(self, first: list[int], rows: slice) -> Tensor:
+        """Rows of its tensor (of `tensor[first]`), their data mapped from the file."""
+        wanted = self.layout[(*first, rows)]
+        offset, size = wanted.storage_offset(), wanted.numel()
+        if not wanted.is_contiguous():
+            offset, size = 0, self.num_elements
+        data = map_tensor(self.path, self.start + offset * wanted.dtype.itemsize, size, wanted.dtype, whole=True)
+        return data.as_strided(wanted.size(), wanted.stride(), wanted.storage_offset() - offset)
 
 
 class _Window(io.RawIOBase):

@@ -59,6 +59,12 @@ def write_checkpoint(folder: Path, tensors: Sequence[LayerTensor], num_layers: i
     save_config(CheckpointingConfig("torch_dist"), str(folder))
 
 
+def remove_checkpoint(folder: Path) -> None:
+    """Remove what an interrupted writer has left."""
+    for left in (*folder.glob("*.distcp"), folder / ".metadata"):
+        left.unlink(missing_ok=True)
+
+
 class _Writer(FileSystemWriter):
     """One file, hashed while it is written; no place and no random identity in its metadata."""
 

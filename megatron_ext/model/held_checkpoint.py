@@ -27,13 +27,13 @@ def named_checkpoint(path: Path) -> Path:
 
 
 @contextmanager
-def held(checkpoint: Path, folder: Path) -> Iterator[Path]:
+def held(checkpoint: Path, folder: Path, name: str = _HELD) -> Iterator[Path]:
     """A copy of the checkpoint for the `with` block, made of hard links in `folder`: its run may delete the original.
 
     Links need no agreement with the run and no space, and work on NFS and Lustre too. On two file systems there are
     none: then it is the checkpoint itself, and a deletion is an error of whoever reads it.
     """
-    copy = folder / _HELD
+    copy = folder / name
     shutil.rmtree(copy, ignore_errors=True)  # left by an interrupted process
     try:
         yield copy if _link_files(checkpoint, copy) else checkpoint

@@ -106,7 +106,7 @@ def write_hf_folder(checkpoint: Path, folder: Path, dtype: str = "keep",
 def _pieces(reader: CheckpointReader, architecture: Architecture, dtype: str) -> list[Piece]:
     """Every tensor of the folder, in the order of the model."""
     table = weight_table(architecture)
-    _check(reader, table, architecture)
+    check_tensors(reader, table, architecture)
     return [_piece(reader, name, table[name], layer, architecture, dtype)
             for name, layer in in_model_order(table, architecture.num_layers)]
 
@@ -127,7 +127,7 @@ def _read_as_hf(reader: CheckpointReader, name: str, row: Row, layer: int | None
     return row.to_hf(reader.read(name, layer), architecture)
 
 
-def _check(reader: CheckpointReader, table: Table, architecture: Architecture) -> None:
+def check_tensors(reader: CheckpointReader, table: Table, architecture: Architecture) -> None:
     """Raise UserError when the checkpoint's tensors are not those of its config."""
     missing, unknown = sorted(table.keys() - reader.names()), sorted(reader.names() - table.keys())
     if missing:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megatron_ext.artifacts import Artifact
 from megatron_ext.config import ModelConfig
-from megatron_ext.model.checkpoint_writer import LayerTensor, write_checkpoint
+from megatron_ext.model.checkpoint_writer import LayerTensor, remove_checkpoint, write_checkpoint
 from megatron_ext.model.checkpoints import CONTENT_METADATA, load_model
 from megatron_ext.model.distributed import produce_together
 from megatron_ext.model.gpt import build_model, check_layout, padded_vocab_size
@@ -58,8 +58,7 @@ def write_megatron_checkpoint(hf_folder: Path, folder: Path, dtype: str = "keep"
 def _import(settings: ImportSettings, folder: Path) -> dict[str, Any]:
     counts: dict[str, Any] = {}
     if dist.get_rank() == 0:
-        for left in (*folder.glob("*.distcp"), folder / ".metadata"):  # by an interrupted import
-            left.unlink(missing_ok=True)
+        remove_checkpoint(folder)  # what an interrupted import has left
         shutil.rmtree(folder / HF_METADATA, ignore_errors=True)
         counts = write_megatron_checkpoint(settings.model, folder, settings.dtype)
     dist.barrier()

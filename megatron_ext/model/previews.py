@@ -1,14 +1,17 @@
-"""What `--dry-run` of importing, exporting and proving parity tells of the model, from its config.json alone."""
+"""What `--dry-run` of importing, exporting, merging and proving parity tells of the model, from its config.json."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_ext.artifacts import Artifact
 from megatron_ext.config import ParallelConfig
 from megatron_ext.errors import UserError
+from megatron_ext.model.held_checkpoint import named_checkpoint
 from megatron_ext.model.hf_config import check_layout, read_architecture
-from megatron_ext.model.settings import ExportSettings, ImportSettings, ParitySettings
+from megatron_ext.model.likeness import unlike
+from megatron_ext.model.settings import ExportSettings, ImportSettings, MergeSettings, ParitySettings
 
 _HF_METADATA = "hf"
 
@@ -35,6 +38,24 @@ def describe_export(settings: ExportSettings) -> Iterator[str]:
         raise UserError(f"checkpoint = {settings.checkpoint}: no checkpoint is there ({_HF_METADATA}/config.json is "
                         "missing); name <run>/checkpoints/iter_… or the file <run>/checkpoints/latest")
     yield from _describe(place / _HF_METADATA, ParallelConfig())
+
+
+def describe_merge(settings: MergeSettings) -> Iterator[str]:
+    """The model that all checkpoints hold. Raises UserError that names every one that is none, or another model's."""
+    places = [named_checkpoint(place) for place in settings.checkpoints]
+    problems = []
+    for place in places:
+        try:
+            Artifact.open(place, kind="checkpoint")
+            problems += [f"{place} has {told} than {places[0]}"
+                         for told in unlike(places[0] / _HF_METADATA, place / _HF_METADATA)]
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("checkpoints: " + "; ".join(dict.fromkeys(problems)))
+    yield from _describe(places[0] / _HF_METADATA, ParallelConfig())
+    weights = settings.weights or [1.0] * len(places)
+    yield from (f"{weight / sum(weights):.4g} x {place}" for weight, place in zip(weights, places, strict=True))
 
 
 def _describe(folder: Path, parallel: ParallelConfig) -> Iterator[str]:

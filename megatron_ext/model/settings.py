@@ -48,6 +48,26 @@ class ExportSettings(StageSettings):
     """Token positions over which the logits are compared."""
 
 
+class MergeSettings(StageSettings):
+    """Which checkpoints are merged into one: each of its tensors is the weighted mean of theirs."""
+
+    checkpoints: Annotated[list[Path], PLACE] = Field(min_length=2)
+    """Megatron checkpoints of one architecture and tokenizer, of any layouts: `<run>/checkpoints/iter_…`."""
+    weights: list[Annotated[float, Field(ge=0)]] | None = None
+    """Of each checkpoint, in their order; their sum need not be 1. null: the plain mean."""
+    dtype: Literal["keep", "float32", "bfloat16"] = "keep"
+    """Type of the merged weights; `keep`: that of the checkpoints, which must be one."""
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> MergeSettings:
+        if self.weights is not None and len(self.weights) != len(self.checkpoints):
+            raise ValueError(f"weights has {len(self.weights)} numbers for {len(self.checkpoints)} checkpoints; give "
+                             "one for each")
+        if self.weights is not None and not sum(self.weights):
+            raise ValueError("weights are all 0; give one that is not")
+        return self
+
+
 class ParitySettings(StageSettings):
     """What is compared: the logits of `model` in transformers with its own in megatron-core, or with another's.
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from megatron_ext.artifacts import is_finished
 from megatron_ext.config import RunConfig
-from megatron_ext.data.blend import plan_blend
 from megatron_ext.errors import UserError
 from megatron_ext.settings import validate
-from megatron_ext.study.graph import Input, Inside, Node
 from megatron_ext.study.logs import last_error
+from megatron_ext.study.nodes import Input, Inside, Node
 from megatron_ext.training.preflight import source_sizes
 from megatron_ext.training.run_folder import run_identity
+from megatron_ext.training.trunk import plan_run
 
 _EVALUATIONS, _ALONG = "evaluations", "along_training"
 _COMPARED = {"comparison": _EVALUATIONS, "held_out_comparison": "held_out"}
@@ -89,7 +89,7 @@ def refuse_pointless(run: Node, nodes: Sequence[Node], work: Path) -> None:
     empty = [name for name, tokens in sizes.items() if not tokens]
     if not empty:
         with suppress(UserError):  # amounts that cannot be had are a failure, told when the run is checked
-            empty = [source.name for source in plan_blend(config, sizes).sources if not source.num_samples]
+            empty = [source.name for source in plan_run(config, sizes).sources if not source.num_samples]
     if empty:
         raise RefusedArm(f"it would see nothing of {', '.join(empty)} (no text was left, or the amount is below one "
                          "sample): not trained, for it would be a copy of what its other sources make")

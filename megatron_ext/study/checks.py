@@ -11,8 +11,8 @@ from pathlib import Path
 
 from megatron_ext.artifacts import is_finished
 from megatron_ext.errors import UserError
-from megatron_ext.study.graph import Inside, Node
 from megatron_ext.study.jobs import Job
+from megatron_ext.study.nodes import Inside, Node
 from megatron_ext.study.plan import PlannedStudy, examine
 from megatron_ext.study.site import CHECK_SITE, Site
 

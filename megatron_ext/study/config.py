@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,143 +25,32 @@ from megatron_ext.settings import (
     validate,
 )
 from megatron_ext.settings_types import Slot, expand_home, map_places
-from megatron_ext.study.contract import check_contract
+from megatron_ext.study.contract import check_contract, trunk_problems
 from megatron_ext.study.cost_settings import CostSettings
 from megatron_ext.study.job_settings import JobSettings
 from megatron_ext.study.names import NEUTRAL, name_problems
 from megatron_ext.study.programs import settings_of
+from megatron_ext.study.sections import (
+    PLACES,
+    ConditionConfig,
+    CorpusConfig,
+    EvaluationConfig,
+    HeldOutConfig,
+    JudgeConfig,
+    RewriterConfig,
+    SourceAmount,
+    StyleSource,
+    SubsetConfig,
+    TrunkConfig,
+    part_of,
+)
 
 REWRITES = "rewrites"
 _SUBSETS_OWN = {"corpus": ".", "tokenizer": ".", "text_column": "text", "id_column": None, "scores": {}, "rule": None,
                 "budget_tokens": 1}
-_PLACES = {"documents": ".", "tokenizer": "."}
-
-Count = Annotated[int, Field(gt=0, le=10**15)]
 Name = Annotated[str, Field(min_length=1)]
 _RUN = PartOf(lambda: RunConfig, {"output": ".", "model.hf_folder": ".", "data.sources": {}, "validation.sources": {},
                                   "train.seed": 0})
-
-
-def _part_of(program: str, taken: dict[str, Any]) -> PartOf:
-    return PartOf(lambda: settings_of(program), taken)
-
-
-class CorpusConfig(Settings):
-    """The scored corpus."""
-
-    path: Path
-    """Parquet or JSONL file, or a folder of them."""
-    text_column: str = "text"
-    """Column of the text."""
-    id_column: str | None = "id"
-    """Column of the document's name; null names documents by a hash of their text."""
-    scores: dict[str, str] = Field(default_factory=lambda: {"stem": "stem_score", "edu": "edu_score"})
-    """Short name used in rules -> column."""
-
-
-class SubsetConfig(Settings):
-    """A subset of the corpus."""
-
-    rule: str
-    """Expression over the scores, e.g. `stem > 2.5 or edu > 2.5`."""
-    budget_tokens: Count
-    """Tokens to select, counted by the base model's tokenizer."""
-
-
-class RewriterConfig(Settings):
-    """How subsets are rewritten."""
-
-    model: Place
-    """A name that tools.fetch_model knows, a Hugging Face model id or a model folder."""
-    subsets: list[str] = Field(min_length=1)
-    """Subsets that are rewritten; `<subset>_rewrites` is then a source of blends (of one of `more_rewriters`:
-    `<subset>_<name>`)."""
-    settings: Annotated[dict[str, Any], _part_of("tools.rewrite_corpus", _PLACES | {"model": "."})] = Field(
-        default_factory=dict)
-    """Settings of tools.rewrite_corpus: engine, styles, sampling, bounds."""
-    note: str | None = None
-    """Shown in the report beside everything that rests on this rewriter."""
-
-    @field_validator("model")
-    @classmethod
-    def _can_be_had(cls, model: str) -> str:
-        return obtainable(model)
-
-
-class StyleSource(Settings):
-    """Some styles of a subset's rewrites, as a source of its own."""
-
-    rewrites: str
-    """Source that holds them, e.g. `high_rewrites`."""
-    styles: list[str] = Field(min_length=1)
-    """Styles that are taken from it."""
-
-
-class SourceAmount(Settings):
-    """How much of a source a condition sees: as in the run configuration, without the path."""
-
-    tokens: int | None = None
-    """Tokens."""
-    epochs: float | None = None
-    """Passes over the source."""
-    fraction: float | None = None
-    """Fraction of the budget."""
-    fill: bool = False
-    """What the others leave."""
-    max_epochs: float = 1.0
-    """Repetition that is allowed."""
-
-
-class ConditionConfig(Settings):
-    """One arm of the study."""
-
-    sources: dict[str, SourceAmount] = Field(min_length=1)
-    """Blend: a subset's name for its original text, `<subset>_rewrites` for its rewrites."""
-    overrides: dict[str, Any] = Field(default_factory=dict)
-    """`section.key: value` of the run that differ here; each must be listed in `allow_differences`."""
-
-
-class EvaluationConfig(Settings):
-    """How models are evaluated."""
-
-    settings: Annotated[dict[str, Any], _part_of("evaluation.run_poeta", {"model": "."})] = Field(default_factory=dict)
-    """Settings of evaluation.run_poeta: tasks, limit, batch size, data folder."""
-    checkpoints: Literal["last", "all"] | list[Count] = "last"
-    """Checkpoints besides the last that are kept, exported and evaluated: `all` of `checkpoint.interval_tokens`, or
-    those after so many tokens."""
-    baseline: str
-    """Condition that the others are compared with."""
-    primary: str = "npm"
-    """Outcome that the study is about, named before it runs: npm, a held-out text (`neutral`, a source) in bits a
-    byte, or, where gold answers are scored, a measure of theirs (`cloze_bits_per_byte`). It makes the headline, and its
-    differences are corrected for their own number alone."""
-    interactions: dict[str, list[str]] = Field(default_factory=dict)
-    """Name -> conditions [a, b, c, d]: is a - b another difference than c - d?"""
-    outside: dict[str, Place] = Field(default_factory=dict)
-    """Name -> model that is not compared, another base or size: evaluated as the others are, so that the page can tell
-    how far such models differ on each task (its signal). The base model counts as one."""
-    matched_by: Literal["tokens", "documents", "compute"] = "tokens"
-    """What the conditions have equally much of; stated in the report."""
-
-    @field_validator("outside")
-    @classmethod
-    def _can_be_had(cls, outside: dict[str, str]) -> dict[str, str]:
-        return {name: obtainable(model) for name, model in outside.items()}
-
-
-class HeldOutConfig(Settings):
-    """What models are measured on besides what the sources hold out."""
-
-    neutral: Path | None = None
-    """Folder or file of documents that no condition is trained on, and of none of the sources: the text `neutral`, on
-    which a lower loss is a better model."""
-    text_column: str = "text"
-    """Column of its text."""
-    id_column: str | None = "id"
-    """Column of its documents' ids: documents of one id are one piece of evidence; null: ids are made from the text."""
-    overlapping: Literal["keep", "remove"] = "keep"
-    """What becomes of held-out documents, of any text, that a condition's training text holds, too: 13 words in a row
-    or a near duplicate. They are counted either way."""
 
 
 class StudyConfig(Settings):
@@ -183,11 +72,13 @@ class StudyConfig(Settings):
     """None: nothing is rewritten."""
     more_rewriters: dict[str, RewriterConfig] = Field(default_factory=dict)
     """Name -> further rewriter; `<subset>_<name>` is then a source of blends."""
+    judge: JudgeConfig | None = None
+    """None: no model judges the rewrites."""
     style_sources: dict[str, StyleSource] = Field(default_factory=dict)
     """Name of a source -> the rewrites that it is a part of."""
-    select: Annotated[dict[str, Any], _part_of("tools.select_corpus", _SUBSETS_OWN)] = Field(default_factory=dict)
+    select: Annotated[dict[str, Any], part_of("tools.select_corpus", _SUBSETS_OWN)] = Field(default_factory=dict)
     """Settings of tools.select_corpus that all subsets share, e.g. `max_chars`."""
-    tokenize: Annotated[dict[str, Any], _part_of("tools.tokenize_corpus", _PLACES | {"styles": None})] = Field(
+    tokenize: Annotated[dict[str, Any], part_of("tools.tokenize_corpus", PLACES | {"styles": None})] = Field(
         default_factory=dict)
     """Settings of tools.tokenize_corpus, e.g. `valid_fraction`."""
     run_file: Path | None = None
@@ -196,6 +87,8 @@ class StudyConfig(Settings):
     """Run configuration without output, model folder and sources: equal in all conditions."""
     data_parallel_size: int = Field(default=1, gt=0, le=2**20)
     """Model replicas; processes of a run = this x tp x pp x cp."""
+    trunk: TrunkConfig | None = None
+    """The run that all conditions branch from; null: each starts from the base model."""
     conditions: dict[str, ConditionConfig] = Field(min_length=1)
     """Name -> condition."""
     validation_sources: list[str] = Field(default_factory=list)
@@ -243,6 +136,7 @@ class StudyConfig(Settings):
     def used_originals(self) -> dict[str, str]:
         """Those that something in the study names; the others are not made."""
         named = {name for condition in self.conditions.values() for name in condition.sources}
+        named |= set(self.trunk.sources if self.trunk else {})
         named |= {part.rewrites for part in self.style_sources.values()} | set(self.validation_sources)
         return {name: source for name, source in self.originals.items() if name in named}
 
@@ -265,7 +159,7 @@ class StudyConfig(Settings):
 
     def trained_on(self, condition: str) -> list[str]:
         """Sources that a condition is trained on, with the subsets whose text the rewritten ones were made of."""
-        names = list(self.conditions[condition].sources)
+        names = [*self.conditions[condition].sources, *(self.trunk.sources if self.trunk else {})]
         names += [self.style_sources[name].rewrites for name in names if name in self.style_sources]
         return list(dict.fromkeys([*names, *(self.rewritten_sources[name][0] for name in names
                                              if name in self.rewritten_sources)]))
@@ -319,6 +213,8 @@ def check_runs(study: StudyConfig) -> None:
     if problems:
         raise UserError("; ".join(f"run of {', '.join(names)}: {problem}" for problem, names in problems.items()))
     check_contract(runs, study.allow_differences)
+    if study.trunk and (problems := trunk_problems(runs, planned_trunk(study))):
+        raise UserError("trunk: " + "; ".join(problems))
 
 
 def _find_places(values: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -342,32 +238,38 @@ def _find(key: str, text: str, folder: Path) -> str:
 
 
 def planned_run(study: StudyConfig, condition: str, seed: int) -> RunConfig:
-    """The run before there are places: sources and model are named, not found."""
-    return run_config(study, condition, seed, output=Path(), hf_folder=Path(),
-                      tokenized={name: Path(name) for name in study.sources})
-
-
-def run_config(study: StudyConfig, condition: str, seed: int, *, output: Path, hf_folder: Path,
-               tokenized: dict[str, Path]) -> RunConfig:
-    """The run configuration of one condition and seed.
+    """The run before there are places: sources, model and trunk are named, not found.
 
     Raises UserError that lists every mistake of the study's `run` section.
     """
-    values = overlay(study.run, {
-        "output": str(output),
-        "model": {"hf_folder": str(hf_folder)},
-        "train": {"seed": seed},
-        "data": {"sources": {
-            name: {"path": str(tokenized[name]), **amount.model_dump(exclude_defaults=True)}
-            for name, amount in study.conditions[condition].sources.items()
-        }},
-        "validation": {"sources": {
-            name: str(tokenized[name]) for name in study.held_out
-        }},
-    })
-    for key, value in study.conditions[condition].overrides.items():
+    settings = study.conditions[condition]
+    values = overlay(study.run, _own(study, settings.sources, seed))
+    if study.trunk:
+        values["start"] = {"checkpoint": "trunk"}
+    for key, value in settings.overrides.items():
         section, _, name = key.partition(".")
         if not name:
             raise UserError(f"conditions.{condition}.overrides: {key!r} is not of the form section.key")
         values = overlay(values, {section: {name: value}})
     return validate(RunConfig, values, where="its configuration (run_file, run, conditions)")
+
+
+def planned_trunk(study: StudyConfig) -> RunConfig:
+    """The run that all conditions leave, likewise: as long as it is shared, at the learning rate before their decay."""
+    assert study.trunk is not None
+    branch = planned_run(study, next(iter(study.conditions)), study.seeds[0])
+    values = overlay(study.run, _own(study, study.trunk.sources, study.trunk.seed))
+    values = overlay(values, {"train": {"budget_tokens": study.trunk.tokens}})
+    values["schedule"] = {"style": "constant", "warmup_tokens": branch.warmup_samples * branch.data.seq_length,
+                          "warmup_init_lr": branch.schedule.warmup_init_lr}
+    return validate(RunConfig, values, where="the configuration of the trunk (run_file, run, trunk)")
+
+
+def _own(study: StudyConfig, sources: dict[str, SourceAmount], seed: int) -> dict[str, Any]:
+    """What a run of the study has of its own."""
+    return {
+        "output": ".", "model": {"hf_folder": "."}, "train": {"seed": seed},
+        "data": {"sources": {name: {"path": name, **amount.model_dump(exclude_defaults=True)}
+                             for name, amount in sources.items()}},
+        "validation": {"sources": {name: name for name in study.held_out}},
+    }

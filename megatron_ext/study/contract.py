@@ -35,6 +35,21 @@ def check_contract(runs: Mapping[str, RunConfig], allowed: Sequence[str]) -> Non
                         + ". Make them equal, or list the key in allow_differences")
 
 
+def trunk_problems(runs: Mapping[str, RunConfig], trunk: RunConfig) -> list[str]:
+    """Why conditions cannot leave their trunk where it ends (none: they can)."""
+    problems = []
+    for name, run in runs.items():
+        if run.train_iters <= trunk.train_iters:
+            problems.append(f"tokens {trunk.train.budget_tokens:,} leave nothing of train.budget_tokens "
+                            f"{run.train.budget_tokens:,} to {name!r}; lower the first or raise the second")
+        elif run.decay_start < trunk.num_samples:
+            problems.append(f"the {run.schedule.style} decay of {name!r} begins after "
+                            f"{round(run.decay_start) * run.data.seq_length:,} tokens, before the trunk is left at "
+                            f"{trunk.num_samples * run.data.seq_length:,}: give schedule.style WSD with a decay that "
+                            "fits into the branch (decay_tokens), or constant")
+    return list(dict.fromkeys(problems))
+
+
 def _compared(run: RunConfig) -> dict[str, Any]:
     """What runs must agree in: all that can touch what they compute."""
     return with_roles(run, (DECIDING, LAYOUT))

@@ -13,12 +13,15 @@ from typing import Any
 from megatron_ext.artifacts import Artifact, is_finished
 from megatron_ext.config import RunConfig
 from megatron_ext.data.blend import BlendPlan, plan_blend
+from megatron_ext.data.past import Past, SourceRead
+from megatron_ext.data.rewriting.judge.pairs import labelled_pairs
+from megatron_ext.data.rewriting.judge.settings import JudgeSettings
 from megatron_ext.data.rewriting.settings import RewriteSettings
 from megatron_ext.errors import UserError
 from megatron_ext.settings import validate
 from megatron_ext.study.cost_settings import CostSettings
-from megatron_ext.study.graph import Inside, Node
 from megatron_ext.study.models import known_parameters, model_node
+from megatron_ext.study.nodes import Inside, Node
 
 _REWRITER_BILLION = 8.0  # size that rewrite_tokens_per_second is given for
 
@@ -45,8 +48,8 @@ class Forecast:
 
         Raises UserError for a model whose size is not known.
         """
-        stages = {"select": self._select, "rewrite": self._rewrite, "tokenize": self._tokenize, "run": self._run,
-                  "export": self._export, "evaluate": self._evaluate}
+        stages = {"select": self._select, "rewrite": self._rewrite, "judge": self._judge, "tokenize": self._tokenize,
+                  "run": self._run, "export": self._export, "evaluate": self._evaluate}
         return stages[node.stage](node) if node.stage in stages else Cost()
 
     def blend(self, run: Node) -> BlendPlan:
@@ -54,12 +57,20 @@ class Forecast:
 
         Raises UserError when the amounts do not fit these sizes.
         """
-        sizes = {}
-        for name in run.settings["data"]["sources"]:
-            source = run.inputs[f"data.sources.{name}.path"]
-            assert isinstance(source, Node)
-            sizes[name] = round(self._tokens(source) * (1 - source.settings.get("valid_fraction", 0.0)))
-        return plan_blend(self._run_config(run), sizes)
+        sizes = {name: round(self._tokens(source) * (1 - source.settings.get("valid_fraction", 0.0)))
+                 for name, source in _sources(run).items()}
+        return plan_blend(self._run_config(run), sizes, self._past(run))
+
+    def _past(self, run: Node) -> Past | None:
+        """What its trunk will have read."""
+        trunk = trunk_of(run)
+        if trunk is None:
+            return None
+        plan, names = self.blend(trunk), {node.identity: name for name, node in _sources(trunk).items()}
+        seen = plan.samples_seen(plan.num_samples)
+        read = {name: SourceRead(node.identity, name, (), seen[names[node.identity]])
+                for name, node in _sources(run).items() if node.identity in names}
+        return Past(plan.num_samples, read, {})
 
     def _tokens(self, node: Node) -> float:
         """Tokens that a data stage has written, or is expected to write."""
@@ -94,12 +105,28 @@ class Forecast:
 
     def _rewrite(self, node: Node) -> Cost:
         settings, source, written = self._settings, self._tokens(_parent(node, "documents")), self._tokens(node)
-        billions = self._parameters(_parent(node, "model")) / 1e9
-        speed = settings.rewrite_tokens_per_second * _REWRITER_BILLION / billions
+        speed = self._writing_speed(node)
         text_bytes = written * settings.bytes_per_token * (1 + settings.rewrite_records) / settings.parquet_compression
         return Cost(written / speed / 3600, text_bytes,
                     f"{_short(source)} tokens x {len(_styles(node))} styles x {settings.rewrite_yield:g} = "
                     f"{_short(written)} tokens / {speed:,.0f} a second and GPU")
+
+    def _judge(self, node: Node) -> Cost:
+        judge = validate(JudgeSettings, node.config(self._work), where=node.name)
+        num_labelled = len(labelled_pairs(judge.language, judge.labelled_file))
+        num_styles = len(_styles(_parent(node, "rewrites")))
+        written = (judge.sample * num_styles + num_labelled) * judge.max_new_tokens
+        arithmetic = (f"({judge.sample:,} pairs x {num_styles} styles + {num_labelled:,}) x at most "
+                      f"{judge.max_new_tokens:,} tokens")
+        if "model" not in node.inputs:
+            return Cost(0, 0, f"{arithmetic}, at an endpoint")
+        speed = self._writing_speed(node)
+        return Cost(written / speed / 3600, 0, f"{arithmetic} = {_short(written)} / {speed:,.0f} a second and GPU")
+
+    def _writing_speed(self, node: Node) -> float:
+        """Tokens a second that a GPU writes with a node's model."""
+        billions = self._parameters(_parent(node, "model")) / 1e9
+        return self._settings.rewrite_tokens_per_second * _REWRITER_BILLION / billions
 
     def _tokenize(self, node: Node) -> Cost:
         tokens, size = self._tokens(node), self._settings.bytes_per_token_id
@@ -107,10 +134,13 @@ class Forecast:
 
     def _run(self, node: Node) -> Cost:
         config, parameters = self._run_config(node), self._parameters(node)
-        tokens = config.train_iters * config.tokens_per_iteration
+        begins = self._run_config(trunk).train_iters if (trunk := trunk_of(node)) else 0
+        tokens = (config.train_iters - begins) * config.tokens_per_iteration
         interval = config.iterations(config.checkpoint.interval_tokens) or config.train_iters
-        saved = len(config.kept_iterations | {config.train_iters, *range(interval, config.train_iters, interval)})
-        kept = min(saved, len(config.kept_iterations) + config.checkpoint.keep_last)
+        kept_iterations = {iteration for iteration in config.kept_iterations if iteration > begins}
+        saved = len(kept_iterations | {config.train_iters, *(
+            iteration for iteration in range(interval, config.train_iters, interval) if iteration > begins)})
+        kept = min(saved, len(kept_iterations) + config.checkpoint.keep_last)
         tflops, size = self._settings.train_tflops_per_gpu, self._settings.checkpoint_bytes_per_parameter
         return Cost(6 * parameters * tokens / (tflops * 1e12) / 3600, kept * parameters * size,
                     f"6 x {_short(parameters)} x {_short(tokens)} tokens / {tflops:g} TFLOP/s; "
@@ -131,10 +161,21 @@ class Forecast:
         return validate(RunConfig, node.config(self._work) | {"output": "."}, where=node.name)
 
 
+def trunk_of(run: Node) -> Node | None:
+    """The run that a branch leaves."""
+    checkpoint = run.inputs.get("start.checkpoint")
+    return checkpoint.node if isinstance(checkpoint, Inside) else None
+
+
+def _sources(run: Node) -> dict[str, Node]:
+    """Name -> tokenized source of a run's blend."""
+    nodes = {name: run.inputs[f"data.sources.{name}.path"] for name in run.settings["data"]["sources"]}
+    return {name: node for name, node in nodes.items() if isinstance(node, Node)}
+
+
 def reads_originals_alone(run: Node) -> bool:
     """Whether all sources of a run are text as it was selected, so that their sizes are known before they are made."""
-    sources = [run.inputs[f"data.sources.{name}.path"] for name in run.settings["data"]["sources"]]
-    return all(isinstance(source, Node) and _parent(source, "documents").stage == "select" for source in sources)
+    return all(_parent(source, "documents").stage == "select" for source in _sources(run).values())
 
 
 def describe_blend(plan: BlendPlan) -> str:

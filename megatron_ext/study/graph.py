@@ -1,154 +1,50 @@
-"""The stages of a study as a graph: each node is one program that makes one artifact.
-
-A node's identity is a hash of its kind, its settings and the identities of its inputs. It is known before anything has
-run, it names the output folder, and nodes that several conditions share are one node.
-"""
+"""The graph of a study: from its file to the nodes of all stages."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.artifacts import hash_json, partial_folder, reference
 from megatron_ext.config import ParallelConfig, RunConfig
 from megatron_ext.errors import UserError
-from megatron_ext.identity import PLACE, WATCHING, role_at, with_roles
-from megatron_ext.settings import validate
-from megatron_ext.study.config import REWRITES, StudyConfig, planned_run
-from megatron_ext.study.names import BASE, NEUTRAL, NPM
-from megatron_ext.study.older import made_by_older_version
-from megatron_ext.study.programs import settings_of
-
-STAGES = ("model", "select", "rewrite", "originals", "tokenize", "overlap", "import", "run", "validate", "export",
-          "evaluate", "compare")
-
-
-@dataclass(frozen=True)
-class Inside:
-    """A folder inside a node's output, e.g. the last checkpoint of a run."""
-
-    node: Node
-    folder: str
-
-
-@dataclass(frozen=True)
-class Node:
-    """One stage: a program, its settings, and where its inputs come from."""
-
-    name: str
-    """E.g. `select/high`; also the place of the output below the study's folder."""
-    kind: str
-    """Kind of the artifact that it makes."""
-    program: str
-    """Python module that is run."""
-    settings: dict[str, Any]
-    """Settings of the program, without places."""
-    inputs: dict[str, Input] = field(default_factory=dict)
-    """Setting that takes a place (dots for sections) -> what is read there."""
-    after: tuple[Node, ...] = ()
-    """Nodes that must have succeeded before, though nothing of them is read."""
-    processes: int = 1
-    """More than one, or a program that needs torch.distributed: started by torchrun."""
-
-    @property
-    def stage(self) -> str:
-        """The stage that it belongs to: first part of its name."""
-        return self.name.split("/")[0]
-
-    @cached_property
-    def identity(self) -> str:
-        """Hash of what is asked for: the deciding settings, defaults included, and the inputs' identities."""
-        read = {key: _identity(value) for key, value in self.inputs.items()
-                if role_at(settings_of(self.program), key) is not WATCHING}
-        named = {key: _identity_of_place(value) for key, value in self.named.items()}
-        return hash_json([self.kind, self.program, self.deciding, read | named])
-
-    @cached_property
-    def deciding(self) -> dict[str, Any]:
-        """The settings that decide what the program makes."""
-        return with_roles(validate(settings_of(self.program), self._filled_in(), where=self.name))
-
-    @cached_property
-    def named(self) -> dict[str, Any]:
-        """Places among the settings instead of the inputs: of prompts, of raw data, or a model's id on a hub."""
-        return {key: value for key, value in self.settings.items()
-                if value is not None and key not in self.inputs and role_at(settings_of(self.program), key) is PLACE}
-
-    def _filled_in(self) -> dict[str, Any]:
-        values = self._with_places(lambda value: ["."] * len(value) if isinstance(value, list) else ".")
-        return values | {"output": "."} if "output" in settings_of(self.program).model_fields else values
-
-    @property
-    def label(self) -> str:
-        """Name for its files and jobs, unique among all studies of a work folder."""
-        return f"{self.name.replace('/', '.')}-{self.identity[:8]}"
-
-    @property
-    def parents(self) -> list[Node]:
-        """Nodes that must be finished before."""
-        return [*self.after, *_nodes_of(self)]
-
-    def output(self, work: Path) -> Path:
-        """Folder of the artifact: under this identity, or one that an older version made of the same request."""
-        folder = work / f"{self.name}-{self.identity[:8]}"
-        if folder.exists() or partial_folder(folder).exists():
-            return folder
-        return made_by_older_version(self, work) or folder
-
-    def config(self, work: Path) -> dict[str, Any]:
-        """The program's settings with the places of its inputs filled in."""
-        return self._with_places(lambda value: _places(value, work))
-
-    def _with_places(self, place: Callable[[Input], Any]) -> dict[str, Any]:
-        values = copy.deepcopy(self.settings)
-        for key, value in self.inputs.items():
-            *sections, last = key.split(".")
-            target = values
-            for section in sections:
-                target = target.setdefault(section, {})
-            target[last] = place(value)
-        return values
-
-    def input_references(self, work: Path) -> set[tuple[str, str]] | None:
-        """(kind, content hash) of everything that the node reads; None when some of it is not there."""
-        places = [Path(place) for value in self.inputs.values() for place in _flat_places(value, work)]
-        return {tuple(reference(place).values()) for place in places} if all(map(Path.exists, places)) else None
-
-
-Input = Node | Inside | Path | list[Node]
+from megatron_ext.study.config import REWRITES, StudyConfig, planned_run, planned_trunk
+from megatron_ext.study.names import BASE, NEUTRAL, NPM, TRUNK
+from megatron_ext.study.nodes import Input, Inside, Node, in_order
 
 
 def build_graph(study: StudyConfig) -> list[Node]:
     """All nodes of a study in the order of the stages, every node after its inputs."""
-    base = _model_node(BASE, study.base_model)
-    tokenized = _source_nodes(study, base)
+    models = _model_nodes(study)
+    base = models[study.base_model]
+    tokenized = _source_nodes(study, models)
     parity = _parity_node(study, base)
+    trunk = _trunk_node(study, base, tokenized, parity)
     evaluations = {f"evaluations.{BASE}": [_evaluation_node(study, BASE, base)]}
     curves: dict[str, list[Node]] = {}
     checkpoints: dict[str, Inside] = {}
     for condition in study.conditions:
         points: dict[int, list[Node]] = {}
         for seed in study.seeds:
-            run = _run_node(study, condition, seed, base, tokenized, parity)
+            run = _condition_node(study, condition, seed, base, tokenized, parity, trunk)
             tokens_per_iteration = planned_run(study, condition, seed).tokens_per_iteration
             for place, iteration in _evaluated(study, f"{condition}/seed{seed}", condition, seed):
                 checkpoints[place] = Inside(run, f"checkpoints/{checkpoint_name(iteration)}")
                 node = _evaluation_node(study, place, _export_node(place, checkpoints[place]))
                 points.setdefault(iteration * tokens_per_iteration, []).append(node)
+        if len(points) < study.evaluation.mean_of_last:
+            raise UserError(f"evaluation.mean_of_last = {study.evaluation.mean_of_last}, but of {condition} "
+                            f"{len(points)} checkpoints are evaluated; name more in evaluation.checkpoints")
         evaluations[f"evaluations.{condition}"] = points[max(points)]
         if len(points) > 1:
             curves |= {f"along_training.{condition}.{tokens}": nodes for tokens, nodes in points.items()}
     measured: dict[str, dict[str, Input]] = {BASE: {"model": base}} | {
         place: {"checkpoint": checkpoint} for place, checkpoint in checkpoints.items()}
-    texts = {name: tokenized[name] for name in study.held_out} | _neutral_nodes(study, base)
+    texts = {name: tokenized[name] for name in study.held_out} | _neutral_nodes(study, models)
     held_out = {place: _held_out_node(study, place, model, texts) for place, model in measured.items()} if texts else {}
     overlap = _overlap_node(study, tokenized) if texts else None
     comparison = _comparison(study, evaluations | curves)
-    wanted = [*tokenized.values(), comparison]  # a source that no condition uses is still wanted
+    # A source that no condition uses is still wanted.
+    wanted = [*tokenized.values(), *_judge_nodes(study, models, tokenized), comparison]
     wanted += [*held_out.values(), *([_held_out_comparison(study, held_out, overlap)] if overlap else [])]
     return in_order(wanted)
 
@@ -158,16 +54,10 @@ def _comparison(study: StudyConfig, evaluations: dict[str, list[Node]]) -> Node:
     evaluation = study.evaluation
     outside = {f"outside.{name}": _evaluation_node(study, f"outside/{name}", _model_node(f"outside-{name}", model))
                for name, model in evaluation.outside.items()}
-    settings = evaluation.model_dump(include={"baseline", "interactions", "matched_by"})
+    settings = evaluation.model_dump(include={"baseline", "interactions", "matched_by", "mean_of_last"})
     if evaluation.primary not in (NPM, *study.measured_texts):
         settings["primary"] = evaluation.primary
     return Node("compare/conditions", "comparison", "evaluation.compare", settings, {**evaluations, **outside})
-
-
-def in_order(wanted: Iterable[Node]) -> list[Node]:
-    """These nodes and all that they need, each once, in the order of the stages."""
-    nodes = {node.identity: node for root in wanted for node in _ancestors(root)}
-    return sorted(nodes.values(), key=lambda node: STAGES.index(node.stage))
 
 
 def kept_iterations(study: StudyConfig, config: RunConfig) -> list[int]:
@@ -182,9 +72,11 @@ def kept_iterations(study: StudyConfig, config: RunConfig) -> list[int]:
         interval = config.iterations(config.checkpoint.interval_tokens)
         if interval is None:
             raise UserError("evaluation.checkpoints = all needs run.checkpoint.interval_tokens")
-        return list(range(interval, config.train_iters - interval // 2, interval))  # none just before the last
-    asked = {config.iterations(tokens) or 1 for tokens in wanted}
-    return sorted(iteration for iteration in asked if iteration < config.train_iters)
+        asked = set(range(interval, config.train_iters - interval // 2, interval))  # none just before the last
+    else:
+        asked = {config.iterations(tokens) or 1 for tokens in wanted}
+    begins = planned_trunk(study).train_iters if study.trunk else 0
+    return sorted(iteration for iteration in asked if begins < iteration < config.train_iters)
 
 
 def _evaluated(study: StudyConfig, name: str, condition: str, seed: int) -> list[tuple[str, int]]:
@@ -199,11 +91,11 @@ def checkpoint_name(iteration: int) -> str:
     return f"iter_{iteration:07d}"
 
 
-def _source_nodes(study: StudyConfig, base: Node) -> dict[str, Node]:
+def _source_nodes(study: StudyConfig, models: dict[str, Node]) -> dict[str, Node]:
     """Tokenized sources by name: each subset's original text, its rewrites, originals of these, single styles."""
-    tokenizer = _tokenizer_node(study, base)
+    tokenizer = _tokenizer_node(study, models)
     selections = {name: _selection_node(study, name, tokenizer) for name in study.subsets}
-    rewrites = {source: _rewrite_node(study, subset, rewriter, selections[subset], base, tokenizer)
+    rewrites = {source: _rewrite_node(study, subset, rewriter, selections[subset], models)
                 for source, (subset, rewriter) in study.rewritten_sources.items()}
 
     def tokenize(name: str, documents: Node, **settings: Any) -> Node:
@@ -218,29 +110,50 @@ def _source_nodes(study: StudyConfig, base: Node) -> dict[str, Node]:
     return {name: tokenize(name, node) for name, node in (selections | rewrites | originals).items()} | parts
 
 
-def _neutral_nodes(study: StudyConfig, base: Node) -> dict[str, Node]:
+def _neutral_nodes(study: StudyConfig, models: dict[str, Node]) -> dict[str, Node]:
     """The text that no condition is trained on, tokenized to be measured alone."""
     text = study.validation
     if text.neutral is None:
         return {}
     settings = {**study.tokenize, "valid_fraction": 1.0, "text_column": text.text_column, "id_column": text.id_column}
     return {NEUTRAL: Node(f"tokenize/{NEUTRAL}", "tokenized", "tools.tokenize_corpus", settings,
-                          {"documents": text.neutral, "tokenizer": _tokenizer_node(study, base)})}
+                          {"documents": text.neutral, "tokenizer": _tokenizer_node(study, models)})}
 
 
-def _tokenizer_node(study: StudyConfig, base: Node) -> Node:
-    return base if study.tokenizer in (None, study.base_model) else _model_node("tokenizer", study.tokenizer)
+def _model_nodes(study: StudyConfig) -> dict[str, Node]:
+    """Model, as the study names it -> the node that has it, which is named by its first use, whatever else uses it."""
+    rewriters = [("rewriter" if name == REWRITES else name, one.model) for name, one in study.rewriters.items()]
+    used = [(BASE, study.base_model), ("tokenizer", study.tokenizer), *rewriters,
+            ("judge", study.judge and study.judge.model)]
+    nodes: dict[str, Node] = {}
+    by_identity: dict[str, Node] = {}
+    for name, model in used:
+        if model and model not in nodes:
+            node = _model_node(name, model)
+            nodes[model] = by_identity.setdefault(node.identity, node)
+    return nodes
 
 
-def _rewrite_node(study: StudyConfig, subset: str, rewriter: str, documents: Node, base: Node,
-                  tokenizer: Node) -> Node:
+def _tokenizer_node(study: StudyConfig, models: dict[str, Node]) -> Node:
+    return models[study.tokenizer or study.base_model]
+
+
+def _rewrite_node(study: StudyConfig, subset: str, rewriter: str, documents: Node, models: dict[str, Node]) -> Node:
     config = study.rewriters[rewriter]
-    known = {study.base_model: base, study.tokenizer: tokenizer}
-    name = "rewriter" if rewriter == REWRITES else rewriter
     return Node(f"rewrite/{subset if rewriter == REWRITES else f'{subset}_{rewriter}'}", "rewrites",
                 "tools.rewrite_corpus", config.settings,
-                {"documents": documents, "model": known.get(config.model) or _model_node(name, config.model),
-                 "tokenizer": tokenizer})
+                {"documents": documents, "model": models[config.model], "tokenizer": _tokenizer_node(study, models)})
+
+
+def _judge_nodes(study: StudyConfig, models: dict[str, Node], tokenized: dict[str, Node]) -> list[Node]:
+    """The judge's look at a sample of each rewriting, where the study has one."""
+    if study.judge is None:
+        return []
+    model = {"model": models[study.judge.model]} if study.judge.model else {}
+    rewrites = [tokenized[source].inputs["documents"] for source in study.rewritten_sources]
+    return [Node(node.name.replace("rewrite/", "judge/", 1), "judged_rewrites", "tools.judge_rewrites",
+                 study.judge.settings, {"rewrites": node, **model})
+            for node in rewrites if isinstance(node, Node)]
 
 
 def _model_node(name: str, model: str) -> Node:
@@ -269,20 +182,39 @@ def _parity_node(study: StudyConfig, base: Node) -> Node:
                 processes=_replica_size(config.parallel))
 
 
-def _run_node(study: StudyConfig, condition: str, seed: int, base: Node, tokenized: dict[str, Node],
-              parity: Node) -> Node:
+def _condition_node(study: StudyConfig, condition: str, seed: int, base: Node, tokenized: dict[str, Node],
+                    parity: Node, trunk: Node | None) -> Node:
     config = planned_run(study, condition, seed)
-    settings = config.model_dump(mode="json", exclude={"output": True, "model": {"hf_folder"}})
-    settings["checkpoint"]["keep_tokens"] = [*config.checkpoint.keep_tokens, *(
+    kept = [*config.checkpoint.keep_tokens, *(
         iteration * config.tokens_per_iteration for iteration in kept_iterations(study, config))]
+    left = Inside(trunk, f"checkpoints/{checkpoint_name(planned_trunk(study).train_iters)}") if trunk else None
+    return _run_node(study, f"run/{condition}/seed{seed}", config, base, tokenized, parity, kept, left)
+
+
+def _trunk_node(study: StudyConfig, base: Node, tokenized: dict[str, Node], parity: Node) -> Node | None:
+    """The run that all conditions leave at its end."""
+    if study.trunk is None:
+        return None
+    config = planned_trunk(study)
+    return _run_node(study, f"run/{TRUNK}/seed{config.train.seed}", config, base, tokenized, parity,
+                     config.checkpoint.keep_tokens)
+
+
+def _run_node(study: StudyConfig, name: str, config: RunConfig, base: Node, tokenized: dict[str, Node], parity: Node,
+              keep_tokens: list[int], start: Inside | None = None) -> Node:
+    settings = config.model_dump(mode="json", exclude={"output": True, "model": {"hf_folder"}})
+    settings["checkpoint"]["keep_tokens"] = keep_tokens
     inputs: dict[str, Input] = {"model.hf_folder": base}
-    for name in config.data.sources:
-        settings["data"]["sources"][name].pop("path")
-        inputs[f"data.sources.{name}.path"] = tokenized[name]
+    for source in config.data.sources:
+        settings["data"]["sources"][source].pop("path")
+        inputs[f"data.sources.{source}.path"] = tokenized[source]
+    if start is not None:
+        settings["start"].pop("checkpoint")
+        inputs["start.checkpoint"] = start
     settings["validation"].pop("sources")
     if config.validation.interval_tokens and study.held_out:  # else a stage of its own tells the losses
-        inputs |= {f"validation.sources.{name}": tokenized[name] for name in config.data.sources}
-    return Node(f"run/{condition}/seed{seed}", "run", "megatron_ext.train", settings, inputs, (parity,),
+        inputs |= {f"validation.sources.{source}": tokenized[source] for source in config.data.sources}
+    return Node(name, "run", "megatron_ext.train", settings, inputs, (parity,),
                 study.data_parallel_size * _replica_size(config.parallel))
 
 
@@ -342,59 +274,3 @@ def _replica_size(parallel: ParallelConfig) -> int:
     """Processes of one model replica."""
     return (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
             * parallel.context_parallel_size)
-
-
-def _identity(value: Input) -> Any:
-    match value:
-        case list():
-            return [node.identity for node in value]
-        case Node():
-            return value.identity
-        case Inside():
-            return [value.node.identity, value.folder]
-        case Path():
-            return reference(value)["content_hash"] if value.exists() else f"absent: {value}"
-
-
-def _identity_of_place(value: Any) -> Any:
-    """A place that the user names among a stage's settings (prompts, test items) by its bytes; a name as it is."""
-    place = Path(str(value)).expanduser()
-    return reference(place)["content_hash"] if place.exists() else str(value)
-
-
-def _places(value: Input, work: Path) -> Any:
-    match value:
-        case list():
-            return [str(node.output(work)) for node in value]
-        case Node():
-            return str(value.output(work))
-        case Inside():
-            return str(value.node.output(work) / value.folder)
-        case Path():
-            return str(value)
-
-
-def _flat_places(value: Input, work: Path) -> list[str]:
-    places = _places(value, work)
-    return places if isinstance(places, list) else [places]
-
-
-def _ancestors(node: Node, seen: set[str] | None = None) -> Iterator[Node]:
-    """The node and all that it needs, inputs first, each once."""
-    seen = set() if seen is None else seen
-    for parent in node.parents:
-        yield from _ancestors(parent, seen)
-    if node.identity not in seen:
-        seen.add(node.identity)
-        yield node
-
-
-def _nodes_of(node: Node) -> Iterator[Node]:
-    for value in node.inputs.values():
-        match value:
-            case list():
-                yield from value
-            case Node():
-                yield value
-            case Inside():
-                yield value.node

@@ -54,6 +54,8 @@ class JobSettings(Settings):
     """Selecting."""
     rewrite: RewriteJob = RewriteJob()
     """Rewriting."""
+    judge: GpuJob = GpuJob()
+    """Judging a sample of the rewrites."""
     originals: StageJob = StageJob()
     """Taking the originals of accepted rewrites."""
     tokenize: ArrayJob = ArrayJob()

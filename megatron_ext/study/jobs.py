@@ -14,8 +14,8 @@ from megatron_ext.artifacts import hash_json
 from megatron_ext.errors import UserError
 from megatron_ext.parts import Part
 from megatron_ext.study.config import StudyConfig
-from megatron_ext.study.graph import Inside, Node
 from megatron_ext.study.job_settings import ArrayJob, GpuJob, StageJob
+from megatron_ext.study.nodes import Inside, Node
 from megatron_ext.study.plan import PlannedStudy
 from megatron_ext.study.runner import TRAIN, program_arguments
 from megatron_ext.study.site import Site

@@ -14,7 +14,8 @@ from megatron_ext.lease import LEASE, current_holder
 from megatron_ext.manifest import is_current, read_manifest
 from megatron_ext.study.checks import missing_corpora
 from megatron_ext.study.config import load_study
-from megatron_ext.study.graph import STAGES, build_graph
+from megatron_ext.study.graph import build_graph
+from megatron_ext.study.nodes import STAGES
 from megatron_ext.study.plan import PlannedStudy
 from megatron_ext.study.reporting import STUDIES, folders_file
 

@@ -13,7 +13,7 @@ from megatron_ext.data.model_folder import EMBEDDED_CONFIG, EMBEDDED_MODEL, num_
 from megatron_ext.errors import UserError
 from megatron_ext.files import read_json
 from megatron_ext.model.hf_config import Architecture, parse_hf_config, read_architecture
-from megatron_ext.study.graph import Inside, Node
+from megatron_ext.study.nodes import Inside, Node
 from megatron_ext.training.memory import count_parameters
 
 _MODEL_KEYS = ("model", "model.hf_folder", "checkpoint")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BASE = "base"
 """Name of the untrained base model among the conditions."""
+TRUNK = "trunk"
+"""Name of the run that the conditions leave, among the runs."""
 NEUTRAL = "neutral"
 """Name of the text that no condition is trained on, among the held-out texts."""
 NPM = "npm"
@@ -46,6 +48,8 @@ def _source_problems(study: StudyConfig) -> Iterator[str]:
     for name, rewriter in study.rewriters.items():
         where = "rewriter" if rewriter is study.rewriter else f"more_rewriters.{name}"
         yield from _unknown(f"{where}.subsets", rewriter.subsets, study.subsets, "subset")
+    if study.judge and not study.rewriters:
+        yield "judge: nothing is rewritten in this study; add a rewriter, or remove the judge"
     for name, part in study.style_sources.items():
         where = f"style_sources.{name}"
         yield from _unknown(f"{where}.rewrites", [part.rewrites], [*study.rewritten_sources, *study.originals],
@@ -71,6 +75,12 @@ def _condition_problems(study: StudyConfig) -> Iterator[str]:
         yield from (f"conditions.{condition}.overrides: {key} = {value!r} differs from the other conditions; "
                     "conditions may differ in their data alone: remove it, or list the key in allow_differences"
                     for key, value in settings.overrides.items() if key not in study.allow_differences)
+    if "start" in study.run:
+        yield "run.start: a study's runs leave a trunk of its own; describe it in `trunk`"
+    if study.trunk:
+        yield from _unknown("trunk.sources", study.trunk.sources, study.sources, _source())
+        if TRUNK in study.conditions:
+            yield f"conditions: {TRUNK!r} names the run that they leave; choose another name"
     if BASE in study.conditions:
         yield f"conditions: {BASE!r} names the untrained base model; choose another name"
     seen: dict[str, str] = {}

@@ -16,7 +16,7 @@ from megatron_ext.stage import as_today
 from megatron_ext.study.programs import settings_of
 
 if TYPE_CHECKING:
-    from megatron_ext.study.graph import Node
+    from megatron_ext.study.nodes import Node
 
 
 def made_by_older_version(node: Node, work: Path) -> Path | None:

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from megatron_ext.errors import UserError
-from megatron_ext.study.cost import Cost, Forecast, describe_blend
-from megatron_ext.study.graph import Node
+from megatron_ext.study.cost import Cost, Forecast, describe_blend, trunk_of
 from megatron_ext.study.jobs import Job
+from megatron_ext.study.nodes import Node
 from megatron_ext.study.plan import Findings, PlannedStudy
 from megatron_ext.study.progress import goes_on_from, made_again
 from megatron_ext.study.status import JobState
@@ -40,8 +40,23 @@ def describe_cost(studies: Sequence[PlannedStudy], jobs: Sequence[Job], states: 
             yield f"{'':{width}}  = {_blend(members[0].node, forecasts)}"
     left = sum(costs[job.key].gpu_hours for job in jobs if states[job.key].state != "done")
     total = sum(cost.gpu_hours for cost in costs.values())
+    yield from _trunk_lines(jobs, costs)
     yield (f"{len(jobs)} jobs, {_hours(total)} GPU-hours ({_hours(left)} of them still to do), "
            f"{_size(sum(cost.disk_bytes for cost in costs.values()))} of disk; assumptions: `cost` of the study file")
+
+
+def _trunk_lines(jobs: Sequence[Job], costs: Mapping[str, Cost]) -> Iterator[str]:
+    """For each trunk: what it and its branches cost, beside as many runs from the base model."""
+    hours = {job.node.identity: costs[job.key].gpu_hours for job in jobs if job.node and job.node.stage == "run"}
+    branches: dict[str, list[Node]] = {}
+    for job in jobs:
+        if job.node and (trunk := trunk_of(job.node)):
+            branches.setdefault(trunk.identity, []).append(job.node)
+    for trunk, runs in branches.items():
+        alone, each = hours.get(trunk, 0.0), [hours[run.identity] for run in runs]
+        yield (f"trunk: {_hours(alone)} GPU-hours once, {len(runs)} branches {_hours(sum(each))}: "
+               f"{_hours(alone + sum(each))} together; each from the base model: "
+               f"{_hours(len(runs) * alone + sum(each))}")
 
 
 def describe_plan(studies: Sequence[PlannedStudy], jobs: Sequence[Job], states: Mapping[str, JobState],

@@ -18,8 +18,9 @@ from megatron_ext.settings import validate
 from megatron_ext.settings_types import Slot, paths_in
 from megatron_ext.study.config import StudyConfig, load_study
 from megatron_ext.study.cost import Forecast, reads_originals_alone
-from megatron_ext.study.graph import Node, build_graph
+from megatron_ext.study.graph import build_graph
 from megatron_ext.study.models import known_architecture
+from megatron_ext.study.nodes import Node
 from megatron_ext.training.preflight import empty_sources, planned_problems
 
 _MAX_SHARDS = 64

@@ -11,6 +11,7 @@ PROGRAMS = {
     "tools.fetch_model": "megatron_ext.data.model_folder:ModelSettings",
     "tools.select_corpus": "megatron_ext.data.selection.settings:SelectSettings",
     "tools.rewrite_corpus": "megatron_ext.data.rewriting.settings:RewriteSettings",
+    "tools.judge_rewrites": "megatron_ext.data.rewriting.judge.settings:JudgeSettings",
     "tools.take_originals": "megatron_ext.data.rewriting.originals:OriginalsSettings",
     "tools.tokenize_corpus": "megatron_ext.data.tokenization:TokenizeSettings",
     "tools.find_overlap": "megatron_ext.data.overlap:OverlapSettings",

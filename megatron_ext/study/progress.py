@@ -13,7 +13,7 @@ from megatron_ext.errors import UserError
 from megatron_ext.files import read_json
 from megatron_ext.identity import DECIDING, LAYOUT, PLACE, of_roles
 from megatron_ext.parts import parts_of
-from megatron_ext.study.graph import Node
+from megatron_ext.study.nodes import Node
 from megatron_ext.study.programs import settings_of
 from megatron_ext.study.runner import config_file
 

@@ -9,10 +9,11 @@ from megatron_ext.artifacts import Artifact, is_finished, write_json
 from megatron_ext.redaction import redact
 from megatron_ext.study.arms import missing_conditions, narrowed
 from megatron_ext.study.config import StudyConfig
-from megatron_ext.study.graph import Node, build_graph
+from megatron_ext.study.graph import build_graph
 from megatron_ext.study.job_settings import GpuJob
 from megatron_ext.study.jobs import FETCHED_HERE
 from megatron_ext.study.names import BASE
+from megatron_ext.study.nodes import Node
 from megatron_ext.study.registration import register
 from megatron_ext.study.runner import stage_seconds
 
@@ -32,6 +33,7 @@ def write_study_record(study: StudyConfig, nodes: list[Node], work: Path) -> Pat
         "selections": {name: place[f"select/{name}"] for name in study.subsets},
         "rewrites": {node.name.removeprefix("rewrite/"): place[node.name] for node in nodes
                      if node.stage == "rewrite"},
+        "judged": {node.name.removeprefix("judge/"): place[node.name] for node in nodes if node.stage == "judge"},
         "tokenized": {name: place[f"tokenize/{name}"] for name in study.sources},
         "conditions": {
             condition: {"seeds": {str(seed): {
@@ -84,6 +86,10 @@ def _registration(study: StudyConfig, work: Path) -> dict[str, Any]:
 def _notes(study: StudyConfig, work: Path, tokenized: dict[str, str]) -> list[str]:
     """What a reader must know before any number."""
     notes = [rewriter.note for rewriter in study.rewriters.values() if rewriter.note]
+    if study.trunk:
+        notes.append(f"All conditions leave one trunk after {study.trunk.tokens:,} tokens: they are not independent "
+                     "runs. The spread between seeds is that of the branches given this trunk; it does not tell how "
+                     "another trunk would have come out.")
     for condition, settings in study.conditions.items():
         empty = [name for name in settings.sources if is_finished(work / tokenized[name])
                  and not Artifact.open(work / tokenized[name]).counts["train"]["tokens"]]

@@ -10,7 +10,8 @@ from megatron_ext.errors import UserError
 from megatron_ext.settings import load_settings
 from megatron_ext.study.arms import missing_conditions, narrowed
 from megatron_ext.study.config import StudyConfig
-from megatron_ext.study.graph import Node, build_graph
+from megatron_ext.study.graph import build_graph
+from megatron_ext.study.nodes import Node
 from megatron_ext.study.registration import register
 from megatron_ext.study.report_input import write_study_record
 from megatron_ext.study.runner import report_node

@@ -25,8 +25,8 @@ from megatron_ext.progress import format_seconds
 from megatron_ext.redaction import redact_text
 from megatron_ext.settings import validate
 from megatron_ext.study.arms import RefusedArm, narrowed, refuse_pointless
-from megatron_ext.study.graph import Node
 from megatron_ext.study.logs import last_error
+from megatron_ext.study.nodes import Node
 from megatron_ext.training.preflight import check_run
 
 RECORD = "stages.json"
@@ -170,13 +170,20 @@ def _seconds_noted(node: Node, work: Path) -> float:
 
 def _seconds_of_iterations(metrics: Path) -> float:
     """Sum over the iterations of a run, from the tokens so far and the tokens per second of each."""
-    seconds, tokens_before = 0.0, 0
     with open(metrics, encoding="utf-8") as file:
-        for row in map(json.loads, file):
-            if row["event"] == "train":
-                seconds += (row["tokens"] - tokens_before) / row["tokens_per_second"]
-            tokens_before = row.get("tokens", tokens_before)
+        rows = [row for row in map(json.loads, file) if "tokens" in row]
+    seconds, tokens_before = 0.0, _tokens_of_trunk(rows)
+    for row in rows:
+        if row["event"] == "train":
+            seconds += (row["tokens"] - tokens_before) / row["tokens_per_second"]
+        tokens_before = row["tokens"]
     return round(seconds, 1)
+
+
+def _tokens_of_trunk(rows: list[dict[str, Any]]) -> float:
+    """Tokens before the first iteration of a run: those of its trunk."""
+    first = next((row for row in rows if row["event"] == "train"), None)
+    return first["tokens"] * (1 - 1 / first.get("iteration", 1)) if first else 0.0
 
 
 def write_config(node: Node, work: Path) -> Path:

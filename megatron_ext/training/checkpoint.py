@@ -1,8 +1,9 @@
 """Checkpoints of a run: complete or not there, loadable under any layout, refused when the run has changed.
 
 `<run>/checkpoints/iter_0000042/` is an artifact that holds megatron-core's distributed checkpoint (model, optimizer,
-schedule), `run_state.json` (iteration, identity of the run, memory of the spike guard) and `hf/` (the base model's
-config and tokenizer files, so that it can be exported without the base model). `latest` names the newest whole one.
+schedule), `run_state.json` (iteration, identity of the run, memory of the spike guard, what was read) and `hf/` (the
+base model's config and tokenizer files, so that it can be exported without the base model). `latest` names the newest
+whole one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from megatron_ext.training.run_folder import (
     checkpoint_folders,
     is_kept,
     mark_kept,
+    run_inputs,
 )
 from megatron_ext.training.state import TrainState
 
@@ -45,13 +47,16 @@ class CheckpointSaver:
     it is published at the first `poll` after every rank has written its part.
     """
 
-    def __init__(self, state: TrainState, identity: dict[str, Any], published: Callable[[int], None]) -> None:
+    def __init__(self, state: TrainState, identity: dict[str, Any], what_was_read: Callable[[int], dict[str, Any]],
+                 published: Callable[[int], None]) -> None:
         """
         Args:
+            what_was_read: called on the main rank, with the iteration, for what a branch must know of the data.
             published: called on the main rank, with its iteration, when a checkpoint is whole.
         """
         self._state = state
         self._identity = identity
+        self._what_was_read = what_was_read
         self._published = published
         self._queue = AsyncCallsQueue(persistent=False)
 
@@ -74,6 +79,7 @@ class CheckpointSaver:
         def publish() -> None:
             dist.barrier()
             if is_main_rank():
+                run_state["data"] = self._what_was_read(run_state["iteration"])
                 _publish(state.config, run_state, partial, folder)
                 self._published(run_state["iteration"])
             dist.barrier()
@@ -94,9 +100,10 @@ class CheckpointSaver:
 
 
 def load_checkpoint(state: TrainState, folder: Path) -> None:
-    """Load a checkpoint of the run, written under any layout; all ranks call it.
+    """Load a checkpoint of the run or of its trunk, written under any layout; all ranks call it.
 
-    Raises UserError when it holds the optimizer's state in another form.
+    Learning rates and the optimizer's settings are those of the run's own configuration: megatron-core would take the
+    saved ones, of the scheduler and in the parameter groups, and a branch would train on with its trunk's.
     """
     run_state = json.loads((folder / RUN_STATE).read_text(encoding="utf-8"))
     asked = without_absent_extras(_sharded_state(state, is_loading=True), folder)
@@ -106,9 +113,8 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
         chunk.module.load_state_dict(loaded[_chunk_key(state, number)], strict=False)
     fit_to(state.optimizer.optimizer, loaded["optimizer"])
     state.optimizer.load_state_dict(loaded["optimizer"])
-    state.scheduler.load_state_dict(loaded["scheduler"])
     state.spikes.load_state_dict(run_state["spikes"])
-    state.iteration = run_state["iteration"]
+    state.go_on_after(run_state["iteration"])
 
 
 def _sharded_state(state: TrainState, is_loading: bool) -> dict[str, Any]:
@@ -144,8 +150,7 @@ def _publish(config: RunConfig, run_state: dict[str, Any], partial: Path, folder
     write_json(partial / RUN_STATE, run_state)
     publish_in_place(
         partial, kind="checkpoint", settings={"iteration": iteration, "run": run_state["identity"]},
-        inputs={"model": config.model.hf_folder,
-                **{f"source {name}": source.path for name, source in config.data.sources.items()}},
+        inputs=run_inputs(config),
         counts={"iteration": iteration, "tokens": iteration * config.tokens_per_iteration,
                 "changes": changes_on_the_way(config.output)},
     )

@@ -13,18 +13,18 @@ import torch.distributed as dist
 
 from megatron_ext.artifacts import publish_in_place, write_json
 from megatron_ext.config import RunConfig
-from megatron_ext.data.blend import plan_blend
-from megatron_ext.data.dataset import BlendedDataset
 from megatron_ext.data.provenance import open_run_data
 from megatron_ext.training.checkpoint import CheckpointSaver, load_checkpoint
 from megatron_ext.training.guards import Watchdog
+from megatron_ext.training.ledger import Ledger
 from megatron_ext.training.parallel import any_rank, is_main_rank, on_main_rank
 from megatron_ext.training.preflight import describe_run, source_sizes
-from megatron_ext.training.resume import begin, changes_on_the_way, find_start
-from megatron_ext.training.run_folder import EXPOSURE, STOP_FILE, checkpoint_folder, run_identity, skipped_until
+from megatron_ext.training.resume import Start, begin, changes_on_the_way, find_start
+from megatron_ext.training.run_folder import EXPOSURE, STOP_FILE, checkpoint_folder, run_identity, run_inputs
 from megatron_ext.training.state import TrainState, build_train_state
 from megatron_ext.training.step import StepResult, pass_over, train_step
 from megatron_ext.training.throughput import train_flops_per_token
+from megatron_ext.training.trunk import plan_run
 from megatron_ext.training.validation import validate
 from megatron_ext.training.writers import Console, MetricsWriter
 
@@ -39,32 +39,51 @@ def train(config: RunConfig) -> bool:
     start = on_main_rank(lambda: find_start(config))
     if start.is_finished:
         return True
-    plan = plan_blend(config, source_sizes(config))
+    plan = plan_run(config, source_sizes(config))
     if is_main_rank():
         print("".join(f"train: {line}\n" for line in start.told), end="", flush=True)
         begin(config, start, dist.get_world_size())
         print(describe_run(config), flush=True)
 
     identity = run_identity(config)
-    state = build_train_state(config)
-    if start.checkpoint is not None:
-        load_checkpoint(state, start.checkpoint)
-        if is_main_rank():
-            print(f"train: resumed after iteration {state.iteration}", flush=True)
-    dataset = open_run_data(config, plan)
-    finished = _iterate(state, dataset, identity, stop)
+    state = _state_at(config, start)
+    ledger = Ledger(config, open_run_data(config, plan), identity, start.trunk)
+    finished = _iterate(state, ledger, identity, stop, begins=start.checkpoint is None)
     if finished and is_main_rank():
-        _finish(config, dataset, identity)
+        _finish(config, ledger, identity)
     return finished
 
 
-def _iterate(state: TrainState, dataset: BlendedDataset, identity: dict[str, Any], stop: StopRequest) -> bool:
-    config = state.config
-    recorder = _Recorder(state, dataset) if is_main_rank() else None
-    saver = CheckpointSaver(state, identity, recorder.checkpoint if recorder else lambda iteration: None)
+def _state_at(config: RunConfig, start: Start) -> TrainState:
+    """The state that a launch begins with."""
+    trunk, told = start.trunk, f"train: resumed after iteration {start.iteration}"
+    if trunk is not None:
+        told = f"train: starts after iteration {start.iteration} of {trunk.checkpoint.path}"
+    if trunk is not None and not config.start.optimizer:
+        state = build_train_state(config, trunk.checkpoint.path)
+        state.go_on_after(start.iteration)
+    else:
+        state = build_train_state(config)
+        if folder := trunk.checkpoint.path if trunk else start.checkpoint:
+            load_checkpoint(state, folder)
+    if start.iteration and is_main_rank():
+        print(told, flush=True)
+    return state
+
+
+def _iterate(state: TrainState, ledger: Ledger, identity: dict[str, Any], stop: StopRequest, begins: bool) -> bool:
+    """Iterate to the end or a request to stop; True at the end.
+
+    Args:
+        begins: nothing of the run is done yet.
+    """
+    config, dataset = state.config, ledger.dataset
+    recorder = _Recorder(state, ledger, begins) if is_main_rank() else None
+    saver = CheckpointSaver(state, identity, ledger.what_was_read,
+                            recorder.checkpoint if recorder else lambda iteration: None)
     watchdog = Watchdog(config.guard.hang_minutes, config.output)
     stopping = False
-    if state.iteration == 0:
+    if begins:
         _validate(state, recorder)
     while state.iteration < config.train_iters and not stopping:
         started = time.monotonic()
@@ -129,12 +148,12 @@ class StopRequest:
 class _Recorder:
     """The main rank's metrics file and console."""
 
-    def __init__(self, state: TrainState, dataset: BlendedDataset) -> None:
+    def __init__(self, state: TrainState, ledger: Ledger, begins: bool) -> None:
         config = state.config
         self._config = config
-        self._dataset = dataset
+        self._ledger = ledger
         self._clock = state.clock
-        self._metrics = MetricsWriter(config, state.iteration)
+        self._metrics = MetricsWriter(config, 0 if begins else state.iteration)
         self._console = Console(config, state.iteration)
         self._flops_per_token = train_flops_per_token(state.model[0].module.architecture, config.data.seq_length)
         self._num_ranks = dist.get_world_size()
@@ -164,7 +183,7 @@ class _Recorder:
 
     def checkpoint(self, iteration: int) -> None:
         """A checkpoint is whole: the ledger of what the model has seen goes with it."""
-        write_json(self._config.output / EXPOSURE, _ledger(self._config, self._dataset, iteration))
+        write_json(self._config.output / EXPOSURE, self._ledger.at(iteration))
         print(f"checkpoint after {iteration} iterations: saved", flush=True)
 
     def close(self) -> None:
@@ -172,19 +191,12 @@ class _Recorder:
         self._metrics.close()
 
     def validation(self, iteration: int, losses: dict[str, dict[str, float]]) -> None:
-        self._metrics.write("validation", iteration, {"sources": losses})
+        self._metrics.write("validation", iteration,
+                            {"tokens": iteration * self._config.tokens_per_iteration, "sources": losses})
         self._console.validation(iteration, losses)
 
 
-def _ledger(config: RunConfig, dataset: BlendedDataset, iteration: int) -> dict[str, Any]:
-    skipped = skipped_until(config.train.skip_iterations, iteration)
-    samples = config.train.global_batch_size
-    passed_over = [((first - 1) * samples, last * samples) for first, last in skipped]
-    ledger = {"iteration": iteration, "sources": dataset.exposure(iteration * samples, passed_over)}
-    return {**ledger, "skipped_iterations": skipped} if skipped else ledger
-
-
-def _finish(config: RunConfig, dataset: BlendedDataset, identity: dict[str, Any]) -> None:
+def _finish(config: RunConfig, ledger: Ledger, identity: dict[str, Any]) -> None:
     """Publish the run folder: from here on it is an artifact, and running it again does nothing.
 
     Its content is the last checkpoint and the ledger; what tells of the way there lies beside them.
@@ -192,10 +204,9 @@ def _finish(config: RunConfig, dataset: BlendedDataset, identity: dict[str, Any]
     last = str(checkpoint_folder(config, config.train_iters).relative_to(config.output))
     publish_in_place(
         config.output, kind="run", settings={"run": identity},
-        inputs={"model": config.model.hf_folder,
-                **{f"source {name}": source.path for name, source in config.data.sources.items()}},
+        inputs=run_inputs(config),
         counts={"iterations": config.train_iters, "tokens": config.train_iters * config.tokens_per_iteration,
-                "checkpoint": last, "exposure": _ledger(config, dataset, config.train_iters)["sources"],
+                "checkpoint": last, "exposure": ledger.at(config.train_iters)["sources"],
                 "changes": changes_on_the_way(config.output)},
         beside=lambda name: name != EXPOSURE and not name.startswith(f"{last}/"),
     )

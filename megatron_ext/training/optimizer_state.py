@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+_OWN_SETTINGS = ("max_lr", "min_lr", "betas", "eps")
+"""The same in all groups, and never those of the run that saved them."""
+
 
 def fit_to(adam: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Change a loaded state, as megatron-core's optimizers save it, so that they can go on with it in `adam`.
@@ -25,6 +28,7 @@ def fit_to(adam: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     for group in groups:
         for name, value in adam.defaults.items():
             group.setdefault(name, value)
+        group.update({name: adam.param_groups[0][name] for name in _OWN_SETTINGS if name in adam.param_groups[0]})
     if not counts:  # saved before the first update
         return
     if not isinstance(adam, torch.optim.AdamW):

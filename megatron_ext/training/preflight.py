@@ -11,12 +11,13 @@ from pathlib import Path
 
 from megatron_ext.artifacts import Artifact
 from megatron_ext.config import RunConfig
-from megatron_ext.data.blend import BlendPlan, plan_blend
+from megatron_ext.data.blend import BlendPlan
 from megatron_ext.errors import UserError
 from megatron_ext.model.hf_config import Architecture, layout_problems, read_architecture
 from megatron_ext.training.memory import describe_memory
 from megatron_ext.training.one_tokenizer import tokenizer_problems
 from megatron_ext.training.throughput import train_flops_per_token
+from megatron_ext.training.trunk import plan_run, trunk_problems
 
 _H100_TFLOPS = 989.0
 """Peak of an H100 SXM in dense bfloat16."""
@@ -36,7 +37,7 @@ def check_run(config: RunConfig, world_size: int | None = None) -> None:
         problems = planned_problems(config, world_size, read_architecture(config.model.hf_folder))
     except UserError as error:
         problems = [*planned_problems(config, world_size, None), f"model.hf_folder: {error}"]
-    problems += _missing_packages(config) + _data_problems(config)
+    problems += _missing_packages(config) + (told := trunk_problems(config)) + _data_problems(config, not told)
     if problems:
         raise UserError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
@@ -65,9 +66,9 @@ def describe_run(config: RunConfig, world_size: int | None = None) -> str:
     """
     if world_size is None:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    plan = plan_blend(config, source_sizes(config))
+    plan = plan_run(config, source_sizes(config))
     train, seq_length = config.train, config.data.seq_length
-    tokens = config.train_iters * config.tokens_per_iteration
+    tokens = plan.num_samples * seq_length
     architecture = read_architecture(config.model.hf_folder)
     flops = tokens * train_flops_per_token(architecture, seq_length)
     dp = world_size // _model_parallel_size(config)
@@ -77,12 +78,13 @@ def describe_run(config: RunConfig, world_size: int | None = None) -> str:
         f"run folder: {config.output}",
         f"iteration: {train.global_batch_size} samples x {seq_length:,} tokens = "
         f"{config.tokens_per_iteration:,} tokens",
-        f"run: {config.train_iters:,} iterations = {tokens:,} tokens (budget {train.budget_tokens:,}), "
+        f"run: {_describe_iterations(config, plan)} = {tokens:,} tokens (budget {train.budget_tokens:,}), "
         f"{flops:.3g} model FLOPs",
     ]
     for source in plan.sources:
+        behind = f" after {source.num_before * seq_length:,} of the trunk's" if source.num_before else ""
         lines.append(
-            f"source {source.name}: {source.num_samples * seq_length:,} tokens, {source.epochs:.2f} epochs of "
+            f"source {source.name}: {source.num_samples * seq_length:,} tokens{behind}, {source.epochs:.2f} epochs of "
                      f"{source.available_tokens:,}, {100 * source.num_samples / plan.num_samples:.1f} % of the samples")
     lines.append(f"layout: {world_size} processes = {_layout(config)} x dp {dp}; each runs "
                  f"{train.global_batch_size // (train.micro_batch_size * dp)} micro-batches of "
@@ -92,6 +94,14 @@ def describe_run(config: RunConfig, world_size: int | None = None) -> str:
     lines.append(f"time: {flops:.3g} FLOPs / ({peak:g} TFLOP/s x {100 * _ASSUMED_MFU:.0f} % MFU assumed) = "
                  f"{device_hours:,.1f} device-hours, {device_hours / world_size:,.1f} h on {world_size} devices")
     return "\n".join(lines)
+
+
+def _describe_iterations(config: RunConfig, plan: BlendPlan) -> str:
+    if config.start is None:
+        return f"{config.train_iters:,} iterations"
+    behind = plan.start // config.train.global_batch_size
+    return (f"iterations {behind + 1:,} to {config.train_iters:,} (those before are the trunk's, "
+            f"{config.start.checkpoint}{'' if config.start.optimizer else ', without its optimizer'})")
 
 
 def _describe_schedule(config: RunConfig) -> str:
@@ -213,7 +223,12 @@ def _transformer_engine_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def _data_problems(config: RunConfig) -> list[str]:
+def _data_problems(config: RunConfig, has_trunk: bool) -> list[str]:
+    """What is wrong with the data.
+
+    Args:
+        has_trunk: the run's trunk, if it has one, is as it should be.
+    """
     problems, artifacts = [], {}
     for key, folder in _data_folders(config).items():
         try:
@@ -222,9 +237,9 @@ def _data_problems(config: RunConfig) -> list[str]:
             problems.append(f"{key}: {error}")
     problems += [problem for key, artifact in artifacts.items() for problem in _content_problems(key, artifact)]
     problems += tokenizer_problems(config, artifacts)
-    if not problems:
+    if not problems and has_trunk:
         try:
-            problems += empty_sources(plan_blend(config, source_sizes(config)))
+            problems += empty_sources(plan_run(config, source_sizes(config)))
         except UserError as error:
             problems.append(str(error))
     return problems

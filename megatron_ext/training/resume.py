@@ -9,6 +9,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,17 +20,21 @@ import yaml
 from megatron_ext.artifacts import ASIDE, MANIFEST, Artifact, differences, is_finished, write_json, write_text
 from megatron_ext.config import RunConfig
 from megatron_ext.errors import UserError
-from megatron_ext.identity import LAYOUT, of_roles, with_roles
+from megatron_ext.identity import LAYOUT, with_roles
 from megatron_ext.settings import overlay
+from megatron_ext.training.extension import GROWS, extends, extension_problems, older_order_problem
 from megatron_ext.training.run_folder import (
     LATEST,
     RUN_STATE,
     STOP_FILE,
     checkpoint_folders,
     checkpoints_folder,
+    identity_as_today,
+    mark_kept,
     run_identity,
     skipped_until,
 )
+from megatron_ext.training.trunk import Trunk, open_trunk
 
 CONFIG = "config.yaml"
 LAUNCHES = "launches.json"
@@ -42,7 +47,9 @@ class Start:
     iteration: int
     """Iterations that are done."""
     checkpoint: Path | None = None
-    """Where the state is read from; None: the base model."""
+    """Where the run's own state is read from; None: it begins, with its trunk or the base model."""
+    trunk: Trunk | None = None
+    """Where a branch that begins leaves its trunk."""
     is_finished: bool = False
     """There is nothing to do."""
     set_aside: tuple[Path, ...] = ()
@@ -54,6 +61,9 @@ class Start:
         """What the launch will do, in one line."""
         if self.is_finished:
             return "state: finished"
+        if self.trunk is not None:
+            return (f"state: not begun; starts after iteration {self.iteration} of its trunk, from "
+                    f"{self.trunk.checkpoint.path} (content {self.trunk.checkpoint.content_hash[:12]})")
         return f"state: going on after iteration {self.iteration}" if self.iteration else "state: not begun"
 
 
@@ -75,17 +85,20 @@ def find_start(config: RunConfig) -> Start:
     checkpoint.
     """
     asks_back = config.resume_from is not None and not _is_back_already(config)
-    if is_finished(config.output) and not asks_back:
-        _refuse_other(config, config.output / MANIFEST, Artifact.open(config.output, kind="run").settings["run"],
-                      config.train_iters)
+    if is_finished(config.output) and not asks_back and not extends(config, finished := _finished_as(config)):
+        _refuse_other(config, config.output / MANIFEST, finished, config.train_iters)
         return Start(config.train_iters, is_finished=True)
     choice = _Choice(config, asks_back)
     checkpoint = choice.checkpoint
+    rest = {"set_aside": tuple(choice.set_aside), "told": tuple(choice.told)}
     if checkpoint is None:
-        return Start(0, None, False, tuple(choice.set_aside), tuple(choice.told))
+        trunk = open_trunk(config.start, check=True) if config.start else None
+        return Start(trunk.iteration if trunk else 0, trunk=trunk, **rest)
     state = json.loads((checkpoint / RUN_STATE).read_text(encoding="utf-8"))
     _refuse_other(config, checkpoint, state["identity"], state["iteration"])
-    return Start(state["iteration"], checkpoint, False, tuple(choice.set_aside), tuple(choice.told))
+    if problem := older_order_problem(config, state):
+        raise UserError(f"{checkpoint} cannot be gone on from: {problem}, or choose another output folder")
+    return Start(state["iteration"], checkpoint, **rest)
 
 
 def begin(config: RunConfig, start: Start, num_processes: int) -> None:
@@ -98,6 +111,9 @@ def begin(config: RunConfig, start: Start, num_processes: int) -> None:
         shutil.rmtree(left)
     if start.checkpoint is not None:
         write_text(checkpoints_folder(config) / LATEST, start.checkpoint.name + "\n")
+    if start.trunk is not None:
+        with suppress(OSError):  # the trunk's folder may be read-only
+            mark_kept(start.trunk.checkpoint.path)
     _note_launch(config, start.iteration, num_processes)
     settings = config.model_dump(mode="json")
     write_text(config.output / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
@@ -110,7 +126,8 @@ def changes_on_the_way(run: Path) -> list[dict[str, Any]]:
         launches = [one for one in launches if one["iteration"] < launch["iteration"]] + [launch]
     return [{"iteration": after["iteration"], "key": key, "before": old, "now": new}
             for before, after in itertools.pairwise(launches)
-            for key, old, new in differences(before["settings"], after["settings"])]
+            for key, old, new in differences(before["settings"], after["settings"])
+            if not (key in GROWS and old is None)]  # which older versions did not note
 
 
 class _Choice:
@@ -191,21 +208,29 @@ def _damage(checkpoint: Path) -> str | None:
 def _refuse_other(config: RunConfig, place: Path, saved: Mapping[str, Any], iteration: int) -> None:
     """Raise UserError when deciding settings differ from those of what is there; those of the future may."""
     asked = _deciding(run_identity(config), iteration)
-    changes = [f"{key} was {before!r}, is {now!r}" for key, before, now
-               in differences(_deciding(overlay(_recorded_settings(config.output), dict(saved)), iteration), asked)]
+    there = _deciding(overlay(_recorded_settings(config.output), dict(saved)), iteration)
+    grows = extends(config, there)
+    changes = [f"{key} was {before!r}, is {now!r}" for key, before, now in differences(there, asked)
+               if not (grows and key in GROWS)]
     if changes:
         raise UserError(f"{place} belongs to a run with other settings ({'; '.join(changes)}): going on from it would "
                         "mix two runs; restore the settings or choose another output folder")
+    if grows and (problems := extension_problems(config, there, iteration)):
+        raise UserError(f"{place} was made for train.budget_tokens {there['train']['budget_tokens']:,}; with "
+                        f"{config.train.budget_tokens:,} from the start it would be another: {'; '.join(problems)}; or "
+                        f"begin a branch, another output folder with start.checkpoint={place}")
 
 
 def _deciding(identity: Mapping[str, Any], iteration: int) -> dict[str, Any]:
-    """What decided the first `iteration` iterations; what an older version has not recorded is as by default."""
-    deciding = of_roles(RunConfig, identity, defaults=True)
-    deciding["model"]["hf_folder"] = identity["model"]["hf_folder"]
-    for name, source in deciding["data"]["sources"].items():
-        source["path"] = identity["data"]["sources"][name]["path"]
+    """What decided the first `iteration` iterations."""
+    deciding = identity_as_today(identity)
     deciding["train"]["skip_iterations"] = skipped_until(deciding["train"]["skip_iterations"], iteration)
     return deciding
+
+
+def _finished_as(config: RunConfig) -> dict[str, Any]:
+    """What decided the finished run."""
+    return Artifact.open(config.output, kind="run").settings["run"]
 
 
 def _recorded_settings(run: Path) -> dict[str, Any]:
@@ -229,8 +254,8 @@ def _note_launch(config: RunConfig, iteration: int, num_processes: int) -> None:
 
 def _may_change(config: RunConfig) -> dict[str, Any]:
     values = with_roles(config, (LAYOUT,))
-    values.setdefault("train", {})["skip_iterations"] = config.model_dump(mode="json")["train"]["skip_iterations"]
-    return values
+    train = config.model_dump(mode="json", include={"train": {"skip_iterations", "budget_tokens"}})["train"]
+    return overlay(values, {"train": train})
 
 
 def _read_launches(run: Path) -> Sequence[dict[str, Any]]:

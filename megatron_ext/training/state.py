@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -15,6 +16,7 @@ from megatron.core.optimizer import (
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ext.config import RunConfig
+from megatron_ext.model.checkpoints import load_model
 from megatron_ext.model.gpt import build_model
 from megatron_ext.model.hf_weights import load_hf_weights
 from megatron_ext.training.clock import Clock
@@ -42,6 +44,12 @@ class TrainState:
         """Micro-batches of this rank in an iteration."""
         return self.config.train.global_batch_size // (self.config.train.micro_batch_size * self.dp_size)
 
+    def go_on_after(self, iteration: int) -> None:
+        """Stand after so many iterations, in the run's own schedule."""
+        self.iteration = iteration
+        self.scheduler.num_steps = iteration * self.config.train.global_batch_size
+        self.scheduler.step(increment=0)
+
     def gather_weights(self) -> None:
         """Make the model's weights those of the optimizer on every rank; all ranks call it before weights are read.
 
@@ -52,9 +60,13 @@ class TrainState:
                 chunk.start_param_sync(force_sync=True)
 
 
-def build_train_state(config: RunConfig) -> TrainState:
-    """Model with the base model's weights, optimizer and schedule, under the initialised process groups."""
-    model = _build_model(config)
+def build_train_state(config: RunConfig, checkpoint: Path | None = None) -> TrainState:
+    """Model, optimizer and schedule, under the initialised process groups.
+
+    Args:
+        checkpoint: whose weights the model gets; None: the base model's.
+    """
+    model = _build_model(config, checkpoint)
     optimizer = _build_optimizer(config, model)
     clock = Clock()
     _connect(model, optimizer, clock)
@@ -65,9 +77,12 @@ def build_train_state(config: RunConfig) -> TrainState:
     )
 
 
-def _build_model(config: RunConfig) -> list[DistributedDataParallel]:
+def _build_model(config: RunConfig, checkpoint: Path | None) -> list[DistributedDataParallel]:
     chunks = build_model(config.model, config.parallel)
-    load_hf_weights(chunks, config.model.hf_folder)
+    if checkpoint is None:
+        load_hf_weights(chunks, config.model.hf_folder)
+    else:
+        load_model(chunks, checkpoint)
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
@@ -115,7 +130,7 @@ def _connect(model: list[DistributedDataParallel], optimizer: MegatronOptimizer,
 
 def _build_scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
     """Learning rate by consumed samples, so that it does not depend on the layout."""
-    num_samples = config.train_iters * config.train.global_batch_size
+    num_samples = config.num_samples
     return OptimizerParamScheduler(
         optimizer,
         init_lr=config.schedule.warmup_init_lr,

@@ -7,12 +7,17 @@ import subprocess
 import sys
 from unittest.mock import patch
 
+import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
-from megatron_ext.artifacts import MANIFEST, Artifact, partial_folder
+from megatron_ext.artifacts import MANIFEST, Artifact, partial_folder, produce
+from megatron_ext.model import merge
 from megatron_ext.model.hf_export import write_hf_folder
 from megatron_ext.model.hf_import import write_megatron_checkpoint
+from megatron_ext.model.merge import write_merged
 from tests.cpu.cases_weights import LAYOUTS
 from tests.cpu.launch import ROOT, run_distributed
 from tests.hf_models import MODELS, make_hf_model
@@ -157,6 +162,69 @@ def test_killed_conversions_leave_nothing_that_looks_finished_and_are_made_whole
         shutil.rmtree(whole.path)
 
 
+def another_of(model, folder):
+    """A model of the same shape with other weights."""
+    shutil.copytree(model, folder)
+    changed = {name: value + 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name)))
+               for name, value in tensors(model).items()}
+    save_file({name: value.to(tensors(model)[name].dtype) for name, value in changed.items()},
+              folder / "model.safetensors", metadata={"format": "pt"})
+    streamed = folder.with_name(folder.name + "-streamed")
+    streamed.mkdir()
+    write_megatron_checkpoint(folder, streamed)
+    return folder, streamed
+
+
+@pytest.mark.parametrize("weights", [None, [1, 2.5, 0.25]], ids=["mean", "weighted"])
+@pytest.mark.parametrize("name", ["llama", "llama_tied_scaled", "mistral", "qwen2"])
+def test_a_merge_of_any_layouts_is_the_mean_in_float64(lab, name, weights, tmp_path):
+    """Parents of tp 2 x pp 2, of one process and of pp 2; mistral is stored in bfloat16, two have tied embeddings."""
+    other, streamed = another_of(lab / name, tmp_path / "other")
+    merged, exported = tmp_path / "merged", tmp_path / "exported"
+    merged.mkdir()
+    exported.mkdir()
+    write_merged([lab / f"{name}-2-2", streamed, lab / f"{name}-1-2"], merged, weights)
+    write_hf_folder(merged, exported)
+    ours, theirs = tensors(lab / name), tensors(other)
+    for tensor, value in tensors(exported).items():
+        values = [one[tensor].double().numpy() for one in (ours, theirs, ours)]
+        expected = torch.from_numpy(np.average(values, axis=0, weights=weights)).to(value.dtype)
+        torch.testing.assert_close(value, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_tied_scaled", "mistral"])
+def test_equal_parents_of_any_layouts_merge_to_the_bytes_of_one(lab, name, tmp_path):
+    """Blocks of a few rows each: the seams are seen nowhere."""
+    with patch.object(merge, "_BLOCK_ELEMENTS", 300):
+        write_merged([lab / f"{name}-{tp}-{pp}" for tp, pp in LAYOUTS], tmp_path, [0.1, 0.2, 0.3, 0.4])
+    for file in sorted((lab / f"{name}-streamed").rglob("*")):
+        if file.is_file():
+            assert (tmp_path / file.relative_to(lab / f"{name}-streamed")).read_bytes() == file.read_bytes(), file
+
+
+def test_a_killed_merge_is_made_whole(lab, tmp_path):
+    from tools.merge_checkpoints import main as merge_main
+
+    parents = []
+    for name, layout in (("one", "2-2"), ("two", "1-2")):
+        place = tmp_path / name
+        produce(place, kind="checkpoint", settings={"name": name}, inputs={}, make=lambda folder, layout=layout: (
+            shutil.copytree(lab / f"llama-{layout}", folder, dirs_exist_ok=True) and {"iteration": 3}))
+        parents.append(str(place))
+    arguments = [f"checkpoints=[{', '.join(parents)}]", "weights=[1, 3]"]
+    killed_while_writing("merge_checkpoints", 150_000, "--output", tmp_path / "merged", *arguments)
+    assert not (tmp_path / "merged").exists()
+    assert not (partial_folder(tmp_path / "merged") / MANIFEST).exists()
+    for name in ("merged", "whole"):
+        assert main_with(merge_main, "--output", tmp_path / name, *arguments) == 0
+    merged = Artifact.open(tmp_path / "merged", kind="checkpoint")
+    assert merged.verify() == []
+    assert merged.content_hash == Artifact.open(tmp_path / "whole").content_hash
+    assert [entry["content_hash"] for entry in merged.manifest["request"]["inputs"].values()] == [
+        Artifact.open(parent).content_hash for parent in parents]
+    assert not [name for name in merged.manifest["files"] if "parent" in name]
+
+
 def test_a_training_run_is_exported_while_it_goes_on(tmp_path):
     """A second process follows a run that keeps one checkpoint alone; the last export is that of the last weights."""
     from tests.cpu.test_training import BASE, Lab
@@ -186,16 +254,18 @@ import sys
 from pathlib import Path
 from megatron_ext.model.hf_export import write_hf_folder
 from megatron_ext.model.hf_import import write_megatron_checkpoint
+from megatron_ext.model.merge import write_merged
 
 def peak_kib():
     [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM:")]
     return int(line.split()[1])
 
 def convert(source, work):
-    for name in ("checkpoint", "exported"):
+    for name in ("checkpoint", "exported", "merged"):
         (work / name).mkdir(parents=True)
     write_megatron_checkpoint(source, work / "checkpoint")
     write_hf_folder(work / "checkpoint", work / "exported")
+    write_merged([work / "checkpoint"] * 5, work / "merged")
 
 small, large, work = map(Path, sys.argv[1:])
 convert(small, work / "small")  # what is imported on the way is no part of the measurement

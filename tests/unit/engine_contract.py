@@ -18,6 +18,7 @@ PROMPTS = ["Reescreva: o gato subiu no telhado.", "Reescreva: a água ferve.", "
            "Uma pergunta, por favor: por quê?"]
 REQUESTS = [Request(str(seed), prompt, seed, 12 + 9 * seed) for seed, prompt in enumerate(PROMPTS)]
 OTHER_SEEDS = [Request(f"seed {seed}", "Reescreva.", seed, 12) for seed in range(5)]
+SCHEMA = {"type": "string", "enum": ["fiel", "infiel"]}
 
 
 def answers(engine, requests, at_a_time=99):
@@ -41,6 +42,9 @@ def scenarios(open_with):
     result["sampled"] = answers(sampled, REQUESTS)
     result["sampled again, in pairs"] = answers(sampled, REQUESTS[::-1], at_a_time=2)
     result["other seeds"] = answers(sampled, OTHER_SEEDS)
+    if hasattr(sampled, "_schema"):
+        sampled._schema = SCHEMA
+        result["held to a schema"] = answers(sampled, OTHER_SEEDS)
     return result
 
 

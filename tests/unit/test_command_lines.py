@@ -10,9 +10,10 @@ import sys
 
 import pytest
 
-STAGES = ("tools.fetch_model", "tools.select_corpus", "tools.rewrite_corpus", "tools.tokenize_corpus",
-          "tools.import_hf", "tools.check_parity", "tools.export_hf", "tools.poeta_items", "evaluation.run_poeta",
-          "evaluation.compare", "evaluation.report.__main__", "megatron_ext.validate")
+STAGES = ("tools.fetch_model", "tools.select_corpus", "tools.rewrite_corpus", "tools.judge_rewrites",
+          "tools.take_originals", "tools.tokenize_corpus", "tools.import_hf", "tools.check_parity", "tools.export_hf",
+          "tools.merge_checkpoints", "tools.poeta_items", "evaluation.run_poeta", "evaluation.compare",
+          "evaluation.report.__main__", "megatron_ext.validate")
 STUDIES = ("tools.run_study", "tools.submit_study")
 OTHERS = ("megatron_ext.train", "tools.estimate_rewriting", "tools.inspect_data", "tools.show_batch",
           "tools.plot_runs", "tools.verify_artifact", "tools.report_study", "tools.clean")
@@ -117,11 +118,14 @@ PLACES_THAT_ARE_NONE = {
                             "corpus=plain tokenizer=null", "corpus=nothing tokenizer=nowhere",
                             "corpus= tokenizer=null"],
     "tools.rewrite_corpus": ["documents=nowhere model=model tokenizer=model", "documents=plain model=x tokenizer=y"],
+    "tools.judge_rewrites": ["rewrites=nowhere model=model", "rewrites=nothing model=model", "rewrites=plain model=x"],
     "tools.tokenize_corpus": ["documents=nowhere tokenizer=model", "documents=nothing tokenizer=nowhere",
                               "documents=nothing tokenizer=plain"],
     "tools.import_hf": ["model=nowhere", "model=model", "model=plain"],
     "tools.check_parity": ["model=nowhere", "model=model checkpoint=a other=b"],
     "tools.export_hf": ["checkpoint=nowhere", "checkpoint=nothing"],
+    "tools.merge_checkpoints": ["checkpoints=[nowhere, nothing]", "checkpoints=[nothing, nothing]",
+                                "checkpoints=[plain, plain]", "checkpoints=[]", "checkpoints=nothing"],
     "evaluation.run_poeta": ["model=nowhere", "model=nothing", "model=plain", "model=model tasks=[no_such_task]"],
     "evaluation.compare": ["evaluations={a: [nowhere]} baseline=a", "evaluations={a: []} baseline=a",
                            "evaluations={a: [plain]} baseline=b", "evaluations={} baseline=a"],

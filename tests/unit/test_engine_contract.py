@@ -12,6 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from megatron_ext.data.rewriting.engines.interface import Sampling
+from megatron_ext.data.rewriting.engines.open import open_engine
+from megatron_ext.data.rewriting.engines.settings import OpenaiSettings, VllmSettings
 from megatron_ext.data.rewriting.environment import find_vllm_python
 from megatron_ext.data.rewriting.rewrite import rewrite_corpus
 from tests.unit import engine_contract
@@ -94,6 +97,14 @@ def test_seeds_and_bounds_are_those_of_the_request(answers, engine):
             completion = answers[engine][scenario][request.key]
             at_bound = completion["num_tokens"] == request.max_new_tokens
             assert at_bound if completion["finish_reason"] == "length" else not at_bound
+
+
+def test_answers_are_held_to_a_schema_by_the_engines_that_can(answers, server):
+    openai = open_engine("openai", None, Sampling(temperature=1.0, top_p=1.0), VllmSettings(),
+                         OpenaiSettings(base_url=server.url()), schema=engine_contract.SCHEMA)
+    for held in (answers["vllm"]["held to a schema"], engine_contract.answers(openai, engine_contract.OTHER_SEEDS)):
+        assert {json.loads(one["text"]) for one in held.values()} <= {"fiel", "infiel"}
+        assert {one["finish_reason"] for one in held.values()} == {"stop"}
 
 
 def test_the_stage_gives_the_same_files_whatever_the_engine(model, server, tmp_path):

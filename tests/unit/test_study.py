@@ -12,8 +12,9 @@ from megatron_ext.artifacts import produce
 from megatron_ext.errors import UserError
 from megatron_ext.study.arms import RefusedArm, missing_conditions, narrowed, refuse_pointless, why_unfinished
 from megatron_ext.study.config import load_study
-from megatron_ext.study.graph import Node, build_graph
+from megatron_ext.study.graph import build_graph
 from megatron_ext.study.logs import last_error
+from megatron_ext.study.nodes import Node
 from megatron_ext.study.programs import PROGRAMS, settings_of
 from megatron_ext.study.runner import StageError, is_up_to_date, run_nodes
 
@@ -200,7 +201,7 @@ def test_runner_runs_each_node_once_and_keeps_logs_and_configs(program, tmp_path
 RUNNER = """
 import sys
 from pathlib import Path
-from megatron_ext.study.graph import Node
+from megatron_ext.study.nodes import Node
 from megatron_ext.study.programs import PROGRAMS
 from megatron_ext.study.runner import run_nodes
 

@@ -14,8 +14,8 @@ from megatron_ext.manifest import write_manifest
 from megatron_ext.parts import Part
 from megatron_ext.study.checks import check_places, check_studies
 from megatron_ext.study.config import load_study
-from megatron_ext.study.graph import Node
 from megatron_ext.study.jobs import plan_jobs
+from megatron_ext.study.nodes import Node
 from megatron_ext.study.overview import describe_cost, describe_states
 from megatron_ext.study.plan import plan_studies
 from megatron_ext.study.report_input import num_devices
@@ -303,6 +303,10 @@ def test_seconds_of_a_run_are_those_of_its_iterations(tmp_path):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     publish_in_place(folder, kind="run", settings={}, inputs={}, counts={})
     assert stage_seconds([node], tmp_path) == {"run/a/seed0": 6.0}
+    branch = [{**row, "iteration": number, "tokens": row["tokens"] + 900} for number, row in zip((10, 10, 11), [
+        rows[0], {**rows[1], "tokens": 100}, rows[2]], strict=True)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in branch))
+    assert stage_seconds([node], tmp_path) == {"run/a/seed0": 6.0}  # the trunk's 900 tokens are not its own
 
 
 def test_seconds_of_an_array_are_those_of_its_parts_and_the_merge(tmp_path):

@@ -94,3 +94,28 @@ def test_a_study_evaluates_them_and_compares_without_them(load, study_values):  
     study_values["evaluation"]["outside"] = {"l.1": "some/larger", "same": "some/model"}
     with pytest.raises(UserError, match=r"(?s)'l\.1' cannot be a name.*outside\.same: 'some/model' is the base model"):
         build_graph(load(study_values))
+
+
+def test_means_over_the_last_checkpoints_are_compared(arms, evaluate):
+    three = compared(arms, evaluate, mean_of_last=3)
+    expected = np.mean([npm(arms["high"][tokens][seed], task) for tokens in STEPS[1:] for seed in range(2)
+                        for task in TASKS])
+    assert three["conditions"]["high"]["npm"]["all"]["value"] == pytest.approx(expected, abs=1e-8)
+    base = three["conditions"]["base"]["npm"]["all"]
+    assert base == compared(arms, evaluate)["conditions"]["base"]["npm"]["all"]
+    last, mean = (one["differences"][0]["npm"]["all"]["standard_error"] for one in (compared(arms, evaluate), three))
+    assert mean < last  # answers of several checkpoints say more than those of one
+    assert "NPM is the mean over the last 3 checkpoints of each run." in three["caveats"]
+    single = {name: {tokens: places[:1] for tokens, places in points.items()} for name, points in arms.items()}
+    assert 0 <= compared(single, evaluate, mean_of_last=2)["differences"][0]["npm"]["all"]["p"] <= 1  # by permutation
+    with pytest.raises(UserError, match=r"mean_of_last: of low \(model 1\) the checkpoint 4 before the last was not"):
+        compared(arms, evaluate, mean_of_last=5)
+
+
+def test_a_study_has_to_evaluate_so_many_checkpoints(load, study_values):  # noqa: F811
+    study_values["evaluation"] |= {"mean_of_last": 3, "checkpoints": [256]}
+    with pytest.raises(UserError, match=r"evaluation\.mean_of_last = 3, but of (low|high) 2 checkpoints are evaluated"):
+        build_graph(load(study_values))
+    study_values["evaluation"]["mean_of_last"] = 2
+    nodes = {node.name: node for node in build_graph(load(study_values))}
+    assert nodes["compare/conditions"].settings["mean_of_last"] == 2

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_ext.data.rewriting.engines.interface import Completion
+from megatron_ext.data.rewriting.engines.settings import AskingSettings
 from megatron_ext.data.rewriting.settings import RewriteSettings
 from megatron_ext.data.rewriting.window import Attempt
 from megatron_ext.errors import UserError
@@ -27,32 +29,45 @@ class _Style:
     """A rejected answer."""
 
 
-class Guard:
-    """Counts verdicts as they come, and stops the run."""
+class FailureGuard:
+    """Counts requests, and stops the run when too many fail."""
 
-    def __init__(self, settings: RewriteSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: AskingSettings, mend: str = "") -> None:
+        """`mend`: what may help besides running again, a sentence without its full stop."""
+        self._most, self._mend = settings.max_failed_fraction, f". {mend}" if mend else ""
         self._num_requests = self._num_failed = 0
         self._problem = ""
+
+    def see_answer(self, completion: Completion) -> None:
+        """Raises UserError when the run should not go on."""
+        self._num_requests += 1
+        self._num_failed += completion.failed
+        self._problem = completion.problem or self._problem
+        if self._num_requests >= FIRST_REQUESTS:
+            self.refuse_failures()
+
+    def refuse_failures(self) -> None:
+        """The same however few requests there were: before what they gave is written."""
+        if self._num_failed > self._most * self._num_requests:
+            raise UserError(f"{self._num_failed:,} of {self._num_requests:,} requests failed, more than max_failed_"
+                            f"fraction = {self._most:g}, the last one: {self._problem}. Run the same command again to "
+                            f"go on{self._mend}")
+
+
+class Guard(FailureGuard):
+    """Counts verdicts as they come, too."""
+
+    def __init__(self, settings: RewriteSettings) -> None:
+        super().__init__(settings)
+        self._settings = settings
         self._styles = {style: _Style() for style in settings.styles}
 
     def see(self, attempts: Sequence[Attempt]) -> None:
         """Raises UserError when the run should not go on."""
         for one in attempts:
-            self._num_requests += 1
-            self._num_failed += one.completion.failed
-            self._problem = one.completion.problem or self._problem
-            if self._num_requests >= FIRST_REQUESTS:
-                self.refuse_failures()
+            self.see_answer(one.completion)
             if one.attempt == 0:
                 self._count_first(one)
-
-    def refuse_failures(self) -> None:
-        """The same for failed requests alone, however few requests there were: before the last window is written."""
-        if self._num_failed > self._settings.max_failed_fraction * self._num_requests:
-            raise UserError(f"{self._num_failed:,} of {self._num_requests:,} requests failed, more than max_failed_"
-                            f"fraction = {self._settings.max_failed_fraction:g}, the last one: {self._problem}. Run "
-                            "the same command again to go on")
 
     def _count_first(self, attempt: Attempt) -> None:
         style = self._styles[attempt.item.style]

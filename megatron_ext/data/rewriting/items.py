@@ -53,6 +53,10 @@ class Asker:
                        request_seed(self.settings.seed, item, attempt),
                        max_new_tokens(self.settings, item.num_source_tokens))
 
+    def place(self, item: Item) -> tuple[str | int, ...]:
+        """Sort key of the order in which items are asked for."""
+        return item.place(self.settings.order)
+
     def _key(self, item: Item, prompt: Prompt, attempt: int) -> str:
         """Names an answer: by document, chunk, style, prompt, model, sampling, and the attempt."""
         source = hashlib.sha256(item.source.encode()).hexdigest()

@@ -82,7 +82,7 @@ def judge_pairs(file: Path, output: Path, language: str, tokenizer: Path | None 
     temporary = output.with_name(output.name + ".tmp")
     output.parent.mkdir(parents=True, exist_ok=True)
     with open(temporary, "w", encoding="utf-8", errors="replace") as stream:
-        for row in _in_processes(judge, _batches(_checked(read_rows(file), file)), num_processes):
+        for row in _in_processes(judge, _batches(read_pairs(file)), num_processes):
             tally.add(row)
             stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
     os.replace(temporary, output)
@@ -103,6 +103,23 @@ def read_rows(file: Path) -> Iterator[Row]:
                     yield _parse(line, f"{file}, line {number}")
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: is not UTF-8 text ({error}); give JSONL or Parquet (.parquet)") from None
+
+
+def read_pairs(file: Path) -> Iterator[Row]:
+    """The rows of a JSONL or Parquet file that have what is required; the first mistakes together in one UserError."""
+    mistakes: list[str] = []
+    for number, row in enumerate(read_rows(file), start=1):
+        wrong = [name for name in REQUIRED if not isinstance(row.get(name), str)]
+        if wrong:
+            mistakes.append(f"row {number}: {', '.join(wrong)} must be text")
+        elif not row["source"].strip():
+            mistakes.append(f"row {number}: source is empty")
+        elif not mistakes:
+            yield row | {name: storable(row[name]) for name in REQUIRED}
+        if len(mistakes) == _SHOWN_MISTAKES:
+            break
+    if mistakes:
+        raise UserError(f"{file}: columns {', '.join(REQUIRED)} are needed; " + "; ".join(mistakes))
 
 
 def verdict_columns(verdict: Verdict) -> Row:
@@ -131,23 +148,6 @@ def _parse(line: str, where: str) -> Row:
     if not isinstance(row, dict):
         raise UserError(f"{where}: must be an object with {', '.join(REQUIRED)}")
     return row
-
-
-def _checked(rows: Iterable[Row], file: Path) -> Iterator[Row]:
-    """Rows that have what is required; the first mistakes together in one UserError."""
-    mistakes: list[str] = []
-    for number, row in enumerate(rows, start=1):
-        wrong = [name for name in REQUIRED if not isinstance(row.get(name), str)]
-        if wrong:
-            mistakes.append(f"row {number}: {', '.join(wrong)} must be text")
-        elif not row["source"].strip():
-            mistakes.append(f"row {number}: source is empty")
-        elif not mistakes:
-            yield row | {name: storable(row[name]) for name in REQUIRED}
-        if len(mistakes) == _SHOWN_MISTAKES:
-            break
-    if mistakes:
-        raise UserError(f"{file}: columns {', '.join(REQUIRED)} are needed; " + "; ".join(mistakes))
 
 
 def _judge_rows(rows: list[Row], language: str, tokenizer: Path | None, thresholds_file: Path | None) -> list[Row]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from megatron_ext.artifacts import Artifact, is_finished
+from megatron_ext.artifacts import Artifact, is_finished, reference
 from megatron_ext.data.rewriting.checking.checks import load_thresholds
+from megatron_ext.data.rewriting.engines.open import model_folder
+from megatron_ext.data.rewriting.engines.settings import AskingSettings
 from megatron_ext.data.rewriting.prompts import load_prompts
 from megatron_ext.data.rewriting.settings import RewriteSettings
+
+Asking = TypeVar("Asking", bound=AskingSettings)
 
 
 def what_files_hold(settings: RewriteSettings) -> dict[str, Any]:
@@ -21,7 +25,7 @@ def what_files_hold(settings: RewriteSettings) -> dict[str, Any]:
     }
 
 
-def with_served_model(settings: RewriteSettings, output: Path) -> RewriteSettings:
+def with_served_model(settings: Asking, output: Path) -> Asking:
     """The settings with the name of the model that an endpoint serves, where they leave it open.
 
     What is finished keeps the name that it was made with: no server need run for it.
@@ -35,3 +39,10 @@ def with_served_model(settings: RewriteSettings, output: Path) -> RewriteSetting
 
         name = served_model(settings.openai)
     return settings.model_copy(update={"openai": settings.openai.model_copy(update={"model": name})})
+
+
+def model_identity(settings: AskingSettings) -> str:
+    """Content hash or name of the model that is asked. Raises UserError where the settings name none."""
+    if settings.engine == "openai":
+        return f"openai:{settings.openai.model}"
+    return reference(model_folder(settings.engine, settings.model))["content_hash"]

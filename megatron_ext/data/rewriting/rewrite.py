@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.artifacts import Artifact, reference, write_json
+from megatron_ext.artifacts import Artifact, write_json
 from megatron_ext.data.rewriting import outputs
 from megatron_ext.data.rewriting.engines.cleaning import clean_answers
 from megatron_ext.data.rewriting.engines.open import open_engine
@@ -18,7 +18,7 @@ from megatron_ext.data.rewriting.items import Asker
 from megatron_ext.data.rewriting.plan import Plan, make_plan
 from megatron_ext.data.rewriting.prompts import load_prompts
 from megatron_ext.data.rewriting.report import write_report
-from megatron_ext.data.rewriting.request import what_files_hold, with_served_model
+from megatron_ext.data.rewriting.request import model_identity, what_files_hold, with_served_model
 from megatron_ext.data.rewriting.settings import RewriteSettings
 from megatron_ext.data.rewriting.summary import SUMMARY_FILE, summarize
 from megatron_ext.data.rewriting.work import JOURNALS_FOLDER, Work
@@ -71,7 +71,7 @@ def _make(settings: RewriteSettings, folder: Path, part: Part) -> dict[str, Any]
                             window.num_tokens for window in mine if window.index in finished))
     with Helpers(settings) as helpers:
         asker = Asker({prompt.style: prompt for prompt in load_prompts(settings.styles, settings.prompts_folder)},
-                      settings, _model_identity(settings))
+                      settings, model_identity(settings))
         work = Work(plan, [window for window in mine if window.index not in finished], asker, helpers, folder, progress,
                     Guard(settings))
         _answer_all(settings, work)
@@ -91,13 +91,6 @@ def _answer_all(settings: RewriteSettings, work: Work) -> None:
         print(f"wrote {num_tokens:,} tokens in {format_seconds(seconds)}: {num_tokens / seconds:,.1f} a second, "
               f"{seconds * settings.num_devices / 3600:,.2f} hours of a device (GPU)", flush=True)
     work.finish()
-
-
-def _model_identity(settings: RewriteSettings) -> str:
-    if settings.engine == "openai":
-        return f"openai:{settings.openai.model}"
-    assert settings.model is not None
-    return reference(settings.model)["content_hash"]
 
 
 def _merge(settings: RewriteSettings, parts: Sequence[Path], request: dict[str, Any], inputs: dict[str, Path],

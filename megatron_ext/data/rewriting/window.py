@@ -12,15 +12,40 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
-from megatron_ext.data.rewriting.checking.checks import Verdict
 from megatron_ext.data.rewriting.engines.interface import Completion, Request
-from megatron_ext.data.rewriting.items import Asker, Item
+from megatron_ext.data.rewriting.engines.settings import AskingSettings
+
+
+class HasReasons(Protocol):
+    """A verdict on an answer."""
+
+    @property
+    def reasons(self) -> Sequence[str]:
+        """What speaks against it; none: it is taken."""
+
+
+Item = TypeVar("Item")
+"""What is asked for: a chunk in a style, or a pair to be judged."""
+Verdict = TypeVar("Verdict", bound=HasReasons)
+
+
+class Asker(Protocol[Item]):
+    """What is asked of the model for an item, and in which order."""
+
+    settings: AskingSettings
+
+    def request(self, item: Item, attempt: int) -> Request:
+        """What the engine is asked for; its key is unique in a run."""
+
+    def place(self, item: Item) -> tuple[str | int, ...]:
+        """Sort key of the order in which items are asked for."""
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One answer of the rewriter for an item, judged."""
+class Attempt(Generic[Item, Verdict]):
+    """One answer of the model for an item, judged."""
 
     item: Item
     attempt: int
@@ -29,7 +54,7 @@ class Attempt:
     completion: Completion
     verdict: Verdict
     num_tokens: int
-    """Of the stripped text, by the training tokenizer."""
+    """Of the stripped text, by the training tokenizer; 0 where nobody counts."""
 
     @property
     def accepted(self) -> bool:
@@ -38,7 +63,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Answered:
+class Answered(Generic[Item]):
     """An answer that waits for its verdict."""
 
     item: Item
@@ -74,19 +99,23 @@ class Journal:
             self._stream.write(json.dumps({"key": key, **asdict(completion)}).encode() + b"\n")
             self._stream.flush()
 
+    def close(self) -> None:
+        """Nothing more is noted."""
+        self._stream.close()
+
     def delete(self) -> None:
         """The window is written: its answers stand there."""
-        self._stream.close()
+        self.close()
         self.file.unlink()
 
 
-class Window:
+class Window(Generic[Item, Verdict]):
     """A window under way."""
 
-    def __init__(self, index: int, items: Sequence[Item], asker: Asker, journal: Journal) -> None:
+    def __init__(self, index: int, items: Sequence[Item], asker: Asker[Item], journal: Journal) -> None:
         self.index = index
         self.journal = journal
-        self.attempts: list[Attempt] = []
+        self.attempts: list[Attempt[Item, Verdict]] = []
         self.is_finished = False
         self._asker = asker
         self._round = -1
@@ -107,13 +136,13 @@ class Window:
         """Answers that nobody judges yet."""
         return len(self._unjudged)
 
-    def take_answers(self) -> list[Answered]:
+    def take_answers(self) -> list[Answered[Item]]:
         """Those answers, which are now being judged."""
         answers, self._unjudged = self._unjudged, []
         return answers
 
-    def put_verdicts(self, answers: Sequence[Answered],
-                     verdicts: Sequence[tuple[Verdict, int]]) -> tuple[list[Attempt], list[Attempt]]:
+    def put_verdicts(self, answers: Sequence[Answered[Item]], verdicts: Sequence[tuple[Verdict, int]]
+                     ) -> tuple[list[Attempt[Item, Verdict]], list[Attempt[Item, Verdict]]]:
         """Note the verdicts; returns the attempts, and those that settle their items: accepted, or the last."""
         judged = [Attempt(one.item, self._round, one.request.seed, one.completion, verdict, num_tokens)
                   for one, (verdict, num_tokens) in zip(answers, verdicts, strict=True)]
@@ -129,14 +158,14 @@ class Window:
         if is_last or not failed:
             self.is_finished = True
         else:
-            self._start_round(sorted(failed, key=lambda item: item.place(self._asker.settings.order)))
+            self._start_round(sorted(failed, key=self._asker.place))
 
     def _start_round(self, items: Sequence[Item]) -> None:
         self._round += 1
         requests = [self._asker.request(item, self._round) for item in items]
         self._items = {request.key: item for request, item in zip(requests, items, strict=True)}
-        self._judged: list[Attempt] = []
-        self._unjudged: list[Answered] = []
+        self._judged: list[Attempt[Item, Verdict]] = []
+        self._unjudged: list[Answered[Item]] = []
         self._batches: deque[list[Request]] = deque()
         self.is_finished = not items
         for batch in _batches(requests, self._asker.settings.batch_size):

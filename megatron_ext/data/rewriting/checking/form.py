@@ -6,7 +6,7 @@ import re
 
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 from megatron_ext.data.rewriting.checking.qa import QaText
-from megatron_ext.data.rewriting.checking.text import Sentence, Text, stem
+from megatron_ext.data.rewriting.checking.text import Sentence, Text, content_stems, stem, words_of
 
 _TAGS = re.compile(r"</?(?:texto?|text|rewrite|resposta|think(?:ing)?|reason(?:ing)?|answer|output|source)\b[^>]{0,20}>"
                    r"|<\|[^|>]{1,30}\|>|\[/?(?:INST|THINK)\]|\{\{|\}\}", re.IGNORECASE)
@@ -40,13 +40,14 @@ def has_leftovers(source: Text, text: Text, lexicon: Lexicon) -> bool:
     """Tags of prompts and chat formats, and sentences about the task instead of the subject."""
     if _TAGS.search(text.raw) and not _TAGS.search(source.raw):
         return True
-    talk = frozenset(word for word in text.word_set if word in lexicon.meta_words or word in lexicon.talk)
-    if lexicon.talk_triggers.has_any_of(text.word_set) and _has_talk_phrase(source, text, lexicon):
+    edge = [*text.sentences[:_EDGE_SENTENCES], *text.sentences[_EDGE_SENTENCES:][-_EDGE_SENTENCES:]]
+    if lexicon.talk_triggers.has_any_of(text.word_set) and any(
+            _has_talk_phrase(sentence, source, lexicon) for sentence in edge):
         return True
-    talk = frozenset(word for word in talk if word not in source.word_set and stem(word) not in source.stems)
-    edge = {*range(_EDGE_SENTENCES), *range(len(text.sentences) - _EDGE_SENTENCES, len(text.sentences))}
-    return any(_is_talk(sentence, talk, source, lexicon, at_edge=place in edge)
-               for place, sentence in enumerate(text.sentences)) or _is_announced(source, text, lexicon)
+    talk = frozenset(word for word in lexicon.meta_words.among(text.word_set) | lexicon.talk.among(text.word_set)
+                     if word not in source.word_set and stem(word) not in source.stems)
+    return any(_is_talk(sentence, talk, source, lexicon, at_edge=sentence in edge)
+               for sentence in text.sentences) or _is_announced(source, text, lexicon)
 
 
 def new_markdown(source: Text, text: Text) -> list[str]:
@@ -97,5 +98,7 @@ def _is_announced(source: Text, text: Text, lexicon: Lexicon) -> bool:
         word in lexicon.meta_words or word in lexicon.talk for word in words.words)
 
 
-def _has_talk_phrase(source: Text, text: Text, lexicon: Lexicon) -> bool:
-    return any(phrase.search(text.raw) and not phrase.search(source.raw) for phrase in lexicon.talk_phrases)
+def _has_talk_phrase(sentence: Sentence, source: Text, lexicon: Lexicon) -> bool:
+    """Whether it has a phrase of those who speak about their work, which the source has in no form."""
+    return any((found := phrase.search(sentence.text)) is not None and not phrase.search(source.raw)
+               and not content_stems(words_of(found[0]), lexicon) <= source.stems for phrase in lexicon.talk_phrases)

@@ -13,7 +13,7 @@ from megatron_ext.data.rewriting.checking.text import WORD, Text
 
 _UNSEEN = 1e-8
 """Frequency of a word that a list does not have; the rarest that it has stand near 1e-6."""
-_WHOLE_TEXT, _SENTENCE = 0.5, 3.0
+_WHOLE_TEXT, _SENTENCE = 0.5, 5.0
 """Evidence against the language from which a text, or a sentence of one, is foreign; own ones are mostly above +5."""
 _MIN_STEM = 5
 _NOT_LATIN = re.compile(r"[^\x00-\u024f]")

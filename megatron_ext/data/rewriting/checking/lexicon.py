@@ -24,19 +24,30 @@ class WordSet:
     def __init__(self, entries: str | Iterable[Any]) -> None:
         words = entries.split() if isinstance(entries, str) else [str(entry) for entry in entries]
         self.exact = frozenset(word for word in words if not word.endswith("~"))
-        self._beginnings = tuple(word[:-1] for word in words if word.endswith("~"))
-        self._known: dict[str, bool] = {}  # the same words come again and again
+        self._has = _Known(self.exact, tuple(word[:-1] for word in words if word.endswith("~"))).__getitem__
 
     def __contains__(self, word: str) -> bool:
-        known = self._known.get(word)
-        if known is None:
-            known = self._known[word] = word in self.exact or word.startswith(self._beginnings)
-        return known
-
+        return self._has(word)
 
     def has_any_of(self, words: Iterable[str]) -> bool:
         """Whether one of the words is in the set."""
-        return any(map(self.__contains__, words))
+        return any(map(self._has, words))
+
+    def among(self, words: Iterable[str]) -> frozenset[str]:
+        """Those of the words that are in the set."""
+        return frozenset(filter(self._has, words))
+
+
+class _Known(dict[str, bool]):
+    """Word -> whether it is one; the same words come again and again."""
+
+    def __init__(self, exact: frozenset[str], beginnings: tuple[str, ...]) -> None:
+        super().__init__()
+        self._exact, self._beginnings = exact, beginnings
+
+    def __missing__(self, word: str) -> bool:
+        found = self[word] = word in self._exact or word.startswith(self._beginnings)
+        return found
 
 
 class WordMap:
@@ -91,16 +102,22 @@ class Lexicon:
     hundredths: re.Pattern[str]
     share_of: re.Pattern[str]
     share_turned: re.Pattern[str]
+    approximations: WordSet
     shared_scale: str
+    shared_scale_words: str
+    and_half: re.Pattern[str]
+    hours_minutes: re.Pattern[str]
     half_past: re.Pattern[str]
     clock: re.Pattern[str]
     months: tuple[str, ...]
     ranges: tuple[str, ...]
     name_particles: WordSet
     common_capitals: WordSet
+    common_names: tuple[str, ...]
     related_names: dict[str, tuple[str, ...]]
     institutions: WordSet
     negations: WordSet
+    conjunctions: WordSet
     not_negations: re.Pattern[str]
     without: WordSet
     negative_words: WordSet
@@ -131,12 +148,12 @@ def load_lexicon(language: str = DEFAULT_LANGUAGE) -> Lexicon:
         raise UserError(f"language = {language!r}: there is no such folder in {LANGUAGES_FOLDER}; there are "
                         f"{', '.join(languages())}")
     values = yaml.safe_load((LANGUAGES_FOLDER / language / LEXICON_FILE).read_text(encoding="utf-8"))
-    sets = ("function_words", "word_endings", "word_beginnings", "dangling_words", "name_particles", "common_capitals",
-            "institutions", "negations", "without", "negative_words", "limiting_words", "meta_words", "talk",
-            "refusal_triggers", "talk_triggers")
-    lists = ("other_languages", "months", "ranges", "question_labels", "answer_labels")
+    sets = ("function_words", "word_endings", "word_beginnings", "dangling_words", "approximations", "name_particles",
+            "common_capitals", "institutions", "negations", "conjunctions", "without", "negative_words",
+            "limiting_words", "meta_words", "talk", "refusal_triggers", "talk_triggers")
+    lists = ("other_languages", "common_names", "months", "ranges", "question_labels", "answer_labels")
     patterns = ("clause_ends", "hundredths", "share_of", "share_turned",
-                "half_past", "clock", "refusal", "unanswered")
+                "and_half", "hours_minutes", "half_past", "clock", "refusal", "unanswered")
     return Lexicon(**{
         **values, **{name: WordSet(values[name]) for name in sets}, **{name: tuple(values[name]) for name in lists},
         **{name: _pattern(values[name]) for name in patterns},

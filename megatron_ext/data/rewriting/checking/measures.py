@@ -71,7 +71,8 @@ def measure(source: Text, text: Text, length_ratio: float, pairs: QaText, lexico
     foreign_fraction, other = language.foreign_words(source, text, lexicon)
     found = names.compare_names(source, text, lexicon)
     there, here = (quantities.read_quantities(one.raw, lexicon) for one in (source, text))
-    num_numbers, num_lost = quantities.num_distinct(there), len(quantities.missing(there, here))
+    lost_numbers, new_numbers = quantities.compare(there, here)
+    num_numbers, num_lost = quantities.num_distinct(there), len(lost_numbers)
     return Measures(
         length_ratio=length_ratio,
         copied_fraction=copies.copied_fraction(source.words, text.words),
@@ -84,7 +85,7 @@ def measure(source: Text, text: Text, length_ratio: float, pairs: QaText, lexico
         unknown_words=len(language.unknown_words(source, text, lexicon)),
         shared_fraction=len(text.stems & source.stems) / max(1, len(text.stems)),
         num_source_numbers=num_numbers, numbers_lost=num_lost, number_retention=_share_kept(num_lost, num_numbers),
-        numbers_new=len(quantities.new(there, here)),
+        numbers_new=len(new_numbers),
         swapped=(quantities.has_mismatch(there, here)
                  or placing.has_swapped(source, text, (there, here), lexicon)),
         num_source_names=found.num_source, names_lost=len(found.lost),

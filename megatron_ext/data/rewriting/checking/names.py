@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import pairwise
 
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 from megatron_ext.data.rewriting.checking.text import WORD, Text, fold
@@ -14,8 +15,11 @@ _NAME_WORD = rf"(?:d['’])?{_CAPITAL}[^\W\d_]*(?:['’]{_CAPITAL}[^\W\d_]+)?"
 _BEGINNING = re.compile(r"(?:^|[.!?…:;\nº°ª§•]|[—–-]\s|[\"“«\[*#>])\W*$")
 _SHARED_LETTERS = 4
 _ROMAN = re.compile(r"[IVXLCDM]{2,}")
+_ACRONYM = re.compile(r"(?<![^\W\d_])[A-ZÀ-Þ]{2,}(?![^\W\d_])")
 _LONG_NAME = 3
 _LONGEST_ACRONYM = 6
+_LONGEST_SHORT_NAME = 8
+_LONGEST_ABBREVIATION = 3
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ def _find(raw: str, lexicon: Lexicon) -> list[Name]:
     words = WORD.findall(raw)
     if 2 * sum(word[0].isupper() for word in words) > len(words):
         return []
-    found = (_name(match, raw, lexicon) for match in _names(lexicon).finditer(raw))
+    spans = (span for match in _names(lexicon).finditer(raw) for span in _apart(match))
+    found = (_name(start, end, raw, lexicon) for start, end in spans)
     return [name for name in found if name.words]
 
 
@@ -65,29 +70,51 @@ def compare_names(source: Text, text: Text, lexicon: Lexicon) -> NameComparison:
     """Which names are lost and which are new."""
     asked, given = (_distinct(telling_names(one, lexicon)) for one in (source, text))
     lost, new = _absent(asked, text, lexicon), _absent(given, source, lexicon)
-    # An institution's long name stands for a short one that is gone: of FAO and Fiocruz no letter tells.
-    written_out = [name for name in new if _may_write_out(name, lexicon)]
-    short = [name for name in lost if len(name.words) == 1]
-    explained = set(short[:len(written_out)])
-    lost = [name for name in lost if name not in explained]
+    lost, new = _without_written_out(lost, new, lexicon)
+    new, lost = _without_written_out(new, lost, lexicon)
     if any(len(name.words) == 1 and name.words[0] not in text.folded for name in find_names(source, lexicon)):
-        new = [name for name in new if name not in written_out]
-    if len(new) == 1 and len(new[0].words) == 1 and not new[0].is_acronym and not lost:
-        new = []  # one capital alone: a title or an institution, more often than a name
+        new = [name for name in new if not _may_write_out(name, lexicon)]
+    if len(new) == 1 and not lost and _may_be_gloss(new[0], lexicon):
+        new = []  # takes no other's place
+    if len(lost) == 1 and not new and _may_be_gloss(lost[0], lexicon):
+        lost = []  # may be no name, or have been described
     return NameComparison(len(asked), tuple(lost), tuple(new))
+
+
+def _without_written_out(short: list[Name], long: list[Name], lexicon: Lexicon) -> tuple[list[Name], list[Name]]:
+    """Without pairs of an institution's short and long name: of FAO and Fiocruz no letter tells what they stand for."""
+    pairs = list(zip([name for name in short if len(name.words) == 1],
+                     [name for name in long if _may_write_out(name, lexicon)], strict=False))
+    return ([name for name in short if all(name is not one for one, _ in pairs)],
+            [name for name in long if all(name is not other for _, other in pairs)])
+
+
+def _may_be_gloss(name: Name, lexicon: Lexicon) -> bool:
+    """A title, an institution, an acronym, the country of a city."""
+    return len(name.words) == 1 or name.words in _common_names(lexicon)
 
 
 def _absent(names: list[Name], text: Text, lexicon: Lexicon) -> list[Name]:
     """Those of which a text has no word, no acronym and no expansion."""
     written = find_names(text, lexicon)
     return [name for name in names if not any(_is_word_of(word, text, lexicon) for word in name.words)
-            and not _written_otherwise(name, written)]
+            and not _written_otherwise(name, written) and not _is_abbreviated(name, text)]
 
 
-def _name(match: re.Match[str], raw: str, lexicon: Lexicon) -> Name:
-    words = [word for word in WORD.findall(match[0])
-             if word.lower() not in lexicon.name_particles and not _ROMAN.fullmatch(word)]
-    begins = bool(_BEGINNING.search(raw[max(0, match.start() - 8):match.start()]))
+def _apart(match: re.Match[str]) -> list[tuple[int, int]]:
+    """A run of names at its acronyms: `FAO e OMS`, `Detran SP`."""
+    acronyms = [(match.start() + one.start(), match.start() + one.end()) for one in _ACRONYM.finditer(match[0])]
+    if not acronyms:
+        return [match.span()]
+    bounds = [match.start(), *(place for span in acronyms for place in span), match.end()]
+    return [(start, end) for start, end in pairwise(bounds) if end > start]
+
+
+def _name(start: int, end: int, raw: str, lexicon: Lexicon) -> Name:
+    words = [word for word in WORD.findall(raw[start:end] if raw[end:end + 1] != "$" else "")  # US$
+             if word.lower() not in lexicon.name_particles and not _ROMAN.fullmatch(word)
+             and (len(word) <= _LONGEST_ACRONYM or not word.isupper())]  # LOCATÁRIO: stress, no name
+    begins = bool(_BEGINNING.search(raw[max(0, start - 8):start]))
     if begins and words and len(words) > 1 and words[0].lower() in lexicon.function_words:
         words, begins = words[1:], False  # `Em Lisboa`
     acronym = len(words) == 1 and 1 < len(words[0]) <= _LONGEST_ACRONYM and words[0].isupper()
@@ -110,6 +137,19 @@ def _is_word_of(word: str, text: Text, lexicon: Lexicon) -> bool:
         text.folded | _bases(text))
 
 
+def _is_abbreviated(name: Name, text: Text) -> bool:
+    """Lc, Lucas; Sta, Santa."""
+    short = name.words[0]
+    return (len(name.words) == 1 and not name.is_acronym and 1 < len(short) <= _LONGEST_ABBREVIATION
+            and any(word[0] == short[0] and len(word) > len(short) and _comes_in_order(short, word)
+                    for word in text.folded))
+
+
+def _comes_in_order(letters: str, text: str) -> bool:
+    rest = iter(text)
+    return all(letter in rest for letter in letters)
+
+
 @lru_cache(maxsize=512)
 def _bases(text: Text) -> frozenset[str]:
     return frozenset(map(_base, text.folded))
@@ -127,19 +167,18 @@ def _base(word: str) -> str:
 
 def _written_otherwise(name: Name, others: list[Name]) -> bool:
     """An acronym whose letters begin the words of another name, or the other way round."""
-    if name.is_acronym:
-        letters = name.words[0]
-        return any(letters in (other.initials, other.initials.replace(" ", "")) or
-                   (len(other.words) >= 2 and _abbreviates(letters, other)) for other in others)
-    return len(name.words) >= 2 and any(
-        other.is_acronym and (other.words[0] == name.initials or _abbreviates(other.words[0], name))
-        for other in others)
+    return any(_is_short_for(name, other) or _is_short_for(other, name) for other in others)
+
+
+def _is_short_for(short: Name, name: Name) -> bool:
+    if len(short.words) != 1 or len(name.words) < 2 or len(short.words[0]) > _LONGEST_SHORT_NAME:
+        return False
+    return short.words[0] == name.initials or _abbreviates(short.words[0], name)
 
 
 def _abbreviates(letters: str, name: Name) -> bool:
     """Whether the letters come in this order at the beginnings of the words: INPE, Instituto Nacional de Pesquisas."""
-    pattern = ".*".join(map(re.escape, letters))
-    return letters[0] == name.initials[:1] and bool(re.search(pattern, "".join(word[:4] for word in name.words)))
+    return letters[0] == name.initials[:1] and _comes_in_order(letters, "".join(word[:4] for word in name.words))
 
 
 def _may_write_out(name: Name, lexicon: Lexicon) -> bool:
@@ -160,6 +199,12 @@ def _names(lexicon: Lexicon) -> re.Pattern[str]:
 @cache
 def _common(lexicon: Lexicon) -> frozenset[str]:
     return frozenset(fold(word) for word in lexicon.common_capitals.exact | lexicon.function_words.exact)
+
+
+@cache
+def _common_names(lexicon: Lexicon) -> frozenset[tuple[str, ...]]:
+    return frozenset(tuple(fold(word) for word in name.split() if word not in lexicon.name_particles)
+                     for name in lexicon.common_names)
 
 
 @cache

@@ -4,6 +4,8 @@ that went up and now go down. Clause by clause, by the words around them.
 
 from __future__ import annotations
 
+import re
+from bisect import bisect
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -12,8 +14,12 @@ from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 from megatron_ext.data.rewriting.checking.names import telling_names
 from megatron_ext.data.rewriting.checking.polarity import AROUND_NUMBERS
 from megatron_ext.data.rewriting.checking.quantities import ARTICLES, Quantities
-from megatron_ext.data.rewriting.checking.text import Text, content_stems, fold, words_of
+from megatron_ext.data.rewriting.checking.text import Text, content_stems, fold, stem, words_of
 
+_BRACKETED = re.compile(r"[(\[]([^\w()\[\]]*\d[^()\[\]]{0,15})[)\]]")
+_SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
+_NO_CHANGES = ("time", "months", "month", "length")
+"""Numbers of these mostly say when and where, not by how much."""
 _STRONG, _VERY_STRONG = 2, 3
 
 Anchor = tuple[str, ...]
@@ -26,6 +32,8 @@ class _Places:
     """Stems of the clauses in which an anchor stands, and the numbers there."""
     directions: dict[Anchor, frozenset[int]]
     """0: up, 1: down, of the clauses in which a number stands."""
+    sentences: dict[Anchor, frozenset[int]]
+    """Numbers of the sentences in which an anchor stands."""
 
 
 def has_swapped(source: Text, text: Text, numbers: tuple[Quantities, Quantities], lexicon: Lexicon) -> bool:
@@ -36,20 +44,20 @@ def has_swapped(source: Text, text: Text, numbers: tuple[Quantities, Quantities]
     there, here = (_places(one, anchors, lexicon) for one in numbers)
     for is_number in (True, False):
         shared = [anchor for anchor in there.words if anchor in here.words and (anchor[0] == "#") == is_number]
-        if _moved(shared, there.words, here.words):
+        if _moved(shared, there, here):
             return True
     return any(_turned(there.directions[anchor], here.directions[anchor])
                for anchor in there.directions if anchor in here.directions)
 
 
-def _moved(anchors: list[Anchor], there: dict[Anchor, frozenset[str]], here: dict[Anchor, frozenset[str]]) -> bool:
+def _moved(anchors: list[Anchor], there: _Places, here: _Places) -> bool:
     num_strong = 0
     taken: dict[Anchor, Anchor] = {}
     for one in anchors:
-        own, other, other_place = _best(one, anchors, there, here)
+        own, other, other_place = _best(one, anchors, there.words, here.words)
         if other > own:
             taken[one] = other_place
-        if own == 0 and other >= _VERY_STRONG:
+        if own == 0 and other >= _VERY_STRONG and there.sentences[one].isdisjoint(there.sentences[other_place]):
             return True
         num_strong += own == 0 and other >= _STRONG
     return num_strong > 1 or any(taken.get(place) == one for one, place in taken.items())
@@ -63,12 +71,17 @@ def _best(one: Anchor, anchors: list[Anchor], there: dict[Anchor, frozenset[str]
     """
     best = (0, 0, one)
     for other in anchors:
-        if other != one:
+        if other != one and not here[one].issuperset(_own_stems(other)):  # else the words may belong to either
             common = there[one] & there[other]
             own, taken = len(here[one] & there[one] - common), len(here[one] & there[other] - common)
             if taken - own > best[1] - best[0]:
                 best = (own, taken, other)
     return best
+
+
+@lru_cache(maxsize=4096)
+def _own_stems(anchor: Anchor) -> frozenset[str]:
+    return frozenset({anchor[1]} if anchor[0] == "#" else map(stem, anchor))
 
 
 def _turned(there: frozenset[int], here: frozenset[int]) -> bool:
@@ -79,6 +92,9 @@ def _turned(there: frozenset[int], here: frozenset[int]) -> bool:
 def _places(numbers: Quantities, names: frozenset[Anchor], lexicon: Lexicon) -> _Places:
     words: dict[Anchor, set[str]] = {}
     directions: dict[Anchor, set[int]] = {}
+    sentences: dict[Anchor, set[int]] = {}
+    changes = {("#", str(one.size)) for one in numbers.exact if one.dimension not in _NO_CHANGES}
+    ends = [match.start() for match in _SENTENCE_END.finditer(numbers.reworded)]
     for start, end in _clauses(numbers.reworded, lexicon):
         in_clause = words_of(numbers.reworded[start:end])
         found: list[Anchor] = [("#", str(one.size)) for one in numbers.exact
@@ -88,14 +104,17 @@ def _places(numbers: Quantities, names: frozenset[Anchor], lexicon: Lexicon) -> 
         if not lexicon.negations.exact.isdisjoint(in_clause):
             turns = set()
         for anchor in found:
-            directions.setdefault(anchor, set()).update(turns)
+            if anchor in changes:
+                directions.setdefault(anchor, set()).update(turns)
         folded = set(map(fold, in_clause))
         for anchor in [*found, *(name for name in names if folded.issuperset(name))]:
+            sentences.setdefault(anchor, set()).add(bisect(ends, start))
             words.setdefault(anchor, set()).update(stems - set(anchor) - content_stems(anchor, lexicon))
-    return _Places({anchor: frozenset(found) for anchor, found in words.items()},
-                   {anchor: frozenset(found) for anchor, found in directions.items() if found})
+    return _Places(*({anchor: frozenset(found) for anchor, found in table.items() if found or table is words}
+                     for table in (words, directions, sentences)))
 
 
 def _clauses(text: str, lexicon: Lexicon) -> list[tuple[int, int]]:
+    text = _BRACKETED.sub(lambda match: f" {match[1]} ", text)  # `Brasil (70%)`: of one clause
     ends = [0, *(match.end() for match in lexicon.clause_ends.finditer(text)), len(text)]
     return [(start, end) for start, end in pairwise(ends) if end > start]

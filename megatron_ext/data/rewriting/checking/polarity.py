@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 from megatron_ext.data.rewriting.checking.text import Clause, Text, content_stems, words_of
@@ -10,19 +11,12 @@ from megatron_ext.data.rewriting.checking.text import Clause, Text, content_stem
 AROUND_NUMBERS = 0
 """The pair of directions with words as common as `mais`, which tell something beside a number alone."""
 _MIN_SHARED = 2
-_SCOPE_WORDS = 6
+_SCOPE_WORDS = 2
 
 
 def negation_appeared(source: Text, text: Text, lexicon: Lexicon) -> bool:
-    """A clause denies what the source's clause about the same says without a word of denial; or the source, which the
-    clause is about, has no such word at all.
-    """
-    negated = [clause for clause in text.clauses if is_negated(clause, lexicon)]
-    if not negated:
-        return False
-    denies_nothing = not any(word in lexicon.negations or word in lexicon.negative_words for word in source.word_set)
-    return any(_states(clause, source.clauses, lexicon) or (denies_nothing and _is_stated(clause, source, lexicon))
-               for clause in negated)
+    """A clause denies what the source's clause about the same says without a word of denial."""
+    return any(_states(clause, source.clauses, lexicon) for clause in text.clauses if is_negated(clause, lexicon))
 
 
 def negation_vanished(source: Text, text: Text, lexicon: Lexicon) -> bool:
@@ -31,53 +25,70 @@ def negation_vanished(source: Text, text: Text, lexicon: Lexicon) -> bool:
 
 
 def direction_turned(source: Text, text: Text, lexicon: Lexicon) -> bool:
-    """The source goes one way alone, and the text the other way alone."""
+    """The source goes one way alone, and the text the other way alone, where it speaks of the same."""
     if not (lexicon.negations.exact.isdisjoint(source.words) and lexicon.negations.exact.isdisjoint(text.words)):
         return False  # `não subiu`
     there, here = _directions(source, lexicon), _directions(text, lexicon)
     return any((pair, 1 - side) in here and (pair, side) not in here and (pair, 1 - side) not in there
+               and _are_of_the_same(there[pair, side], here[pair, 1 - side], source)
                for pair, side in there)
 
 
 def is_negated(clause: Clause, lexicon: Lexicon) -> bool:
     """Whether it has a negation that denies something."""
-    if lexicon.negations.exact.isdisjoint(clause.words) or clause.text.endswith("?"):
+    if lexicon.negations.exact.isdisjoint(clause.words) or clause.asks:
         return False
     return not lexicon.negations.exact.isdisjoint(words_of(lexicon.not_negations.sub(" ", clause.text)))
 
 
 def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool:
     """Whether a clause without a word of denial says the same as the negated one: of what is denied, and as a whole."""
-    scope = _scope(negated, lexicon)
-    others = [one for one in others if not one.text.endswith("?") and scope & one.stems]
+    others = [one for one in others if not one.asks]
     shared = [len(negated.stems & one.stems) for one in others]
     most = max(shared, default=0)
     if most < _MIN_SHARED or 2 * most < len(negated.stems):
         return False
-    return not any(_may_deny(one, negated, lexicon) for one, count in zip(others, shared, strict=True) if count == most)
-
-
-def _is_stated(negated: Clause, source: Text, lexicon: Lexicon) -> bool:
-    """Whether the source's clause that shares the most with a negated one limits nothing."""
-    most = max(source.clauses, key=lambda one: len(negated.stems & one.stems))
-    return bool(negated.stems & most.stems) and not _may_deny(most, negated, lexicon)
+    likeliest = [one for one, count in zip(others, shared, strict=True) if count == most]
+    denied = _scope(negated, lexicon)
+    scope = denied - content_stems(takewhile(lambda word: word not in lexicon.negations, negated.words), lexicon)
+    if not scope or not any(scope <= one.stems for one in likeliest):
+        return False
+    return not (any(_may_deny(one, negated, lexicon) for one in likeliest)
+                or any(is_negated(one, lexicon) and denied <= content_stems(one.words_around, lexicon)
+                       for one in others))  # it is denied there, too
 
 
 def _scope(clause: Clause, lexicon: Lexicon) -> frozenset[str]:
-    """Stems of what stands within a few words after the negation."""
-    place = next((place for place, word in enumerate(clause.words) if word in lexicon.negations), 0)
-    return content_stems(clause.words[place + 1:place + 1 + _SCOPE_WORDS], lexicon) - content_stems(
-        lexicon.negations.exact, lexicon)
+    """Stems of what is denied: the next content words, up to a conjunction."""
+    words = iter(words_of(lexicon.not_negations.sub(" ", clause.text)))
+    next((word for word in words if word in lexicon.negations), None)
+    denied = [stem for word in takewhile(lambda word: word not in lexicon.conjunctions, words)
+              for stem in content_stems([word], lexicon) if word not in lexicon.negations]
+    return frozenset(denied[:_SCOPE_WORDS])
 
 
 def _may_deny(clause: Clause, negated: Clause, lexicon: Lexicon) -> bool:
-    """Whether it has a word of denial of its own, or a negation stands before it in its sentence."""
-    if any(word in lexicon.negations or word in lexicon.without for word in clause.words_before):
+    """Whether its sentence has a negation, or a word of denial that the negated one has not."""
+    if not lexicon.negations.exact.isdisjoint(clause.words_around):
         return True
-    return not lexicon.negations.exact.isdisjoint(clause.words) or any(
-        word in lexicon.negative_words or word in lexicon.limiting_words
-        for word in clause.words if word not in negated.words)
+    denials = lexicon.negative_words.among(clause.words_around) | lexicon.limiting_words.among(clause.words)
+    return not denials.issubset(negated.words)
 
 
-def _directions(text: Text, lexicon: Lexicon) -> set[tuple[int, int]]:
-    return {place for word in text.word_set for place in lexicon.directions.of(word) if place[0] != AROUND_NUMBERS}
+def _directions(text: Text, lexicon: Lexicon) -> dict[tuple[int, int], list[Clause]]:
+    """The clauses that say each direction; `sem aumento` says none."""
+    found: dict[tuple[int, int], list[Clause]] = {}
+    telling = {word: places for word in text.word_set if (
+        places := [place for place in lexicon.directions.of(word) if place[0] != AROUND_NUMBERS])}
+    for clause in text.clauses:
+        if telling.keys().isdisjoint(clause.words) or lexicon.without.has_any_of(clause.words_around):
+            continue
+        for place in {place for word in telling.keys() & clause.words for place in telling[word]}:
+            found.setdefault(place, []).append(clause)
+    return found
+
+
+def _are_of_the_same(there: list[Clause], here: list[Clause], source: Text) -> bool:
+    """Whether a clause of the text has most in common with one of the source's that says the opposite."""
+    return any(max(len(one.stems & other.stems) for other in there)
+               >= max(1, *(len(one.stems & other.stems) for other in source.clauses)) for one in here)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from functools import cache, lru_cache
 from itertools import combinations, pairwise
 
@@ -20,12 +20,16 @@ from megatron_ext.data.rewriting.checking.text import WORD, stem
 
 _GROUPED = r"\d{1,3}(?:[.\u00a0\u202f\u2009 ]\d{3})+(?!\d)"
 _DIGITS = rf"(?:{_GROUPED}(?:,\d+)?|\d{{1,3}}(?:,\d{{3}}){{2,}}(?:\.\d+)?|\d+(?:[.,]\d+)*)"
-_CLOCK = re.compile(r"(?<![\w.,])(\d{1,2})(?:\s?[hH](\d{2})(?:\s?min)?|:(\d{2}))(?!\d)")
+_CLOCK = re.compile(r"(?<![\w.,])(\d{1,2})(?:\s?[hH](\d{2})(?:\s?min)?|:(\d{2}))(?!\d)(?!-\d+(?![\d:hH]))")
 _HOURS = re.compile(r"(?<![\w.,])(\d{1,2})\s?[hH]s?(?!\w)")
 _DATE = re.compile(r"(?<![\d/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/])")
 _ROMAN = re.compile(r"(?<!\w)(?=[IVXLC]{2,}(?!\w))(C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?!\w)")
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
 _LIST_MARK = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|\(\d{1,2}\))(?=\s)", re.MULTILINE)
+_LIST_MARK_INSIDE = re.compile(r"(\([^()]*\))|(?<=[\s;:])\d{1,2}\)(?=\s)")  # what is in brackets is none
+_FRACTION = re.compile(r"(?<![\w.,/])(?:(\d+) )?(\d{1,2})/(\d{1,2})(?![\d/])")
+_SHARED_SCALE_FACTOR = 10
+"""De 180 para 218 bilhões; but 500 a 10 mil are 500."""
 _NUMBER = re.compile(rf"(?P<money>(?:R|US|U)?\$|€|£)?\s?(?<![\w])(?P<digits>{_DIGITS})"
                      r"(?P<mark>[ºª°ᵒᵃ]ˢ?|th|nd|rd)?(?P<letters>\w*)")
 _BEFORE = re.compile(r"[^\W\d_]+(?:\s+[^\W\d_]{1,4}){0,2}\s*$")
@@ -33,6 +37,11 @@ _SIGN = r"[-−+]?(?:R\$\s?|€\s?)?"
 _MONTH = "month"
 ARTICLES = Decimal(2)
 _SMALL, _THOUSAND = Decimal(10), Decimal(1000)
+_TELLING = 100
+_TELLING_DIMENSIONS = ("percent", "reais", "dollars", "euros", "pounds")
+_YEARS = 1000, 2100
+_ROUNDED = Context(prec=12)
+"""1 h 25 min, in decimals of an hour, are 5,100 seconds."""
 _HALF_DAY = Decimal(12 * 3600)
 
 
@@ -81,8 +90,9 @@ class Quantities:
 @lru_cache(maxsize=1024)
 def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
     """The numbers of a text."""
-    text = _LIST_MARK.sub(" ", text)
+    text = _LIST_MARK_INSIDE.sub(lambda match: match[1] or " ", _LIST_MARK.sub(" ", text))
     romans = {Decimal(_roman_value(match[1])) for match in _ROMAN.finditer(text)}
+    text, fractions = _without_fractions(text)
     digits_alone = _reworded(text, lexicon)
     reworded = _with_parts(alpha2digit(digits_alone, lexicon.language, 0), lexicon)
     in_digits = {_value(match["digits"]) for match in _NUMBER.finditer(digits_alone)}
@@ -90,7 +100,9 @@ def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
     ordinals = {_value(match["digits"]) for match in _NUMBER.finditer(reworded) if match["mark"]}
     words = {Decimal(value) for word in WORD.findall(digits_alone.lower())
              for value in lexicon.loose_numbers.get(word) or ()}
-    return Quantities(exact, frozenset(romans | ordinals | words), tuple(_pairs(reworded, exact, lexicon)), reworded)
+    halves = {Decimal(match[1]) + Decimal("0.5") for match in lexicon.and_half.finditer(reworded)}
+    loose = frozenset(romans | ordinals | words | fractions | halves)
+    return Quantities(exact, loose, tuple(_pairs(reworded, exact, lexicon)), reworded)
 
 
 def missing(source: Quantities, other: Quantities) -> list[Quantity]:
@@ -106,7 +118,29 @@ def new(source: Quantities, other: Quantities) -> list[Quantity]:
     return [one for one in _distinct(other.exact)
             if (has_months or one.dimension != _MONTH) and one.value not in source.loose
             and (one.in_digits or one.value > _SMALL)
-            and not any(one.equals(found) for found in source.exact)]
+            and not any(one.equals(found) for found in source.exact) and not _follows(one, source)]
+
+
+def _follows(one: Quantity, source: Quantities) -> bool:
+    """Whether it follows from years of the source: 1962 from `1959` and `três anos depois`, 94 from 1905 and 1999."""
+    years = [found.value for found in source.exact if _YEARS[0] <= found.value <= _YEARS[1] and not found.dimension]
+    if _YEARS[0] <= one.value <= _YEARS[1]:
+        spans = [found.size / 12 for found in source.exact if found.dimension == "months"]
+        return any(abs(abs(one.value - year) - span) < 1 for year in years for span in spans)
+    return one.dimension in ("", "months") and any(abs(first - second) == one.value
+                                                   for first, second in combinations(years, 2))
+
+
+def compare(source: Quantities, other: Quantities) -> tuple[list[Quantity], list[Quantity]]:
+    """(lost, new), as far as they tell something. A small number that takes no other's place may be a count, an age or
+    another unit, and one small number alone that is lost may stand in words that no list has.
+    """
+    lost, found = missing(source, other), new(source, other)
+    if not lost:
+        found = [one for one in found if one.value >= _TELLING or one.dimension in _TELLING_DIMENSIONS]
+    if len(lost) == 1 and lost[0].value < _TELLING and not found:
+        lost = []
+    return lost, found
 
 
 def num_distinct(quantities: Quantities) -> int:
@@ -121,23 +155,23 @@ def numbers_per_100_words(text: str, lexicon: Lexicon) -> float:
 
 def has_mismatch(source: Quantities, other: Quantities) -> bool:
     """Whether numbers of the source came to stand where others stood: pairs in another order or of others, values whose
-    unit is another, values that count what another value counted.
+    unit is another, values that exchanged what they count.
     """
-    return (any(_is_new_pair(pair, source) for pair in other.pairs) or _have_exchanged(source, other)
-            or any(_has_other_unit(one, source) or _counts_other(one, source) for one in other.exact))
+    return (any(_is_new_pair(pair, source, other) for pair in other.pairs) or _have_exchanged(source, other)
+            or any(_has_other_unit(one, source) for one in other.exact) or _count_each_others(source, other))
 
 
-def _is_new_pair(pair: tuple[Quantity, Quantity], source: Quantities) -> bool:
-    """Both stand in pairs of the source, but with other partners or in the other order."""
-    first, second = pair
-    known = [(one.value, two.value) for one, two in source.pairs]
-    if (first.value, second.value) in known or not known:
+def _is_new_pair(pair: tuple[Quantity, Quantity], source: Quantities, other: Quantities) -> bool:
+    """Both stand in the source, in pairs that the other text has not, or in the other order."""
+    first, second = (one.value for one in pair)
+    known, kept = ({(one.value, two.value) for one, two in text.pairs} for text in (source, other))
+    if (first, second) in known or first == second:
         return False
-    if (second.value, first.value) in known:
-        return first.value != second.value
+    if (second, first) in known:
+        return True
     values = {one.value for one in source.exact}
-    paired = {value for one in known for value in one}
-    return {first.value, second.value} <= values and bool({first.value, second.value} & paired)
+    broken = {value for one in known - kept for value in one}
+    return {first, second} <= values and bool({first, second} & broken)
 
 
 def _has_other_unit(one: Quantity, source: Quantities) -> bool:
@@ -147,13 +181,12 @@ def _has_other_unit(one: Quantity, source: Quantities) -> bool:
         one.equals(found) for found in source.exact)
 
 
-def _counts_other(one: Quantity, source: Quantities) -> bool:
-    """Another value of the source counts the same noun there, and this value counts something else."""
-    if not one.noun or one.dimension:
-        return False
-    of_noun = {found.value for found in source.exact if found.noun == one.noun}
-    nouns = {found.noun for found in source.exact if found.value == one.value}
-    return bool(of_noun) and one.value not in of_noun and bool(nouns) and "" not in nouns and one.noun not in nouns
+def _count_each_others(source: Quantities, other: Quantities) -> bool:
+    """Two values each count what the other one counted."""
+    there, here = ({one.value: one.noun for one in text.exact if one.noun and not one.dimension}
+                   for text in (source, other))
+    return any(there[one] != there[two] and here[one] == there[two] and here[two] == there[one]
+               for one, two in combinations([value for value in here if value in there], 2))
 
 
 def _have_exchanged(source: Quantities, other: Quantities) -> bool:
@@ -181,11 +214,31 @@ def _reworded(text: str, lexicon: Lexicon) -> str:
     text = _HOURS.sub(lambda match: f"{match[1]} {hour}", text)
     for pattern, words in lexicon.rewordings:
         text = pattern.sub(words, text)
-    scaled, shared, half = _scale_patterns(lexicon)
+    scaled, shared, half, in_words = _scale_patterns(lexicon)
+    text = in_words.sub(lambda match: f"{match[1]} {match[4]}{match[2]}{match[3]} {match[4]}"
+                        if _is_number(match[1], lexicon) and _is_number(match[3], lexicon) else match[0], text)
     text = shared.sub(lambda match: f"{match[1]} {match[4]}{match[2]}{match[3]} {match[4]}"
-                      if _value(match[1]) < _THOUSAND else match[0], text)
+                      if _share_a_scale(_value(match[1]), _value(match[3])) else match[0], text)
     text = half.sub(lambda match: f"{match[1]} <{lexicon.scales[match[1].lower()] // 2}>", text)
     return scaled.sub(lambda match: _plain(_value(match[1]) * lexicon.scales[match[2].lower()]), text)
+
+
+def _is_number(word: str, lexicon: Lexicon) -> bool:
+    return word.lower() not in lexicon.scales and alpha2digit(word, lexicon.language, 0).isdigit()
+
+
+def _share_a_scale(one: Decimal, other: Decimal) -> bool:
+    return one < _THOUSAND and one < _SHARED_SCALE_FACTOR * other and other < _SHARED_SCALE_FACTOR * one
+
+
+def _without_fractions(text: str) -> tuple[str, set[Decimal]]:
+    """The text without 1/2, 3/4 (or 7/9, a date), and the values that these may stand for."""
+    values: set[Decimal] = set()
+    for whole, part, parts in (match.groups() for match in _FRACTION.finditer(text)):
+        values |= {Decimal(part), Decimal(parts), Decimal(whole or 0)}
+        share = Decimal(part) / Decimal(parts) if int(parts) else Decimal(part)
+        values |= {int(whole or 0) + round(share, 2), 100 * share}
+    return (_FRACTION.sub(" ", text) if values else text), values
 
 
 def _month(digits: str, lexicon: Lexicon) -> str:
@@ -196,6 +249,8 @@ def _with_parts(text: str, lexicon: Lexicon) -> str:
     """`2 e meia` -> `2.5 horas`, `2000000 <500000>` -> `2500000`, `1 metro e 20` -> `1.20 metro`, shares -> percent."""
     text = re.sub(rf"(?<![\w.,])(\d{{1,2}})(?: horas?)? {lexicon.half_past.pattern}(?: horas?)?",
                   lambda match: f"{match[1]}.5 {lexicon.hour}", text)
+    text = lexicon.hours_minutes.sub(
+        lambda match: f"{Decimal(int(match[1])) + Decimal(int(match[2])) / 60} {lexicon.hour}", text)
     text = re.sub(r"(\d+) <(\d+)>", lambda match: str(int(match[1]) + int(match[2])), text)
     text = re.sub(rf"(?<![\w.,])(\d+) {lexicon.hundredths.pattern}",
                   lambda match: f"{int(match[1]) + Decimal(match[3]) / 100} {match[2]}", text)
@@ -205,7 +260,7 @@ def _with_parts(text: str, lexicon: Lexicon) -> str:
 
 def _percent(written: str, part: str, whole: str) -> str:
     """`4 em cada 10` -> `40 %`."""
-    if not 0 < int(part) <= int(whole):
+    if not 0 < int(part) <= int(whole) or int(whole) == 1:
         return written
     return f"{_plain(round(Decimal(100 * int(part)) / int(whole), 2))} %"
 
@@ -220,10 +275,11 @@ def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Qua
         if match["mark"] and value not in in_digits:
             continue  # an ordinal in words: `segundo` is mostly something else
         dimension, factor, noun = _unit(match, following, lexicon)
-        if not dimension and lexicon.clock.search(text[:match.start()]) and value <= 24 and not noun:
+        if not dimension and lexicon.clock.search(text[:match.start("digits")]) and value <= 24 and not noun:
             dimension, factor = "time", Decimal(3600)
-        yield Quantity(value, dimension, value * factor, noun, _noun_before(text[:match.start()], lexicon),
-                       value in in_digits, match.start("digits"), match.end())
+        before = _noun_before(text[:match.start()], lexicon)
+        yield Quantity(value, dimension, _ROUNDED.multiply(value, factor), noun, before, value in in_digits,
+                       match.start("digits"), match.end())
     for match in WORD.finditer(text.lower()):
         if match[0] in months:
             value = Decimal(months[match[0]])
@@ -243,9 +299,9 @@ def _unit(match: re.Match[str], following: str, lexicon: Lexicon) -> tuple[str, 
 
 def _noun_before(text: str, lexicon: Lexicon) -> str:
     words = _BEFORE.search(text[-40:])
-    found = next((word for word in reversed(words[0].split()) if word.isalpha()
-                  and word.lower() not in lexicon.function_words), "") if words else ""
-    return stem(found.lower()) if found else ""
+    found = (word.lower() for word in reversed(words[0].split() if words else []) if word.isalpha())
+    return next((stem(word) for word in found
+                 if word not in lexicon.function_words and word not in lexicon.approximations), "")
 
 
 def _pairs(text: str, exact: tuple[Quantity, ...], lexicon: Lexicon) -> Iterator[tuple[Quantity, Quantity]]:
@@ -266,19 +322,20 @@ def _range_patterns(lexicon: Lexicon) -> list[tuple[re.Pattern[str], re.Pattern[
     for form in lexicon.ranges:
         before, between, _ = (part.strip() for part in form.split("{}"))
         left = rf"(?:^|\W){before}\s+{_SIGN}$" if before else ""
-        middle = rf"\s*(?:%|[^\W\d_]+)?\s*(?:{between})\s+(?:[ao]s? )?{_SIGN}"
+        middle = rf"\s*(?:%\s*|[^\W\d_]+\s+)?(?:{between})\s+(?:[ao]s? )?{_SIGN}"
         patterns.append((re.compile(left, re.IGNORECASE), re.compile(middle, re.IGNORECASE)))
     return patterns
 
 
 @cache
-def _scale_patterns(lexicon: Lexicon) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    """(45 mil, 180 para 218 bilhões, milhões e meio)"""
+def _scale_patterns(lexicon: Lexicon) -> tuple[re.Pattern[str], ...]:
+    """(45 mil, 180 para 218 bilhões, milhões e meio, vinte a trinta mil)"""
     scales = "|".join(sorted(map(re.escape, lexicon.scales), key=len, reverse=True))
     number = rf"(?<![\w.,])({_DIGITS})"
     return (re.compile(rf"{number}[ \u00a0]({scales})(?!\w)", re.IGNORECASE),
             re.compile(rf"{number}({lexicon.shared_scale}{_SIGN})({_DIGITS})[ \u00a0]({scales})(?!\w)", re.IGNORECASE),
-            re.compile(rf"(?<!\w)({scales}){lexicon.and_a_half}", re.IGNORECASE))
+            re.compile(rf"(?<!\w)({scales}){lexicon.and_a_half}", re.IGNORECASE),
+            re.compile(rf"(?<=\s)([^\W\d_]+)({lexicon.shared_scale_words})([^\W\d_]+) ({scales})(?!\w)", re.IGNORECASE))
 
 
 def _value(digits: str) -> Decimal:

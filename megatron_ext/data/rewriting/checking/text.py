@@ -11,8 +11,8 @@ from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 
 WORD = re.compile(r"[^\W\d_]+")
 _LINE_END = re.compile(r"\s*\n\s*")
-_CLAUSE_END = re.compile(r"[,;:](?=\s)|\s[–—-]\s|[()\[\]]")
 _STEM_LETTERS = 5
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _MANY_WORDS = 2**18
 
 
@@ -31,19 +31,21 @@ class Sentence:
 
 
 class Clause(Sentence):
-    """A part of a sentence between commas, semicolons, colons, dashes and brackets."""
+    """A part of a sentence between punctuation marks and conjunctions."""
 
-    def __init__(self, text: str, words_before: Sequence[str], lexicon: Lexicon) -> None:
+    def __init__(self, text: str, words_around: Sequence[str], asks: bool, lexicon: Lexicon) -> None:
         super().__init__(text, lexicon)
-        self.words_before = words_before
-        """Words of its sentence before it."""
+        self.asks = asks
+        """Whether its sentence is a question."""
+        self.words_around = words_around
+        """Words of its sentence, and of the question that it answers."""
 
 
 class Text:
     """A source or a rewrite."""
 
     def __init__(self, raw: str, lexicon: Lexicon) -> None:
-        self.raw = raw
+        self.raw = raw.translate(_SUBSCRIPTS)
         self._lexicon = lexicon
 
     @cached_property
@@ -55,15 +57,15 @@ class Text:
 
     @cached_property
     def clauses(self) -> list[Clause]:
-        """The sentences at their commas, colons, dashes, brackets."""
+        """The sentences at their punctuation marks and conjunctions."""
         clauses: list[Clause] = []
         question: Sequence[str] = ()
         for sentence in self.sentences:
-            before = question  # what an answer leaves out stands in its question
-            for part in filter(None, _CLAUSE_END.split(sentence.text)):
-                clauses.append(Clause(part, before, self._lexicon))
-                before = [*before, *clauses[-1].words]
-            question = sentence.words if sentence.text.endswith("?") else ()
+            around = [*question, *sentence.words]  # what an answer leaves out stands in its question
+            asks = sentence.text.endswith("?")
+            clauses += [Clause(part, around, asks, self._lexicon)
+                        for part in filter(None, self._lexicon.clause_ends.split(sentence.text))]
+            question = sentence.words if asks else ()
         return clauses
 
     @cached_property

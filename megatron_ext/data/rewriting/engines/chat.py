@@ -41,5 +41,5 @@ def encode_batch(tokenizer: Any, requests: Sequence[Request], template_arguments
                if limit is None or len(ids) + request.max_new_tokens <= limit]
     kept = {request.key for request, _ in fitting}
     return fitting, [(request, failure(f"the prompt and its completion need {len(ids) + request.max_new_tokens:,} "
-                                       f"tokens, the rewriter holds {limit:,}; use a smaller chunk_tokens"))
+                                       f"tokens, the model holds {limit:,}; use smaller chunk_tokens"))
                      for request, ids in encoded if request.key not in kept]

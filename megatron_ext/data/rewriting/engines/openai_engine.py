@@ -27,11 +27,13 @@ class OpenaiEngine:
     """Requests under way side by side, at most `concurrency`; busy or failing servers are asked again after a while."""
 
     def __init__(self, settings: OpenaiSettings, sampling: Sampling,
-                 template_arguments: Mapping[str, Any] | None = None) -> None:
+                 template_arguments: Mapping[str, Any] | None = None,
+                 schema: Mapping[str, Any] | None = None) -> None:
         self._settings, self._sampling = settings, sampling
         self._client = _connect(settings)
         self._model = served_model(settings)
         self._extra_body = {**({"chat_template_kwargs": dict(template_arguments)} if template_arguments else {}),
+                            **({"response_format": _response_format(schema)} if schema else {}),
                             **settings.extra_body}
         self._stopped = threading.Event()
 
@@ -110,6 +112,11 @@ def served_model(settings: OpenaiSettings) -> str:
         raise UserError(f"openai.model: name one of those that {settings.base_url} serves: "
                         f"{', '.join(names) or 'none'}")
     return names[0]
+
+
+def _response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """As OpenAI and vLLM's server take it."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": dict(schema)}}
 
 
 def _connect(settings: OpenaiSettings) -> Any:

@@ -1,13 +1,16 @@
-"""The settings of the engines that have any."""
+"""The settings of the engines that have any, and those of every stage that asks a model."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from megatron_ext.identity import WATCHING
+from megatron_ext.data.rewriting.engines.interface import EngineName, Sampling
+from megatron_ext.identity import LAYOUT, PLACE, WATCHING
 from megatron_ext.settings import Settings
+from megatron_ext.stage import StageSettings
 
 
 class VllmSettings(Settings):
@@ -49,3 +52,53 @@ class OpenaiSettings(Settings):
     fails, is away, or answers what is no chat completion. Decides no byte."""
     timeout_seconds: Annotated[float, WATCHING] = Field(600, gt=0)
     """For one answer. Decides no byte."""
+
+
+class AskingSettings(StageSettings):
+    """A stage that asks an instruct model."""
+
+    model: Annotated[Path | None, PLACE] = None
+    """Folder of the instruct model that is asked (tools.fetch_model); engine openai needs none."""
+    engine: EngineName = "transformers"
+    """What runs the model: transformers (CPU), vllm (`make vllm`), openai (an endpoint)."""
+    vllm: VllmSettings = VllmSettings()
+    """Of engine vllm."""
+    openai: OpenaiSettings = OpenaiSettings()
+    """Of engine openai."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the model's chat template, e.g. {enable_thinking: false} for Qwen3."""
+    sampling: Sampling = Sampling()
+    """How tokens are drawn."""
+    batch_size: Annotated[int, Field(ge=1), LAYOUT] = 16
+    """Requests of a batch of engine transformers, where bytes may depend on it; the other engines fill their batches
+    themselves."""
+    retries: int = Field(1, ge=0)
+    """How often a failed answer is asked for again, with another seed; never at temperature 0, which repeats itself."""
+    max_failed_fraction: Annotated[float, Field(ge=0, le=1), WATCHING] = 0.4
+    """The run stops when more than this share of its requests failed (no answer, refused), counted after 20 and at the
+    end. Decides no byte."""
+    seed: int = Field(0, ge=0)
+    """Decides what is chosen and what is drawn."""
+
+    @model_validator(mode="after")
+    def _address_is_one(self) -> AskingSettings:
+        if self.engine == "openai" and not self.openai.base_url.startswith(("http://", "https://")):
+            raise ValueError(f"openai.base_url = {self.openai.base_url!r} must begin with http:// or https://")
+        return self
+
+    @property
+    def unused_sections(self) -> set[str]:
+        """Sections of the engines that are not used."""
+        return {"vllm", "openai"} - {self.engine}
+
+    @property
+    def num_retries(self) -> int:
+        """How often a failed answer is asked for again."""
+        return self.retries if self.sampling.temperature > 0 else 0
+
+    @property
+    def num_devices(self) -> int:
+        """GPUs of one engine (1 where none is known of)."""
+        if self.engine != "vllm":
+            return 1
+        return self.vllm.tensor_parallel_size * int(self.vllm.arguments.get("pipeline_parallel_size", 1))

@@ -25,8 +25,9 @@ class VllmEngine:
     """One engine on one GPU or one tensor-parallel group, or on the CPU with vLLM's CPU build."""
 
     def __init__(self, model: Path, sampling: Sampling, settings: VllmSettings,
-                 template_arguments: Mapping[str, Any] | None = None) -> None:
-        self._sampling, self._template_arguments = sampling, template_arguments or {}
+                 template_arguments: Mapping[str, Any] | None = None,
+                 schema: Mapping[str, Any] | None = None) -> None:
+        self._sampling, self._template_arguments, self._schema = sampling, template_arguments or {}, schema
         self._max_num_waiting = settings.max_num_waiting
         self._tokenizer = load_chat_tokenizer(model)
         self.llm = _open_llm(engine_arguments(model, settings))
@@ -50,13 +51,17 @@ class VllmEngine:
 
     def _add(self, encoded: Encoded) -> None:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         rendered = self._engine.renderer.render_cmpl([{"prompt_token_ids": ids} for _, ids in encoded])
+        # Weak models go on with white space for ever where the schema leaves them free to.
+        structured = StructuredOutputsParams(json=dict(self._schema), disable_any_whitespace=True) \
+            if self._schema else None
         for (request, _), prompt in zip(encoded, rendered, strict=True):
             params = SamplingParams(
                 temperature=self._sampling.temperature, top_p=self._sampling.top_p, max_tokens=request.max_new_tokens,
                 seed=request.seed if self._sampling.temperature else None,
+                structured_outputs=structured,
                 detokenize=False,  # once at the end is cheaper than at every token
                 output_kind=RequestOutputKind.FINAL_ONLY)
             self._engine.add_request(request.key, prompt, params)
