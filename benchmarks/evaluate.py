@@ -7,6 +7,7 @@ Both do everything, from the raw data to the score: load the model, render the p
 protocol is lm-evaluation-harness' own HFLM with one prompt a call, as the official harness calls a model; this project
 is `evaluation.run_poeta`, first with an empty cache, then as for the next checkpoint, with the prompts on disk. Greedy
 outputs are compared. Without --model: a random Llama of 2 layers, which hardly ever ends an answer by itself.
+Likelihoods of options are measured by benchmarks.evaluate_options.
 """
 
 from __future__ import annotations

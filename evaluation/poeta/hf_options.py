@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from evaluation.poeta.likelihood import EncodedQuestion, OptionScores
 
-CPU_TOKENS = 2048
+CPU_TOKENS = 512
 """A CPU gains nothing from reading more tokens at a time, and loses what is padding."""
 
 
