@@ -232,8 +232,9 @@ class LoggingConfig(Settings):
 
 
 class StartConfig(Settings):
-    """The checkpoint of another run, its trunk, that a branch goes on from. Iterations, budget, schedule and amounts by
-    `fraction` go on from the trunk's; other amounts are of the branch's own part."""
+    """The checkpoint of another run, its trunk, that a branch goes on from. Iterations, budget and schedule count from
+    the trunk's beginning. Amounts in tokens and epochs are of the branch's own part, unless blend and budget are those
+    of the trunk: then its plan goes on."""
 
     checkpoint: Annotated[Path, PLACE]
     """`<run>/checkpoints/iter_…`: weights, and how far the trunk had come in its data and schedule."""

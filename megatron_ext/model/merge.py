@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,9 +33,9 @@ from megatron_ext.model.mappings import Vocab, in_model_order, megatron_shapes, 
 from megatron_ext.model.settings import MergeSettings
 from megatron_ext.stage import make_artifact
 
-T = TypeVar("T")
 _BLOCK_ELEMENTS = 2**21
 _CACHED_ELEMENTS = 2**15
+_NUM_THREADS = 2
 
 
 def merge_checkpoints(settings: MergeSettings, output: Path) -> Artifact:
@@ -117,9 +118,13 @@ def _mean(readers: Sequence[CheckpointReader], weights: Sequence[float], name: s
     merged = torch.frombuffer(pages, dtype=dtype).view(shape)
     step = max(1, _BLOCK_ELEMENTS // math.prod(shape[1:]))
     blocks = [range(first, min(first + step, num_rows)) for first in range(0, num_rows, step)]
-    read = _one_ahead([reader.read(name, layer, rows).reshape(-1) for reader in readers] for rows in blocks)
-    for rows, parts in zip(blocks, read, strict=True):
+
+    def fill(rows: range) -> None:
+        parts = [reader.read(name, layer, rows).reshape(-1) for reader in readers]
         _average(parts, weights, merged[rows.start:rows.stop].view(-1))
+
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:  # one computes while another waits for the disk
+        list(pool.map(fill, blocks))
     return merged
 
 
@@ -131,13 +136,3 @@ def _average(parts: Sequence[Tensor], weights: Sequence[float], result: Tensor) 
         for part, weight in zip(parts, weights, strict=True):
             total.add_(part[piece], alpha=weight)
         result[piece] = total.div_(sum(weights))
-
-
-def _one_ahead(items: Iterable[T]) -> Iterator[T]:
-    """Each item when the next one was asked for: the disk reads it meanwhile."""
-    iterator = iter(items)
-    current = next(iterator)
-    for following in iterator:
-        yield current
-        current = following
-    yield current
