@@ -30,12 +30,22 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_with_launcher() -> None:
+    """The same where torchrun started this process: of a killed one the workers would wait for each other for ever.
+
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _die_if_orphaned()
+        die_with_parent()
+
+
 def leave_with_parent() -> None:
     """Send this process SIGTERM when its parent ends, so that it can save; where kill -9 ended the parent, die at once.
 
     torchrun dies of SIGUSR1 and takes no worker along. Where the system cannot tell of a parent's end in time, this is
     `die_with_parent`.
     """
+    _die_if_orphaned()
     parent = os.getppid()
     try:
         descriptor = os.pidfd_open(parent)
@@ -51,6 +61,19 @@ def start_of(pid: int) -> str | None:
     """Start time of a process, in clock ticks since boot; None when it has ended."""
     fields = _fields(pid)
     return fields[19] if fields and fields[0] not in "ZX" else None
+
+
+def _die_if_orphaned() -> None:
+    """Die where torchrun was killed while this worker of it was still being loaded, and init has adopted it.
+
+    A container's first process may be the launcher itself: a Python.
+    """
+    try:
+        is_init = os.getppid() == 1 and b"python" not in Path("/proc/1/cmdline").read_bytes()
+    except OSError:
+        return
+    if is_init:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _leave_after(parent: int, descriptor: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 
 from megatron_ext.errors import exit_on_user_error
+from megatron_ext.processes import die_with_launcher
 from megatron_ext.settings import parse_stage_arguments
 from megatron_ext.training.settings import HeldOutSettings
 
@@ -17,6 +18,7 @@ from megatron_ext.training.settings import HeldOutSettings
 @exit_on_user_error
 def main() -> int:
     """Measure under the layout that torchrun started, and tell the losses."""
+    die_with_launcher()
     settings, output = parse_stage_arguments(HeldOutSettings, __doc__ or "")
     from megatron_ext.model.distributed import process_groups
     from megatron_ext.training.held_out import measure_held_out
