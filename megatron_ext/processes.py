@@ -31,9 +31,7 @@ def die_with_parent() -> None:
 
 
 def die_with_launcher() -> None:
-    """The same where torchrun started this process: of a killed one the workers would wait for each other for ever.
-
-    """
+    """The same where torchrun started this process: of a killed one the workers would wait for each other for ever."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _die_if_orphaned()
         die_with_parent()
