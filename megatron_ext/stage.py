@@ -59,5 +59,6 @@ def _deciding(cls: type[Settings], settings: Mapping[str, Any]) -> dict[str, Any
     values = places | {key: value for key, value in settings.items() if key in cls.model_fields}
     try:
         return with_roles(cls.model_validate(values))
-    except ValidationError:
-        return of_roles(cls, settings, defaults=True)
+    except ValidationError:  # what is checked against the places cannot be, without them
+        unused = cls.model_construct(**values).unused_sections
+        return {key: value for key, value in of_roles(cls, settings, defaults=True).items() if key not in unused}
