@@ -7,6 +7,8 @@ import math
 import os
 import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -268,28 +270,42 @@ def test_a_model_that_gives_no_numbers_is_refused(byte_model: Path, tmp_path: Pa
             run.evaluate_model(settings(byte_model), tmp_path / "scores")
 
 
-def test_killed_in_the_middle_of_the_options(byte_model: Path, tmp_path: Path) -> None:
-    values = {"reuse_answers": False}
-    undisturbed = run.evaluate_model(settings(byte_model, **values), tmp_path / "undisturbed")
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from evaluation.poeta import run
+from evaluation.poeta.hf_model import PoetaHFLM
+from tests.unit.test_gold_answers import settings
+
+asked, plain = [], PoetaHFLM.score_options
+
+def counted(self, questions):
+    if len(asked) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    asked.append(len(questions))
+    return plain(self, questions)
+
+PoetaHFLM.score_options = counted
+run.evaluate_model(settings(sys.argv[1], reuse_answers=False), Path(sys.argv[2]))
+"""
+
+
+def test_killed_in_the_middle_of_the_options(byte_model: Path, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = run.evaluate_model(settings(byte_model, reuse_answers=False), tmp_path / "undisturbed")
+    # Not forked: torch's threads, which this process may have, would be missing in the child.
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(byte_model), str(tmp_path / "killed")], check=False,
+                            cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     asked: list[int] = []
     plain = PoetaHFLM.score_options
 
     def counted(self: PoetaHFLM, questions: Any) -> Any:
-        if len(asked) == kill_after:
-            os.kill(os.getpid(), signal.SIGKILL)
         asked.append(len(questions))
         return plain(self, questions)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PoetaHFLM, "score_options", counted)
-        kill_after = 2
-        child = os.fork()
-        if child == 0:
-            run.evaluate_model(settings(byte_model, **values), tmp_path / "killed")
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        kill_after = -1
-        resumed = run.evaluate_model(settings(byte_model, **values), tmp_path / "killed")
+    monkeypatch.setattr(PoetaHFLM, "score_options", counted)
+    resumed = run.evaluate_model(settings(byte_model, reuse_answers=False), tmp_path / "killed")
     assert asked == [2, 1]
     assert resumed.content_hash == undisturbed.content_hash
 
