@@ -101,9 +101,9 @@ class _Study(Contrasts[MatchedTask]):
     """All models on all tasks of PoETa V2 that were evaluated."""
 
     def __init__(self, evaluations: Sequence[Evaluation], settings: CompareSettings) -> None:
-        tasks = match_tasks(evaluations)
-        if settings.mean_of_last > 1:
-            tasks = match_means(last_checkpoints(evaluations, settings.along_training, settings.mean_of_last))
+        number = settings.mean_of_last
+        tasks = (match_tasks(evaluations) if number == 1 else
+                 match_means(last_checkpoints(evaluations, settings.along_training, number)))
         super().__init__([one.model for one in evaluations], tasks, settings.num_resamples, settings.seed)
         self.data: str = evaluations[0].results["data"]
 
