@@ -1,7 +1,7 @@
 """Held-out texts as models were measured on them, matched document by document.
 
-The value of a text is the mean over its clusters of their bits a byte, so that each document counts alike; a document
-and its rewrites, or copies of it under one id, are one cluster.
+The value of a text is the mean over its clusters of their bits a byte, so that each document counts alike; a document,
+its rewrites and exact copies, under whatever id, are one cluster.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ Shapes: w = tokens that the model sees at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,8 @@ class Document:
 
     id: str
     cluster: str
-    """Id of the document that it is, or was rewritten from: documents of one cluster are no independent evidence."""
+    """Id of the document that it is, was rewritten from, or is a copy of: documents of one cluster are no independent
+    evidence."""
     num_bytes: int
     """UTF-8 bytes of its text."""
     tokens: np.ndarray
@@ -81,7 +82,26 @@ def held_out_documents(folder: Path, max_tokens: int) -> list[Document]:
         if len(tokens) > 1:
             documents.append(Document(row["id"], row["document_id"], row["num_bytes"], tokens))
             num_tokens += documents[-1].num_tokens
-    return documents
+    return join_copies(documents)
+
+
+def join_copies(documents: Sequence[Document]) -> list[Document]:
+    """The documents, with clusters that hold the same text under different ids made one, called after its first."""
+    cluster_of_text: dict[bytes, str] = {}
+    joined: dict[str, str] = {}  # cluster -> an earlier one that holds a text of it, too
+
+    def first(cluster: str) -> str:
+        while cluster in joined:
+            cluster = joined[cluster]
+        return cluster
+
+    places = {document.cluster: place for place, document in reversed(list(enumerate(documents)))}
+    for document in documents:
+        same = {first(document.cluster), first(cluster_of_text.setdefault(document.tokens.tobytes(), document.cluster))}
+        if len(same) == 2:
+            earlier, later = sorted(same, key=places.__getitem__)
+            joined[later] = earlier
+    return [replace(document, cluster=first(document.cluster)) for document in documents]
 
 
 def windows_of(documents: Sequence[Document], seq_length: int, stride: int) -> list[Window]:

@@ -41,9 +41,9 @@ class LoadedModel:
 def measure_held_out(settings: HeldOutSettings, output: Path) -> Artifact | None:
     """Make the artifact `output` (kind "held_out"). All ranks call it; rank 0 returns the artifact.
 
-    `documents.jsonl` has a line a held-out document: source, document_id, cluster (id of the document that it is, or
-    was rewritten from), nats and tokens of its text, and its UTF-8 bytes. `losses.json` holds the sums by source:
-    {source: {nats_per_token, bits_per_byte, num_tokens}}; a source of which nothing is held out is left out.
+    `documents.jsonl` has a line a held-out document: source, document_id, cluster (id of the document that it is, was
+    rewritten from or is a copy of), nats and tokens of its text, and its UTF-8 bytes. `losses.json` holds the sums by
+    source: {source: {nats_per_token, bits_per_byte, num_tokens}}; a source of which nothing is held out is left out.
 
     Raises UserError when the model or a source is missing.
     """
