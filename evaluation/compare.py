@@ -18,7 +18,7 @@ from evaluation import verdicts
 from evaluation.categories import read_categories
 from evaluation.compare_gold import compare_gold
 from evaluation.contrasts import Contrasts, ordered_pairs
-from evaluation.curves import last_checkpoints, score_curves
+from evaluation.curves import Trajectories, last_checkpoints, load_along, score_curves
 from evaluation.matched import (
     Evaluation,
     MatchedTask,
@@ -100,10 +100,10 @@ class CompareSettings(StageSettings):
 class _Study(Contrasts[MatchedTask]):
     """All models on all tasks of PoETa V2 that were evaluated."""
 
-    def __init__(self, evaluations: Sequence[Evaluation], settings: CompareSettings) -> None:
+    def __init__(self, evaluations: Sequence[Evaluation], along: Trajectories, settings: CompareSettings) -> None:
         number = settings.mean_of_last
         tasks = (match_tasks(evaluations) if number == 1 else
-                 match_means(last_checkpoints(evaluations, settings.along_training, number)))
+                 match_means(last_checkpoints(evaluations, along, number)))
         super().__init__([one.model for one in evaluations], tasks, settings.num_resamples, settings.seed)
         self.data: str = evaluations[0].results["data"]
 
@@ -138,7 +138,8 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
     """The content of comparison.json."""
     evaluations = load_evaluations(settings.evaluations, settings.given)
     refuse_copies(evaluations)
-    study = _Study(evaluations, settings)
+    along = load_along(evaluations, settings.along_training)
+    study = _Study(evaluations, along, settings)
     categories = {name: tasks for name, tasks in read_categories(settings.categories).items() if study.named(tasks)}
     trained = [name for name in settings.evaluations if name not in settings.given]
     min_seeds = min((len(settings.evaluations[name]) for name in trained), default=0)
@@ -163,10 +164,8 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
         "conditions": {name: _describe_condition(study, name, categories) for name in settings.evaluations},
         "differences": _differences(study, settings, categories),
         "interactions": _interactions(study, settings),
-        "signal": task_signal(study, evaluations, runs_along(settings.along_training), settings.outside,
-                              settings.given),
-        "curves": score_curves(evaluations, settings.along_training, settings.given, settings.num_resamples,
-                               settings.seed),
+        "signal": task_signal(study, evaluations, runs_along(along), settings.outside, settings.given),
+        "curves": score_curves(evaluations, along, settings.given, settings.num_resamples, settings.seed),
         "caveats": verdicts.caveats(num_items=study.num_items, num_tasks=len(study.tasks), data=results["data"],
                                     min_seeds=min_seeds, profile=results["profile"], deviations=results["deviations"],
                                     missing=settings.missing, changes=uneven_changes(evaluations),

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from evaluation.contrasts import Contrasts
+from evaluation.curves import Trajectories
 from evaluation.matched import Evaluation, MatchedTask, load_evaluations, refuse_incomparable
-from evaluation.npm import load_results
 from evaluation.statistics import settle
 from megatron_ext.errors import UserError
 
@@ -28,13 +28,13 @@ Scores = Mapping[str, float]
 """Task -> NPM."""
 
 
-def task_signal(study: Contrasts[MatchedTask], final: Sequence[Evaluation], runs: Sequence[Mapping[int, Path]],
+def task_signal(study: Contrasts[MatchedTask], final: Sequence[Evaluation], runs: Sequence[Mapping[int, Evaluation]],
                 outside: Mapping[str, Path], given: Sequence[str]) -> list[dict[str, Any]]:
     """One row a task: noise, signal and their ratio, monotonicity, distance from chance; null where it is not known.
 
     Args:
         study: the compared models, final checkpoints.
-        runs: tokens seen -> evaluation, for each training run.
+        runs: tokens seen -> evaluation, in the order of tokens, of each training run.
         outside: name -> evaluation of a model that is not compared.
         given: conditions that were not trained, which count as outside too.
 
@@ -42,16 +42,16 @@ def task_signal(study: Contrasts[MatchedTask], final: Sequence[Evaluation], runs
     """
     strangers = _load_outside(final, outside, given) if outside else []
     spread = [*strangers, *(one.results for one in final if one.model.condition in given)]
-    scored = [{tokens: _npm(load_results(place)) for tokens, place in sorted(run.items())} for run in runs]
+    scored = [{tokens: _npm(one.results) for tokens, one in run.items()} for run in runs]
     return [_of_task(task, study, scored, [_npm(results) for results in spread], given) for task in study.tasks]
 
 
-def runs_along(points: Mapping[str, Mapping[int, Sequence[Path]]]) -> list[dict[int, Path]]:
-    """The runs of `along_training` (condition -> tokens -> evaluations, one a seed)."""
+def runs_along(along: Trajectories) -> list[dict[int, Evaluation]]:
+    """Tokens seen -> evaluation, in the order of tokens, of each training run."""
     found = []
-    for by_tokens in points.values():
-        num_seeds = min(map(len, by_tokens.values()), default=0)
-        found += [{tokens: places[seed] for tokens, places in by_tokens.items()} for seed in range(num_seeds)]
+    for points in along.values():
+        num_seeds = min(map(len, points.values()), default=0)
+        found += [{tokens: seeds[number] for tokens, seeds in points.items()} for number in range(num_seeds)]
     return found
 
 
