@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from evaluation import verdicts
 from evaluation.categories import read_categories
 from evaluation.compare_gold import compare_gold
-from evaluation.contrasts import Contrasts, ordered_pairs
+from evaluation.contrasts import Contrasts, difference_of_differences, ordered_pairs
 from evaluation.curves import Trajectories, last_checkpoints, load_along, score_curves
 from evaluation.matched import (
     Evaluation,
@@ -253,7 +253,7 @@ def _verdict(study: _Study, difference: dict[str, Any]) -> str:
 def _interactions(study: _Study, settings: CompareSettings) -> list[dict[str, Any]]:
     found = []
     for name, conditions in settings.interactions.items():
-        coefficients = dict(zip(conditions, (1.0, -1.0, -1.0, 1.0), strict=True))
+        coefficients = difference_of_differences(conditions)
         estimates = {group: study.estimate(coefficients, study.group(group)) for group in GROUPS if study.group(group)}
         found.append({"name": name, "conditions": conditions, "npm": estimates})
     for one, p in zip(found, holm([one["npm"]["all"]["p"] for one in found]), strict=True):

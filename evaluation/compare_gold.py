@@ -9,12 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
 from evaluation import verdicts
-from evaluation.contrasts import Contrasts, MeasuredMeans, correct_by_family, ordered_pairs
+from evaluation.contrasts import (
+    Contrasts,
+    MeasuredMeans,
+    compared_in,
+    correct_by_family,
+    difference_of_differences,
+    ordered_pairs,
+)
 from evaluation.matched import Evaluation
 from evaluation.measures import LIKELIHOODS, MEASURES, Measure
 from evaluation.poeta import task_spec
@@ -128,7 +136,7 @@ def _measure(study: Contrasts[MeasuredMeans], measure: Measure, names: Sequence[
         "differences": [{"condition": condition, "reference": reference, "family": family,
                          **contrast({condition: 1.0, reference: -1.0})} for condition, reference, family in pairs],
         "interactions": [{"name": name, "conditions": four, "family": "interactions",
-                          **contrast(dict(zip(four, (1.0, -1.0, -1.0, 1.0), strict=True)))}
+                          **contrast(difference_of_differences(four))}
                          for name, four in interactions.items()],
     }
 
@@ -138,18 +146,10 @@ def _conclude(measures: Sequence[dict[str, Any]], studies: Mapping[str, Contrast
     correct_by_family([contrast for _, contrast in found])
     for one, contrast in found:
         measure = MEASURES[one["measure"]["name"]]
-        facts = {"num_items": one["num_items"], "data": data, "measure": measure}
-        contrast["is_claimed"] = verdicts.obstacle(contrast["estimate"], contrast["p_corrected"], **facts) is None
-        contrast["verdict"] = _verdict(studies[measure.name], contrast, facts)
-
-
-def _verdict(study: Contrasts[MeasuredMeans], one: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    if "conditions" in one:
-        return verdicts.interaction_verdict(one["name"], one["conditions"], one["estimate"], one["p_corrected"],
-                                            **facts)
-    pair = one["condition"], one["reference"]
-    return verdicts.difference_verdict(*pair, one["estimate"], one["p_corrected"], num_tasks=len(study.tasks),
-                                       one_seed=study.is_unrepeated(pair), **facts)
+        study = studies[measure.name]
+        verdict = partial(verdicts.difference_verdict, num_tasks=len(study.tasks),
+                          one_seed=study.is_unrepeated(compared_in(contrast)))
+        verdicts.conclude(contrast, verdict, num_items=one["num_items"], data=data, measure=measure)
 
 
 def _caveats(scored: Sequence[Evaluation], not_scored: Iterable[str]) -> Iterator[str]:

@@ -13,13 +13,20 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from evaluation import verdicts
-from evaluation.contrasts import Contrasts, correct_by_family, ordered_pairs
+from evaluation.contrasts import (
+    Contrasts,
+    compared_in,
+    correct_by_family,
+    difference_of_differences,
+    ordered_pairs,
+)
 from evaluation.held_out import HeldOutText, load_measurements, match_texts, without
 from evaluation.measures import BITS_PER_BYTE
 from evaluation.overlap import load_overlap
@@ -128,8 +135,7 @@ def _text(study: Contrasts[HeldOutText], settings: CompareHeldOutSettings, text:
                          "estimate": study.estimate({condition: 1.0, reference: -1.0}, [text])}
                         for condition, reference, family in pairs],
         "interactions": [{"name": name, "conditions": names, "family": "interactions", "estimate": study.estimate(
-            dict(zip(names, (1.0, -1.0, -1.0, 1.0), strict=True)), [text])}
-            for name, names in settings.interactions.items()],
+            difference_of_differences(names), [text])} for name, names in settings.interactions.items()],
     }
 
 
@@ -138,21 +144,13 @@ def _conclude(study: Contrasts[HeldOutText], texts: list[dict[str, Any]]) -> Non
     found = [(text, one) for text in texts for one in [*text["differences"], *text["interactions"]]]
     correct_by_family([one for _, one in found])
     for text, one in found:
-        one["is_claimed"] = verdicts.obstacle(one["estimate"], one["p_corrected"], num_items=text["num_clusters"],
-                                              measure=BITS_PER_BYTE) is None
-        one["verdict"] = _verdict(study, text, one)
-
-
-def _verdict(study: Contrasts[HeldOutText], text: dict[str, Any], one: dict[str, Any]) -> str:
-    if "conditions" in one:
-        return verdicts.interaction_verdict(one["name"], one["conditions"], one["estimate"], one["p_corrected"],
-                                            num_items=text["num_clusters"], measure=BITS_PER_BYTE)
-    pair = one["condition"], one["reference"]
-    one["counts"] = not verdicts.only_learnt_its_own(*pair, one["estimate"]["value"], text["trained_on_by"],
-                                                     BITS_PER_BYTE)
-    return verdicts.held_out_verdict(*pair, one["estimate"], one["p_corrected"], text=text["name"],
-                                     num_clusters=text["num_clusters"], trained_on_by=text["trained_on_by"],
-                                     one_seed=study.is_unrepeated(pair), measure=BITS_PER_BYTE)
+        owners = text["trained_on_by"]
+        if "conditions" not in one:
+            one["counts"] = not verdicts.only_learnt_its_own(*compared_in(one), one["estimate"]["value"], owners,
+                                                             BITS_PER_BYTE)
+        verdict = partial(verdicts.held_out_verdict, text=text["name"], trained_on_by=owners,
+                          one_seed=study.is_unrepeated(compared_in(one)))
+        verdicts.conclude(one, verdict, num_items=text["num_clusters"], measure=BITS_PER_BYTE)
 
 
 def _caveats(study: Contrasts[HeldOutText], settings: CompareHeldOutSettings) -> Iterable[str]:

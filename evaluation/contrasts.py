@@ -102,6 +102,16 @@ def ordered_pairs(conditions: Sequence[str], given: Sequence[str], baseline: str
     return pairs + [(name, reference, "others") for reference, name in combinations(trained, 2)]
 
 
+def difference_of_differences(conditions: Sequence[str]) -> dict[str, float]:
+    """Coefficients of (a - b) - (c - d)."""
+    return dict(zip(conditions, (1.0, -1.0, -1.0, 1.0), strict=True))
+
+
+def compared_in(comparison: Mapping[str, Any]) -> list[str]:
+    """The conditions of a difference or an interaction."""
+    return comparison.get("conditions") or [comparison["condition"], comparison["reference"]]
+
+
 def correct_by_family(comparisons: Sequence[dict[str, Any]]) -> None:
     """Add `p_corrected` to comparisons: Holm's correction over those of one family."""
     for family in dict.fromkeys(one["family"] for one in comparisons):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from evaluation.measures import NPM, Measure
@@ -36,6 +36,21 @@ def obstacle(estimate: dict[str, Any], p: float | None, *, num_items: int, data:
     return None
 
 
+def conclude(comparison: dict[str, Any], difference_verdict: Callable[..., str], **facts: Any) -> None:
+    """Add `is_claimed` and `verdict` to a difference, or an interaction, whose p value was corrected.
+
+    Args:
+        difference_verdict: (condition, reference, estimate, p, **facts) -> sentence.
+        facts: num_items, data and measure, as `obstacle` takes them.
+    """
+    found = comparison["estimate"], comparison["p_corrected"]
+    comparison["is_claimed"] = obstacle(*found, **facts) is None
+    comparison["verdict"] = (
+        interaction_verdict(comparison["name"], comparison["conditions"], *found, **facts)
+        if "conditions" in comparison
+        else difference_verdict(comparison["condition"], comparison["reference"], *found, **facts))
+
+
 def difference_verdict(condition: str, reference: str, estimate: dict[str, Any], p: float | None, *, num_items: int,
                        num_tasks: int = 1, data: str = "", one_seed: bool, measure: Measure = NPM) -> str:
     """One sentence about condition - reference; arguments as in `obstacle`.
@@ -65,14 +80,14 @@ def only_learnt_its_own(condition: str, reference: str, difference: float, train
 
 
 def held_out_verdict(condition: str, reference: str, estimate: dict[str, Any], p: float | None, *, text: str,
-                     num_clusters: int, trained_on_by: Sequence[str], one_seed: bool, measure: Measure) -> str:
+                     num_items: int, trained_on_by: Sequence[str], one_seed: bool, measure: Measure) -> str:
     """A sentence or two about condition - reference on a held-out text; arguments as in `obstacle`.
 
     Args:
         trained_on_by: conditions that were trained on the source that the text was held out of.
     """
-    size = f"n = {count(num_clusters, measure.cluster)} of “{text}”"
-    why = obstacle(estimate, p, num_items=num_clusters, measure=measure)
+    size = f"n = {count(num_items, measure.cluster)} of “{text}”"
+    why = obstacle(estimate, p, num_items=num_items, measure=measure)
     if why is not None:
         reason = "" if why == "the interval holds 0" else f" ({why})"
         return (f"On “{text}” no difference can be claimed between {condition} and {reference}: "
