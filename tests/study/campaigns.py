@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ import yaml
 from megatron_ext.artifacts import Artifact
 from megatron_ext.errors import UserError
 from megatron_ext.manifest import MANIFEST, read_manifest
+from tests.damage import HARMS
 from tests.study.test_whole_study import study_values
 from tests.unit.tiny_chat_model import make_tiny_chat_model
 
@@ -37,27 +38,6 @@ _TITLE = re.compile(r"^\[\d+/\d+\] (\w+)/", re.MULTILINE)
 
 
 # Damage ---------------------------------------------------------------------------------------------------------------
-
-
-def flip_a_bit(path: Path, chance: random.Random) -> None:
-    """Flip one bit; size and time of modification stay."""
-    stat, data = path.stat(), bytearray(path.read_bytes())
-    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-    path.write_bytes(data)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-
-def truncate(path: Path, chance: random.Random) -> None:
-    """Cut a file."""
-    os.truncate(path, chance.randrange(path.stat().st_size))
-
-
-def delete(path: Path, chance: random.Random) -> None:
-    """Delete a file."""
-    path.unlink()
-
-
-HARMS: tuple[Callable[[Path, random.Random], None], ...] = (flip_a_bit, truncate, delete)
 
 
 @dataclass

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from megatron_ext.artifacts import Artifact
+from tests.damage import HARMS, flip_a_bit
 from tests.study import campaigns
 from tests.unit.tiny_chat_model import make_tiny_chat_model
 
@@ -34,14 +35,14 @@ def test_damage_to_each_kind_of_file_is_noticed(undisturbed, study, monkeypatch)
     damage = campaigns.damage_each_kind(undisturbed[0], SEED)
     assert damage.missed == []
     assert damage.num_kinds > 40
-    assert set(damage.noticed) == {harm.__name__ for harm in campaigns.HARMS}
+    assert set(damage.noticed) == {harm.__name__ for harm in HARMS}
 
 
 def test_a_runner_says_which_file_was_changed_before_anything_uses_it(undisturbed, study):
     work, _ = undisturbed
     path = random.Random(SEED).choice(sorted(work.glob("tokenize/*/train.bin")))
     kept = path.read_bytes()
-    campaigns.flip_a_bit(path, random.Random(SEED))
+    flip_a_bit(path, random.Random(SEED))
     log = study.with_name("changed.log")
     with open(log, "w") as file:
         code = campaigns.start(study, work, [], file).wait(600)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.study.campaigns import HARMS, damage_each_kind
+from tests.damage import HARMS
+from tests.study.campaigns import damage_each_kind
 from tests.unit.simulated_study import write_study
 
 

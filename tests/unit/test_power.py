@@ -4,22 +4,15 @@ import pytest
 
 from evaluation.compare import CompareSettings, compare_evaluations
 from evaluation.power import PowerSettings, detectable_effects, plan_power
-from megatron_ext.artifacts import produce
 from megatron_ext.errors import UserError
-from tests.unit.simulated_study import write_evaluation
+from tests.unit.simulated_study import evaluator
 
 CORRELATION = 0.25  # of the simulated answers: variance of an item's difficulty, 0.25², over that of an answer, 0.25
 
 
 @pytest.fixture
 def evaluate(tmp_path):
-    def evaluate(name, skill=0.5, **options):
-        model = produce(tmp_path / "models" / name, kind="hf_model", settings={"name": name}, inputs={},
-                        make=lambda folder: {"bytes": (folder / "weights").write_text(name)})
-        write_evaluation(tmp_path / name, model.path, skill, **options)
-        return tmp_path / name
-
-    return evaluate
+    return evaluator(tmp_path)
 
 
 def test_the_effect_told_beforehand_is_that_of_the_comparison(evaluate):

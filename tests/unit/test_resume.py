@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from random import Random
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ import yaml
 from megatron_ext.artifacts import ASIDE, is_finished, publish_in_place, write_json
 from megatron_ext.config import RunConfig
 from megatron_ext.errors import UserError
+from megatron_ext.manifest import MANIFEST
 from megatron_ext.settings import overlay, validate
 from megatron_ext.training.resume import begin, changes_on_the_way, find_start
 from megatron_ext.training.run_folder import (
@@ -19,6 +21,7 @@ from megatron_ext.training.run_folder import (
     mark_kept,
     run_identity,
 )
+from tests.damage import HARMS, delete
 
 
 class Run:
@@ -99,23 +102,15 @@ def test_latest_that_is_missing_or_leads_nowhere(saved, content):
     assert latest(saved) == "iter_0000006"
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "manifest"])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(saved, damage):
+@pytest.mark.parametrize("harm, file", [*((harm, "weights.distcp") for harm in HARMS), (delete, MANIFEST)])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(saved, harm, file):
     folder = checkpoint_folder(saved.config(), 6)
-    file = folder / "weights.distcp"
-    if damage == "flip":
-        file.write_text("weights 7")
-    elif damage == "cut":
-        file.write_text("w")
-    elif damage == "delete":
-        file.unlink()
-    else:
-        (folder / "manifest.json").unlink()
+    harm(folder / file, Random(0))
     start = saved.launch(saved.config())
     assert start.iteration == 4
     assert latest(saved) == "iter_0000004"
     assert start.told
-    if damage != "manifest":
+    if file != MANIFEST:
         assert names(folder.parent / ASIDE) == ["iter_0000006"]
 
 

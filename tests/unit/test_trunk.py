@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from random import Random
 
 import pytest
 
@@ -16,6 +17,7 @@ from megatron_ext.training.resume import begin, find_start
 from megatron_ext.training.run_folder import LATEST, RUN_STATE, checkpoint_folder, is_kept, run_identity, run_inputs
 from megatron_ext.training.trunk import plan_run
 from tests.cpu.tiny import make_tokenized
+from tests.damage import HARMS, delete
 from tests.unit.test_preflight import LLAMA
 
 TOKENS = 8 * 32  # of an iteration
@@ -209,18 +211,10 @@ def test_a_trunk_in_its_decay_can_be_left_on_its_own_schedule_alone(lab):
     refused(lab.branch(checkpoint, **cosine, train={"budget_tokens": 20 * TOKENS}), "its cosine decay begins")
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "no state"])
-def test_a_damaged_trunk_is_refused_by_name(lab, damage):
+@pytest.mark.parametrize("harm, file", [*((harm, "weights.distcp") for harm in HARMS), (delete, RUN_STATE)])
+def test_a_damaged_trunk_is_refused_by_name(lab, harm, file):
     checkpoint = lab.save(lab.config(), 5)
-    file = checkpoint / "weights.distcp"
-    if damage == "flip":
-        file.write_text("trunk 6")
-    elif damage == "cut":
-        file.write_text("t")
-    elif damage == "delete":
-        file.unlink()
-    else:
-        (checkpoint / RUN_STATE).unlink()
+    harm(checkpoint / file, Random(0))
     assert str(checkpoint) in refused(lab.branch(checkpoint), "start.checkpoint: ")
 
 
