@@ -119,11 +119,13 @@ def _windows(document: int, num_tokens: int, seq_length: int, stride: int) -> It
 
 
 def padded_length(window: Window, seq_length: int, multiple_of: int) -> int:
-    """Tokens of the sample that holds a window: few different ones, so that windows of one length go together."""
-    length = multiple_of
-    while length < window.num_predictions:
-        length *= 2
-    return min(length, -(-seq_length // multiple_of) * multiple_of)
+    """Tokens of the sample that holds a window: a quarter more at the most, and of few different lengths.
+
+    Windows of one length go through the model together.
+    """
+    units = -(-window.num_predictions // multiple_of)
+    step = 2 ** max(0, (units - 1).bit_length() - 3)  # up to 8 units each number; from there 4 in each doubling
+    return multiple_of * min(-(-units // step) * step, -(-seq_length // multiple_of))
 
 
 def read_window(window: Window, documents: Sequence[Document], length: int) -> Sample:

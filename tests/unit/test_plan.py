@@ -13,6 +13,7 @@ from megatron_ext.study.programs import PROGRAMS, settings_of
 from tools import run_study
 
 QUICKSTART = Path("examples/quickstart/study.yaml")
+BUDGET = yaml.safe_load(Path("examples/base/smollm2_135m_cpu.yaml").read_text())["train"]["budget_tokens"]
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +139,7 @@ def study(tmp_path):
 def test_every_path_of_a_study_file_is_looked_for_beside_it(study, tmp_path):
     loaded = load_study(study, [])
     assert loaded.corpus.path == study.parent / "corpus"
-    assert loaded.run["train"]["budget_tokens"] == 8192
+    assert loaded.run["train"]["budget_tokens"] == BUDGET
 
 
 def test_else_in_the_working_folder(study, tmp_path, monkeypatch):
@@ -147,7 +148,7 @@ def test_else_in_the_working_folder(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loaded = load_study(study, [])
     assert loaded.corpus.path == Path("corpus")
-    assert loaded.run["train"]["budget_tokens"] == 8192
+    assert loaded.run["train"]["budget_tokens"] == BUDGET
 
 
 def test_a_path_that_could_be_both_is_refused(study, tmp_path, monkeypatch):
@@ -171,7 +172,7 @@ def test_the_size_of_a_model_folder_is_counted(study, tmp_path, capsys):
     code, told = dry_run(capsys, study, "--work", tmp_path / "work", f"base_model={model}")
     # 2 x 1000 x 100 + 4 x (4 x 100^2 + 3 x 100 x 300 + 200) + 100
     assert code == 0, told
-    assert "6 x 720,900 x 8,192 tokens" in told
+    assert f"6 x 720,900 x {BUDGET:,} tokens" in told
 
 
 def test_studies_with_mistakes_are_all_told(study, tmp_path):
