@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_ext.artifacts import Artifact, differences, is_finished, partial_folder
 from megatron_ext.errors import UserError
-from megatron_ext.settings import Settings
 from megatron_ext.settings_types import Slot, paths_in
+
+if TYPE_CHECKING:
+    from megatron_ext.settings import Settings
 
 _REQUEST = ".request.json"
 _CHOSEN = "auto"
