@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation import npm
-from evaluation.poeta import load_task, sources, task_spec
+from evaluation.poeta import load_task, npm, sources, task_spec
 from evaluation.poeta.harness import HarnessTask
 from evaluation.poeta.prepared import PreparedTask, prepare
 from evaluation.poeta.prompts import build_requests

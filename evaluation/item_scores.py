@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from evaluation.npm import preferred_score
 from evaluation.poeta import Profile
+from evaluation.poeta.npm import preferred_score
 from megatron_ext.errors import UserError
 
 _TOLERANCE = 1e-4  # of the metric's range; stored scores may be rounded to two decimals of a hundred

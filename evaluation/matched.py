@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.item_scores import ItemScores, MeanScores, item_scores
-from evaluation.npm import SAME_IN_COMPARISON, load_results, read_example
 from evaluation.poeta.gold import GOLD
+from evaluation.poeta.npm import SAME_IN_COMPARISON, load_results, read_example
 from evaluation.statistics import Model
 from megatron_ext.artifacts import Artifact
 from megatron_ext.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext.artifacts import Artifact
-from megatron_ext.data.overlap import DOCUMENTS, OVERLAP
+from megatron_ext.data.selection.overlap import DOCUMENTS, OVERLAP
 
 
 @dataclass(frozen=True)

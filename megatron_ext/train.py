@@ -50,13 +50,13 @@ def _train(config: RunConfig) -> None:
     warnings.filterwarnings("ignore", module=r"megatron\.|torch\.")
     logging.getLogger("megatron").setLevel(logging.ERROR)
     # Imported here: a checkpoint writer that is spawned imports this module again and needs none of it.
-    from megatron_ext.training.loop import train
-    from megatron_ext.training.parallel import (
+    from megatron_ext.model.parallel import (
         initialize_parallel,
         on_first_rank_of_each_node,
         on_main_rank,
         shut_down_parallel,
     )
+    from megatron_ext.training.loop import train
 
     initialize_parallel(config.parallel)
     try:

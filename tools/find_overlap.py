@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from megatron_ext.data.overlap import OverlapSettings, find_overlap
+from megatron_ext.data.selection.overlap import OverlapSettings, find_overlap
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.settings import parse_stage_arguments
 

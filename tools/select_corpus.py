@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from megatron_ext.data.preview import describe_selection
 from megatron_ext.data.selection import SelectSettings, select_corpus
+from megatron_ext.data.selection.preview import describe_selection
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.parts import Part
 from megatron_ext.settings import parse_stage_arguments

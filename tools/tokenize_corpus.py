@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from megatron_ext.data.preview import describe_tokenization
+from megatron_ext.data.selection.preview import describe_tokenization
 from megatron_ext.data.tokenization import TokenizeSettings, tokenize_corpus
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.parts import Part

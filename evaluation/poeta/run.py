@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from evaluation import npm
-from evaluation.poeta import sources
+from evaluation.poeta import npm, sources
 from evaluation.poeta.answer_cache import answer_cache, answer_key, argument_places, device, engine
 from evaluation.poeta.devices import check_name, check_presence
 from evaluation.poeta.gold import GOLD, gold_line, mean_gold, score_gold, summarise_gold

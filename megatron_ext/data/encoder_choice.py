@@ -19,11 +19,13 @@ from megatron_ext.data.encoders import (
     Reference,
     SentencePieceEncoder,
 )
+from megatron_ext.data.native_encoder import NativeEncoder
 from megatron_ext.errors import UserError
 
 EncoderName = Literal["auto", "tokenizers", "sentencepiece", "gigatoken", "native"]
 VOCABULARY_FILES = {"tokenizers": "tokenizer.json", "sentencepiece": "tokenizer.model"}
 _FASTEST_FIRST = {"tokenizers": ("gigatoken",), "sentencepiece": ("native", "gigatoken")}
+_OPENERS: dict[str, Callable[[Path, Reference], Encoder]] = {"native": NativeEncoder, "gigatoken": GigatokenEncoder}
 _NASTY = (
     "", " ", "   ", "\n", "\r\n", "\t x\t", "\0", "a\0\0b\0", "\x01\x7f\x85\u2028\u2029\ufeff", "x  y   z    ", "  x ",
     "▁", "▁▁x ▁ y", "<0x0A>", "a" * 100, "ab" * 50, " a" * 50, "😀👩‍👩‍👧🇧🇷", "e\u0301 é ﬁ ½", "\U0010ffff\ue000\ufffd",
@@ -72,7 +74,7 @@ def choose_encoder(folder: Path, wanted: EncoderName, is_tried: bool = False) ->
         if name == reference_name:
             break
         try:
-            encoder = _openers()[name](path, reference)
+            encoder = _OPENERS[name](path, reference)
             if not is_tried:
                 _try(encoder, reference)
             return EncoderChoice(encoder, reference, passed_over)
@@ -112,12 +114,6 @@ def _try(encoder: Encoder, reference: Reference) -> None:
         return
     raise EncoderRefusedError(f"its ids are not those of {reference.name}, first on the text "
                               f"{sample[text].as_py()[:60]!r}")
-
-
-def _openers() -> dict[str, Callable[[Path, Reference], Encoder]]:
-    from megatron_ext.data.native.encoder import NativeEncoder  # which imports from this package in turn
-
-    return {"native": NativeEncoder, "gigatoken": GigatokenEncoder}
 
 
 def _sample(reference: Reference) -> pa.Array:

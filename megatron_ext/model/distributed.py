@@ -14,7 +14,7 @@ from megatron.core import parallel_state, tensor_parallel
 
 from megatron_ext.artifacts import Artifact, produce
 from megatron_ext.config import ParallelConfig
-from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel
+from megatron_ext.model.parallel import initialize_parallel, shut_down_parallel
 
 
 @contextmanager

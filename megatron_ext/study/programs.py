@@ -14,7 +14,7 @@ PROGRAMS = {
     "tools.judge_rewrites": "megatron_ext.data.rewriting.judge.settings:JudgeSettings",
     "tools.take_originals": "megatron_ext.data.rewriting.originals:OriginalsSettings",
     "tools.tokenize_corpus": "megatron_ext.data.tokenization:TokenizeSettings",
-    "tools.find_overlap": "megatron_ext.data.overlap:OverlapSettings",
+    "tools.find_overlap": "megatron_ext.data.selection.overlap:OverlapSettings",
     "tools.check_parity": "megatron_ext.model.settings:ParitySettings",
     "tools.export_hf": "megatron_ext.model.settings:ExportSettings",
     "megatron_ext.train": "megatron_ext.config:RunConfig",

@@ -21,7 +21,7 @@ from torch import Tensor
 from megatron_ext.config import DataConfig, RunConfig
 from megatron_ext.data.dataset import Sample
 from megatron_ext.model.layers import document_mask, positions_on_this_rank
-from megatron_ext.training.parallel import device
+from megatron_ext.model.parallel import device
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from megatron_ext.artifacts import delete_artifact, partial_folder, publish_in_p
 from megatron_ext.config import RunConfig
 from megatron_ext.model.checkpoints import forget_place, without_absent_extras
 from megatron_ext.model.hf_weights import copy_hf_metadata
+from megatron_ext.model.parallel import is_main_rank
 from megatron_ext.model.versions import save_checkpoint
 from megatron_ext.training.optimizer_state import fit_to
-from megatron_ext.training.parallel import is_main_rank
 from megatron_ext.training.resume import changes_on_the_way
 from megatron_ext.training.run_folder import (
     LATEST,

@@ -14,10 +14,10 @@ import torch.distributed as dist
 from megatron_ext.artifacts import publish_in_place, write_json
 from megatron_ext.config import RunConfig
 from megatron_ext.data.provenance import open_run_data
+from megatron_ext.model.parallel import any_rank, is_main_rank, on_main_rank
 from megatron_ext.training.checkpoint import CheckpointSaver, load_checkpoint
 from megatron_ext.training.guards import Watchdog
 from megatron_ext.training.ledger import Ledger
-from megatron_ext.training.parallel import any_rank, is_main_rank, on_main_rank
 from megatron_ext.training.preflight import describe_run, source_sizes
 from megatron_ext.training.resume import Start, begin, changes_on_the_way, find_start
 from megatron_ext.training.run_folder import EXPOSURE, STOP_FILE, checkpoint_folder, run_identity, run_inputs

@@ -15,9 +15,9 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_ext.data.dataset import BlendedDataset, micro_batch_positions
+from megatron_ext.model.parallel import device, sum_over_data_parallel
 from megatron_ext.training.batch import Batch, forward, schedule_shape
 from megatron_ext.training.guards import refuse_non_finite
-from megatron_ext.training.parallel import device, sum_over_data_parallel
 from megatron_ext.training.state import TrainState
 
 

@@ -26,8 +26,8 @@ from megatron_ext.data.windows import (
     read_window,
     windows_of,
 )
+from megatron_ext.model.parallel import device, sum_over_data_parallel
 from megatron_ext.training.batch import Batch, forward
-from megatron_ext.training.parallel import device, sum_over_data_parallel
 
 _MULTIPLE = 32  # tokens: the shortest sample
 

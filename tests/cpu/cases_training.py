@@ -14,8 +14,8 @@ def runs(base: dict, variants: dict[str, dict]) -> None:
 
     What follows a `#` in a name is no part of the folder: the same run again.
     """
+    from megatron_ext.model.parallel import initialize_parallel, shut_down_parallel
     from megatron_ext.training.loop import train
-    from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel
     from megatron_ext.training.preflight import check_run
 
     for name, changes in variants.items():
@@ -32,8 +32,8 @@ def held_out(variants: dict[str, dict]) -> None:
     """Measure each variant: settings of the stage, with its `output`."""
     from pathlib import Path
 
+    from megatron_ext.model.parallel import initialize_parallel, shut_down_parallel
     from megatron_ext.training.held_out import measure_held_out
-    from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel
     from megatron_ext.training.settings import HeldOutSettings
 
     for settings in variants.values():
@@ -123,7 +123,7 @@ def what_gloo_gets_wrong_is_avoided() -> None:
     """Sums of strided tensors; options of the interleaved schedule that lose data without an error."""
     from megatron_ext.config import ModelConfig, ParallelConfig
     from megatron_ext.model.gpt import _platform_options
-    from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel, sum_over_data_parallel
+    from megatron_ext.model.parallel import initialize_parallel, shut_down_parallel, sum_over_data_parallel
 
     initialize_parallel(ParallelConfig())
     strided = torch.arange(6, dtype=torch.float64).reshape(2, 3).T

@@ -147,6 +147,6 @@ def gradients_of_ranks_that_share_a_group(model: Path, parallel: ParallelConfig)
 
 def _lay_out(parallel: ParallelConfig) -> None:
     """Join the groups of a layout; those of the layout before are left."""
-    from megatron_ext.training.parallel import initialize_parallel
+    from megatron_ext.model.parallel import initialize_parallel
 
     initialize_parallel(parallel)

@@ -158,7 +158,7 @@ def a_wrong_mapping_fails(folder: Path) -> None:
 
 def packed_pairs(model: str, pp: int) -> None:
     """Two samples of two documents each, in one micro-batch: their losses are those of the documents alone."""
-    from megatron_ext.training.parallel import initialize_parallel, shut_down_parallel
+    from megatron_ext.model.parallel import initialize_parallel, shut_down_parallel
 
     parallel = ParallelConfig(pipeline_model_parallel_size=pp)
     pairs = _pairs([(11, 21), (20, 12)])

@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 def use_as_native(monkeypatch, opener):
     monkeypatch.setattr(encoder_choice, "_FASTEST_FIRST", {"sentencepiece": ("native",)})
-    monkeypatch.setattr(encoder_choice, "_openers", lambda: {"native": opener})
+    monkeypatch.setitem(encoder_choice._OPENERS, "native", opener)
 
 
 @pytest.mark.parametrize(("text", "change"), [

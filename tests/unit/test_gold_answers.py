@@ -19,8 +19,15 @@ import torch  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
-from evaluation import npm  # noqa: E402
-from evaluation.poeta import hf_options, load_task, run, sources, task_names, task_spec  # noqa: E402
+from evaluation.poeta import (  # noqa: E402
+    hf_options,
+    load_task,
+    npm,
+    run,
+    sources,
+    task_names,
+    task_spec,
+)
 from evaluation.poeta.families.wsc import _document  # noqa: E402
 from evaluation.poeta.gold import GOLD, item_value, questions_of  # noqa: E402
 from evaluation.poeta.hf_model import PoetaHFLM  # noqa: E402

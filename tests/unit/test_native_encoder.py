@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from megatron_ext.data.encoder_choice import choose_encoder
 from megatron_ext.data.encoders import EncoderRefusedError, SentencePieceEncoder
 from megatron_ext.data.native import build
-from megatron_ext.data.native.encoder import NativeEncoder
+from megatron_ext.data.native_encoder import NativeEncoder
 from megatron_ext.data.tokenization import TokenizeSettings, tokenize_corpus
 from megatron_ext.errors import UserError
 from tests.unit.sentencepiece_models import CORPUS, SYMBOLS, edited, fuzzed_texts, train, with_large_ids

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import npm
-from evaluation.poeta import task_names
+from evaluation.poeta import npm, task_names
 from megatron_ext.artifacts import produce
 from megatron_ext.errors import UserError
 

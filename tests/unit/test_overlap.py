@@ -7,7 +7,7 @@ import pytest
 from evaluation.compare_held_out import CompareHeldOutSettings, compare_held_out
 from megatron_ext.artifacts import produce
 from megatron_ext.data.documents import Document, DocumentWriter
-from megatron_ext.data.overlap import OverlapSettings, find_overlap
+from megatron_ext.data.selection.overlap import OverlapSettings, find_overlap
 from megatron_ext.data.tokenization import is_validation
 from megatron_ext.errors import UserError
 from megatron_ext.study.arms import narrowed

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import npm
 from evaluation.item_scores import item_scores
-from evaluation.poeta import load_task, prepared, task_names, task_spec
+from evaluation.poeta import load_task, npm, prepared, task_names, task_spec
 from evaluation.poeta.chance import chance_level
 from evaluation.poeta.metrics import macro_f1
 from evaluation.poeta.prompts import build_requests

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from evaluation import npm
-from evaluation.poeta import download, load_task, task_names
+from evaluation.poeta import download, load_task, npm, task_names
 from evaluation.poeta.prompts import build_requests
 from evaluation.poeta.raw import RawData
 from evaluation.poeta.table import task_spec

@@ -22,8 +22,15 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.api.registry import register_model  # noqa: E402
 
-from evaluation import npm  # noqa: E402
-from evaluation.poeta import answer_cache, hf_model, prepared, run, sources, task_names  # noqa: E402
+from evaluation.poeta import (  # noqa: E402
+    answer_cache,
+    hf_model,
+    npm,
+    prepared,
+    run,
+    sources,
+    task_names,
+)
 from evaluation.poeta.gold import GOLD  # noqa: E402
 from evaluation.poeta.hf_model import PoetaHFLM  # noqa: E402
 from evaluation.poeta.journal import append_answers, cut_into_batches, keys_of, read_answers  # noqa: E402

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from evaluation.item_scores import ListScores, item_scores, macro_f1_scores, mean_scores, pearson_scores
-from evaluation.npm import preferred_score
+from evaluation.poeta.npm import preferred_score
 from evaluation.statistics import (
     Model,
     TaskReplicates,

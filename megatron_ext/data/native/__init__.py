@@ -1,1 +1,1 @@
-"""The native SentencePiece BPE encoder: its source, its build step and its Python side (`encoder`)."""
+"""The native SentencePiece BPE encoder: its source and its build step; `data/native_encoder.py` is its Python side."""
