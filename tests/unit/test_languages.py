@@ -10,6 +10,7 @@ import yaml
 from megatron_ext.data.rewriting.checking.checks import load_thresholds
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon, load_lexicon
 from megatron_ext.data.rewriting.checking.qa import read_qa
+from megatron_ext.data.rewriting.checking.quantities import missing, read_quantities
 from megatron_ext.data.rewriting.checking.wrapping import strip_wrapping
 from megatron_ext.data.rewriting.judge.form import load_form
 from megatron_ext.data.rewriting.judge.pairs import labelled_pairs
@@ -28,6 +29,7 @@ from megatron_ext.data.rewriting.rewrite import rewrite_corpus
 from megatron_ext.errors import UserError
 from megatron_ext.study.graph import build_graph
 from tests.unit.test_judge_in_studies import QUICKSTART
+from tests.unit.test_labelled_rewrites import is_about_meaning, read_lines, share
 from tests.unit.test_rewriting import chunk_rows, make_selection, model, scripted, settings_for  # noqa: F401
 
 STYLES = ["easy", "hard", "medium", "qa"]
@@ -53,6 +55,48 @@ def test_a_pack_is_whole(language):
     assert {row["style"] for row in rows} == set(STYLES)
     good = next(row["text"] for row in rows if row["label"] == "good" and row["style"] == "medium")
     assert strip_wrapping(f"<{lexicon.text_tag}>\n{good}\n</{lexicon.text_tag}>", "x", lexicon) == good
+
+
+@pytest.mark.parametrize("language", [language for language in languages() if language != "pt"])
+def test_the_checks_are_seldom_wrong_of_its_labelled_pairs(language, tmp_path):
+    """Bounds as for Portuguese, whose larger sets have tests of their own."""
+    print("\n".join(judge_pairs(language_folder(language) / LABELLED_FILE, tmp_path / "rows.jsonl", language).lines()))
+    rows = read_lines(tmp_path / "rows.jsonl")
+    good = [row for row in rows if row["label"] == "good"]
+    meaning = [row for row in rows if row["label"] == "bad" and is_about_meaning(row["kind"])]
+    form = [row for row in rows if row["label"] == "bad" and not is_about_meaning(row["kind"])]
+    assert len(good) >= 30 and len(meaning) >= 20 and len(form) >= 20
+    assert share(good, accepted=False) <= 0.04, [row["reasons"] for row in good]
+    assert share(form, accepted=True) <= 0.07, [row["kind"] for row in form if row["accepted"]]
+    assert share(meaning, accepted=True) <= 0.40, [row["kind"] for row in meaning if row["accepted"]]
+
+
+@pytest.mark.parametrize("language, one, other, same", [
+    ("en", "It holds 12,500 pieces.", "It holds twelve thousand five hundred pieces.", True),
+    ("en", "It costs $3.5 billion.", "It costs 3,500 million dollars.", True),
+    ("en", "It opened on 3/15/1922.", "It opened on 15 March 1922.", True),
+    ("en", "It opened on 25/3/1922.", "It opened on March 25th, 1922.", True),
+    ("en", "It begins at 2:30 p.m.", "It begins at half past two.", True),
+    ("en", "It took two and a half million years.", "It took 2,500,000 years.", True),
+    ("en", "Of 40 jars 8 may break.", "Of 40 jars, 8 can break.", True),
+    ("en", "Eight of the 40 jars broke in May.", "Eight of the 40 jars broke.", False),
+    ("en", "It weighs 1.500 kg.", "It weighs 1,500 kg.", False),
+    ("pt", "Pesa 1.500 kg.", "Pesa 1,500 kg.", False),
+    ("pt", "Abriu em 3/5/1922.", "Abriu em três de maio de 1922.", True)])
+def test_numbers_are_read_as_the_language_writes_them(language, one, other, same):
+    lexicon = load_lexicon(language)
+    here, there = (read_quantities(text, lexicon) for text in (one, other))
+    assert (not missing(here, there) and not missing(there, here)) == same
+
+
+@pytest.mark.parametrize("language, output, source, text", [
+    ("en", "Sure! Here is the rewritten text:\n\nIron is soft.", "Iron yields.", "Iron is soft."),
+    ("en", "**Rewritten text:**\nIron is soft.\n\nLet me know if you need anything else!", "Iron.", "Iron is soft."),
+    ("en", "Here is the text: read it slowly.", "Here is the text: read it.", "Here is the text: read it slowly."),
+    ("en", "Claro! Iron is soft.", "Iron.", "Claro! Iron is soft."),
+    ("pt", "Claro! O ferro é mole.", "Ferro.", "O ferro é mole.")])
+def test_each_language_strips_its_own_wrapping(language, output, source, text):
+    assert strip_wrapping(output, source, load_lexicon(language)) == text
 
 
 # What is told of a wrong one.

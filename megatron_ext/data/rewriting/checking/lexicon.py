@@ -178,6 +178,11 @@ def load_lexicon(language: str = DEFAULT_LANGUAGE) -> Lexicon:
     return Lexicon(**found)
 
 
+_GROUPS = {"hundredths": 2, "share_of": 2, "share_turned": 2, "hours_minutes": 2, "and_half": 1}
+_NOTHING = "(?!)"
+"""Pattern that fits nothing."""
+
+
 def _mistakes(values: dict[str, Any]) -> Iterator[str]:
     """What other packages must know of a language, and what fits no number."""
     from text_to_num import alpha2digit
@@ -197,6 +202,9 @@ def _mistakes(values: dict[str, Any]) -> Iterator[str]:
         yield f"decimal_mark: {values['decimal_mark']!r} is neither a comma nor a point"
     if len(values["months"]) not in (0, 12):
         yield f"months: there are {len(values['months'])}"
+    for key, count in _GROUPS.items():
+        if (found := values[key].groups) != count and values[key].pattern != _NOTHING:
+            yield f"{key}: the pattern has {found} groups, needed are {count}"
     if wrong := [form for form in values["ranges"] if form.count("{}") != 2]:
         yield f"ranges: {wrong[0]!r} must have two {{}}"
 
@@ -208,17 +216,17 @@ def _pattern(text: str | None) -> Pattern:
 def _pattern_text(text: str | None) -> str:
     """A pattern on one line; without any, one that fits nothing."""
     lines = " ".join(_text(text or "").split()).replace(" |", "|").replace(" (?!", "(?!")
-    return lines or "(?!)"
+    return lines or _NOTHING
 
 
 def _inner_pattern(text: str | None) -> str:
     re.compile(_text(text or ""))
-    return text or "(?!)"
+    return text or _NOTHING
 
 
 def _any_of(phrases: Iterable[str]) -> Phrases:
     longest_first = sorted(_texts(phrases), key=len, reverse=True)
-    return re.compile(rf"(?:{'|'.join(map(re.escape, longest_first)) or '(?!)'})(?!\w)", re.IGNORECASE)
+    return re.compile(rf"(?:{'|'.join(map(re.escape, longest_first)) or _NOTHING})(?!\w)", re.IGNORECASE)
 
 
 def _text(value: Any) -> str:

@@ -150,7 +150,7 @@ def _distinct(quantities: tuple[Quantity, ...]) -> list[Quantity]:
 
 
 def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Quantity]:
-    months = {name: number for number, name in enumerate(lexicon.months, start=1)}
+    months = _months(lexicon)
     for match in _number(lexicon).finditer(text):
         if match["letters"] and not match["mark"] and not lexicon.units.get(match["letters"].lower()):
             continue  # 802.1p, 3D, 4x4: names, not numbers
@@ -164,9 +164,9 @@ def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Qua
         before = _noun_before(text[:match.start()], lexicon)
         yield Quantity(value, dimension, _ROUNDED.multiply(value, factor), noun, before, value in in_digits,
                        match.start("digits"), match.end())
-    for match in WORD.finditer(text.lower()):
-        if match[0] in months:
-            value = Decimal(months[match[0]])
+    for match in WORD.finditer(text):
+        if number := months.get(match[0]) or months.get(match[0].lower()):
+            value = Decimal(number)
             yield Quantity(value, _MONTH, value, "", "", True, match.start(), match.end())
 
 
@@ -197,6 +197,13 @@ def _pairs(text: str, exact: tuple[Quantity, ...], lexicon: Lexicon) -> Iterator
         if len(between) < 40 and any(left.search(before) and middle.fullmatch(between)
                                      for left, middle in _range_patterns(lexicon)):
             yield first, second
+
+
+@cache
+def _months(lexicon: Lexicon) -> dict[str, int]:
+    """Name -> number; where names have a capital, `may` is none, MAY is."""
+    numbered = list(enumerate(lexicon.months, start=1))
+    return {name: number for number, name in numbered} | {name.upper(): number for number, name in numbered}
 
 
 @cache

@@ -21,6 +21,7 @@ _SHARED_SCALE_FACTOR = 10
 """De 180 para 218 bilhões; but 500 a 10 mil are 500."""
 SIGN = r"[-−+]?(?:(?:R|US)?\$\s?|€\s?|£\s?)?"
 _THOUSAND = Decimal(1000)
+_MONTHS = 12
 
 
 def without_list_marks(text: str) -> str:
@@ -35,8 +36,7 @@ def words_in_digits(text: str, lexicon: Lexicon) -> str:
 
 def in_digits(text: str, lexicon: Lexicon) -> str:
     """Dates, hours and scaled numbers in plain digits, each number apart."""
-    day, month = (3, 1) if lexicon.month_first else (1, 3)
-    text = _DATE.sub(lambda match: f" {match[day]} / {_month(match[month], lexicon)} / {match[4]} ", text)
+    text = _DATE.sub(lambda match: _date(match, lexicon), text)
     hour = lexicon.hour
     text = _CLOCK.sub(lambda match: f"{Decimal(int(match[1])) + Decimal(int(match[2] or match[3])) / 60} {hour}", text)
     text = _HOURS.sub(lambda match: f"{match[1]} {hour}", text)
@@ -80,6 +80,11 @@ def _is_number(word: str, lexicon: Lexicon) -> bool:
 
 def _share_a_scale(one: Decimal, other: Decimal) -> bool:
     return one < _THOUSAND and one < _SHARED_SCALE_FACTOR * other and other < _SHARED_SCALE_FACTOR * one
+
+
+def _date(match: re.Match[str], lexicon: Lexicon) -> str:
+    day, month = (match[3], match[1]) if lexicon.month_first and int(match[1]) <= _MONTHS else (match[1], match[3])
+    return f" {day} / {_month(month, lexicon)} / {match[4]} "
 
 
 def _month(digits: str, lexicon: Lexicon) -> str:
