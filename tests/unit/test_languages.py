@@ -1,8 +1,13 @@
 """Language packs: what every folder must have, what is told of a wrong one, and a third one made up here."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import yaml
@@ -27,11 +32,13 @@ from megatron_ext.data.rewriting.pairs import judge_pairs, read_pairs
 from megatron_ext.data.rewriting.prompts import load_prompts
 from megatron_ext.data.rewriting.rewrite import rewrite_corpus
 from megatron_ext.errors import UserError
+from megatron_ext.study.config import load_study
 from megatron_ext.study.graph import build_graph
 from tests.unit.test_judge_in_studies import QUICKSTART
 from tests.unit.test_labelled_rewrites import is_about_meaning, read_lines, share
 from tests.unit.test_rewriting import chunk_rows, make_selection, model, scripted, settings_for  # noqa: F401
 
+ENGLISH = Path("examples/quickstart/english/study.yaml")
 STYLES = ["easy", "hard", "medium", "qa"]
 EMPTY = {"WordSet": "", "WordMap": {}, "Directions": [], "Pattern": "", "PatternText": "", "Phrases": [],
          "dict[str, int]": {}, "dict[str, tuple[str, ...]]": {}}
@@ -97,6 +104,51 @@ def test_numbers_are_read_as_the_language_writes_them(language, one, other, same
     ("pt", "Claro! O ferro é mole.", "Ferro.", "O ferro é mole.")])
 def test_each_language_strips_its_own_wrapping(language, output, source, text):
     assert strip_wrapping(output, source, load_lexicon(language)) == text
+
+
+def documents(folder):
+    return [row for file in sorted(folder.glob("*.jsonl")) for row in read_lines(file)]
+
+
+def test_the_english_quickstart_is_whole_and_takes_nothing_portuguese():
+    study = load_study(ENGLISH, [])
+    assert study.language == "en" and study.rewriter.settings["language"] == "en"
+    assert {study.corpus.path, study.validation.neutral} == {ENGLISH.parent / "corpus", ENGLISH.parent / "neutral"}
+    corpus, neutral = documents(study.corpus.path), documents(study.validation.neutral)
+    assert len(corpus) >= 200 and len(neutral) >= 60
+    for rows in (corpus, neutral, corpus + neutral):
+        assert len({row["id"] for row in rows}) == len({row["text"] for row in rows}) == len(rows)
+    assert all(0 <= row[score] <= 5 for row in corpus for score in ("stem_score", "edu_score"))
+    assert all(60 <= len(row["text"].split()) <= 200 for row in corpus)
+    portuguese, english = build_graph(load_study(QUICKSTART, [])), build_graph(study)
+    assert [node.name for node in english] == [node.name for node in portuguese]
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@pytest.mark.parametrize("arguments, environment, study", [
+    (["LANGUAGE=en"], {}, str(ENGLISH)), ([], {"LANGUAGE": "en"}, str(QUICKSTART)), ([], {}, str(QUICKSTART)),
+    (["LANGUAGE=xx"], {}, "LANGUAGE=xx: the quickstart is there in pt and en")])
+def test_make_knows_the_languages(arguments, environment, study):
+    done = subprocess.run(["make", "-n", "quickstart", *arguments], capture_output=True, text=True,
+                          env={**os.environ, **environment})
+    assert done.returncode == 0 and study in done.stdout
+
+
+def test_the_guides_example_runs(tmp_path):
+    """Its commands make a pack, and its line of a study file names it."""
+    commands, line = re.findall(r"```\w*\n(.*?)```", Path("docs/languages.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "packs").mkdir()
+    root = Path().absolute()
+    for name in ("megatron_ext", "tools"):
+        (tmp_path / name).symlink_to(root / name)
+    done = subprocess.run(["bash", "-ec", f'python() {{ "{sys.executable}" "$@"; }}; {commands}'], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "good, but rejected:" in done.stdout and (tmp_path / "judged.jsonl").exists()
+    assert load_lexicon(str(tmp_path / "packs" / "es")).language == "es"
+    study = {"base": str(QUICKSTART.absolute())} | yaml.safe_load(line)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    assert load_study(tmp_path / "study.yaml", []).rewriter.settings["language"] == str(tmp_path / "packs" / "es")
 
 
 # What is told of a wrong one.
@@ -201,8 +253,6 @@ def test_a_third_language_is_rewritten_in(spanish, model, scripted, tmp_path):  
 # A study's language.
 
 def nodes_of(*overrides):
-    from megatron_ext.study.config import load_study
-
     return {node.name: node for node in build_graph(load_study(QUICKSTART, [
         "judge.model=smollm2-135m-instruct", *overrides]))}
 
