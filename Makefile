@@ -1,4 +1,5 @@
 # make quickstart   the whole study in miniature, on the CPU
+#                   (LANGUAGE=en: in English)
 # make test         all checks
 # make test-all     the same, with the long campaigns of random kills (hours)
 # Both set up .venv first, if need be; the tests of the vLLM engine want .venv-vllm (make vllm), those of Transformer
@@ -13,6 +14,11 @@ WORK ?= work/quickstart
 CORPUS ?=
 # A model id or folder; auto: a small one from a model hub, where that can be reached.
 REWRITER ?=
+# Given on the command line alone: the environment's LANGUAGE is that of messages.
+LANGUAGE_OF_STUDY := $(if $(filter command%,$(origin LANGUAGE)),$(LANGUAGE),pt)
+STUDY_pt := examples/quickstart/study.yaml
+STUDY_en := examples/quickstart/english/study.yaml
+STUDY := $(STUDY_$(LANGUAGE_OF_STUDY))
 TP ?= 1
 PP ?= 2
 
@@ -24,9 +30,10 @@ VLLM_PIP := .venv-vllm/bin/python -m pip --quiet --quiet --disable-pip-version-c
 .PHONY: quickstart test test-all lint setup native vllm try-vllm te try-te gpu gpu-check clean
 
 quickstart: .venv/.ready native
+	@test -n "$(STUDY)" || { echo "error: LANGUAGE=$(LANGUAGE_OF_STUDY): the quickstart is there in pt and en" >&2; exit 2; }
 	@rewriter="$(REWRITER)"; \
 	[ "$$rewriter" != auto ] || rewriter=$$(.venv/bin/python -m tools.choose_rewriter); \
-	.venv/bin/python -m tools.run_study examples/quickstart/study.yaml --work "$(WORK)" \
+	.venv/bin/python -m tools.run_study $(STUDY) --work "$(WORK)" \
 	  run.parallel.tensor_model_parallel_size=$(TP) run.parallel.pipeline_model_parallel_size=$(PP) \
 	  $(if $(CORPUS),corpus.path="$(CORPUS)") $${rewriter:+"rewriter.model=$$rewriter" rewriter.note=}
 

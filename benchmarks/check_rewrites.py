@@ -52,7 +52,7 @@ def _pairs(arguments: argparse.Namespace) -> list[tuple[str, str]]:
         lambda texts: [round(len(text.encode()) / 3.4) for text in texts])
     text = "\n\n".join(json.loads(line)["text"] for file in sorted(CORPUS.glob("*.jsonl"))
                        for line in file.read_text(encoding="utf-8").splitlines())
-    chunks = split_into_chunks(text, 350, count)[:arguments.chunks]
+    chunks = split_into_chunks(text, 350, count, load_lexicon().punkt)[:arguments.chunks]
     return [(source, _like(source, other)) for source, other in zip(chunks, [*chunks[1:], chunks[0]], strict=True)]
 
 

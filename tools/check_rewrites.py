@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_ext.data.rewriting.checking.lexicon import DEFAULT_LANGUAGE, languages
+from megatron_ext.data.rewriting.packs import DEFAULT_LANGUAGE, languages
 from megatron_ext.data.rewriting.pairs import judge_pairs
 from megatron_ext.errors import exit_on_user_error
 
@@ -23,7 +23,8 @@ def main() -> None:
     """Judge the file and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE", help="JSONL or Parquet (.parquet)")
-    parser.add_argument("--language", default=DEFAULT_LANGUAGE, help=f"of the texts: {', '.join(languages())}")
+    parser.add_argument("--language", default=DEFAULT_LANGUAGE,
+                        help=f"of the texts: {', '.join(languages())}, or the folder of a pack of your own")
     parser.add_argument("--output", type=Path, required=True, help="JSONL to write")
     parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer that counts; without one, bytes count")
     parser.add_argument("--thresholds", type=Path, help="YAML file of thresholds by style, instead of the built-in one")

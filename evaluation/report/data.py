@@ -8,6 +8,7 @@ from typing import Any
 
 from evaluation.report.record import StudyRecord, label
 from megatron_ext.artifacts import Artifact
+from megatron_ext.data.rewriting.packs import language_of
 
 _SHOWN_PAIRS = 4
 _SHOWN_CHARS = 420
@@ -89,7 +90,8 @@ def _style(style: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def _pairs(rewrites: dict[str, Artifact]) -> Iterator[dict[str, Any]]:
     """Accepted and rejected rewrites in turn, of different styles where possible."""
-    rows = [row | {"subset": name} for name, artifact in rewrites.items() for row in _chunks(artifact)]
+    rows = [row | {"subset": name, "language": language_of(artifact.settings)}
+            for name, artifact in rewrites.items() for row in _chunks(artifact)]
     chosen: list[dict[str, Any]] = []
     for number in range(_SHOWN_PAIRS):
         wanted = "accepted" if number % 2 == 0 else "rejected"
@@ -101,9 +103,9 @@ def _pairs(rewrites: dict[str, Artifact]) -> Iterator[dict[str, Any]]:
                                                                                row["style"] in styles)))
     for row in chosen:
         text = row["text"] or row["output"] or ""
-        yield {"subset": label(row["subset"]), "style": row["style"], "is_accepted": row["status"] == "accepted",
-               "reasons": [label(reason) for reason in row["reasons"]], "source": _shortened(row["source"]),
-               "rewrite": _shortened(text)}
+        yield {"subset": label(row["subset"]), "language": row["language"], "style": row["style"],
+               "is_accepted": row["status"] == "accepted", "reasons": [label(reason) for reason in row["reasons"]],
+               "source": _shortened(row["source"]), "rewrite": _shortened(text)}
 
 
 def _chunks(artifact: Artifact) -> list[dict[str, Any]]:

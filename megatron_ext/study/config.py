@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from megatron_ext.config import RunConfig
 from megatron_ext.data.model_folder import obtainable
+from megatron_ext.data.rewriting.packs import DEFAULT_LANGUAGE, language_folder
 from megatron_ext.errors import UserError
 from megatron_ext.settings import (
     PartOf,
@@ -28,6 +29,7 @@ from megatron_ext.settings_types import Slot, expand_home, map_places
 from megatron_ext.study.contract import check_contract, trunk_problems
 from megatron_ext.study.cost_settings import CostSettings
 from megatron_ext.study.job_settings import JobSettings
+from megatron_ext.study.language import hand_down, is_code
 from megatron_ext.study.names import NEUTRAL, name_problems
 from megatron_ext.study.programs import settings_of
 from megatron_ext.study.sections import (
@@ -66,6 +68,9 @@ class StudyConfig(Settings):
     tokenizer: Place | None = None
     """Model whose tokenizer counts and encodes; null: `base_model`. Studies of several model sizes that name one share
     their selections, rewrites and tokenizations; it must give the ids of the base model's."""
+    language: Place = DEFAULT_LANGUAGE
+    """Of the corpus: a code (pt, en) or the folder of a pack of one's own (docs/languages.md). What rewrites and what
+    judges rewrites has it, too, unless their settings name another."""
     subsets: dict[str, SubsetConfig] = Field(min_length=1)
     """Name -> subset."""
     rewriter: RewriterConfig | None = None
@@ -109,6 +114,17 @@ class StudyConfig(Settings):
     @classmethod
     def _can_be_had(cls, model: str | None) -> str | None:
         return model and obtainable(model)
+
+    @field_validator("language")
+    @classmethod
+    def _is_known(cls, language: str) -> str:
+        language_folder(language)
+        return language
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_down_language(cls, values: Any) -> Any:
+        return hand_down(values)
 
     @property
     def slug(self) -> str:
@@ -225,7 +241,7 @@ def _find_places(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _find(key: str, text: str, folder: Path) -> str:
     try:
         here, there = Path(expand_home(text)), folder / expand_home(text)
-        if not text or here.is_absolute() or not there.exists():
+        if not text or is_code(key, text) or here.is_absolute() or not there.exists():
             return text
         if here.exists() and not here.samefile(there):
             raise UserError(f"{key} = {text} is in the study file's folder and in the working folder; name the one "

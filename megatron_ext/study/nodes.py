@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext.artifacts import hash_json, partial_folder, reference
+from megatron_ext.data.rewriting.packs import LANGUAGE, is_folder
 from megatron_ext.identity import PLACE, WATCHING, role_at, with_roles
 from megatron_ext.settings import validate
 from megatron_ext.study.older import made_by_older_version
@@ -72,7 +73,11 @@ class Node:
     def named(self) -> dict[str, Any]:
         """Places among the settings instead of the inputs: of prompts, of raw data, or a model's id on a hub."""
         return {key: value for key, value in self.settings.items()
-                if value is not None and key not in self.inputs and role_at(settings_of(self.program), key) is PLACE}
+                if value is not None and key not in self.inputs and self._names_place(key, value)}
+
+    def _names_place(self, key: str, value: Any) -> bool:
+        """A language is one where it is the folder of a pack, not the code of one."""
+        return role_at(settings_of(self.program), key) is PLACE or (key == LANGUAGE and is_folder(str(value)))
 
     def _filled_in(self) -> dict[str, Any]:
         values = self._with_places(lambda value: ["."] * len(value) if isinstance(value, list) else ".")

@@ -75,4 +75,4 @@ def test_other_mistakes(tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, tmp_path / "no.parquet", "--output", tmp_path / "out.jsonl") == 2
     assert "no Parquet file" in capsys.readouterr().err
     assert run(monkeypatch, file, "--output", tmp_path / "out.jsonl", "--language", "xx") == 2
-    assert "there are pt" in capsys.readouterr().err
+    assert "there are en, pt; one of your own" in capsys.readouterr().err

@@ -1,8 +1,12 @@
+from functools import partial
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ext.data.rewriting.chunking import split_into_chunks
+from megatron_ext.data.rewriting import chunking
+
+split_into_chunks = partial(chunking.split_into_chunks, punkt="portuguese")
 
 PIECES = st.sampled_from(["Dr. Silva chegou às 15h30.", "Não! Sim?", "palavra", " ", "\n", "\n\n", "\n \n", "\t", "ção",
                           "x" * 60, "n.º 8.112/90", "…", "\u00a0", "🔎", "\r\n", "fim."])

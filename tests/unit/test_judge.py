@@ -18,11 +18,12 @@ from megatron_ext.data.documents import rewrite_schema, write_parquet
 from megatron_ext.data.rewriting.engines.interface import Completion, failure
 from megatron_ext.data.rewriting.judge import stage
 from megatron_ext.data.rewriting.judge.answers import read_answer
-from megatron_ext.data.rewriting.judge.form import FINDINGS, judge_languages, load_form
+from megatron_ext.data.rewriting.judge.form import FINDINGS, load_form
 from megatron_ext.data.rewriting.judge.pairs import labelled_pairs, sample_pairs
 from megatron_ext.data.rewriting.judge.settings import JudgeSettings
 from megatron_ext.data.rewriting.judge.stage import judge_rewrites
 from megatron_ext.data.rewriting.judge.summary import in_words, is_informative, lines, share_of
+from megatron_ext.data.rewriting.packs import languages
 from megatron_ext.errors import UserError
 from megatron_ext.settings import load_settings
 from tests.unit.misbehaving_endpoint import Endpoint, an_error, finished_by, of_another_model, saying, without_choices
@@ -117,7 +118,7 @@ def rows_of(artifact):
 
 # What it is asked.
 
-@pytest.mark.parametrize("language", judge_languages())
+@pytest.mark.parametrize("language", languages())
 def test_a_form_names_all_that_its_schema_asks_for(language):
     form = load_form(language)
     assert set(form.findings) == set(FINDINGS)
@@ -127,7 +128,7 @@ def test_a_form_names_all_that_its_schema_asks_for(language):
     assert "<x>" not in form.render("a", "b")
 
 
-@pytest.mark.parametrize("language", judge_languages())
+@pytest.mark.parametrize("language", languages())
 def test_a_language_ships_labelled_pairs_that_the_judge_is_measured_on(language):
     pairs = labelled_pairs(language)
     kinds = {label: {pair.kind for pair in pairs if pair.label == label} for label in ("good", "bad")}
@@ -439,7 +440,7 @@ def num_lines(journal):
 # The program.
 
 @pytest.mark.parametrize("words, told", [
-    (["language=xx"], "a judge can be asked in pt alone"), (["sample=0"], "sample = 0"),
+    (["language=xx"], "language = 'xx': there are"), (["sample=0"], "sample = 0"),
     (["engine=openai", "openai.base_url=localhost"], "http://"), (["samples=3"], "did you mean 'sample'"),
     (["labelled_file=/nowhere"], "/nowhere: no such file"), ([], "engine = transformers: needs `model`")])
 def test_a_mistake_is_one_line_and_exit_code_2(call, rewrites, tmp_path, words, told):  # noqa: F811

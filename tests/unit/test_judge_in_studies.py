@@ -68,7 +68,7 @@ def test_one_model_is_fetched_once_whatever_it_is_used_for(load, study_values, t
     (["judge.settings.sample=0"], "judge.settings.sample = 0"),
     (["judge.settings.samples=3"], "did you mean 'sample'"),
     (["judge.settings.rewrites=x"], "judge.settings.rewrites is set by"),
-    (["judge.settings.language=xx"], "a judge can be asked in pt alone"),
+    (["judge.settings.language=xx"], "language = 'xx': there are"),
     (["judge.settings.labelled_file=/nowhere.jsonl"], "/nowhere.jsonl: no such file"),
     (["judge.settings={engine: openai, openai: {base_url: localhost}}"], "http://"),
     (["judge.model=null"], "name an instruct model; engine openai alone needs none"),

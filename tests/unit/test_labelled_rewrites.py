@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ext.data.rewriting.checking.lexicon import LANGUAGES_FOLDER
+from megatron_ext.data.rewriting.packs import LANGUAGES_FOLDER
 from megatron_ext.data.rewriting.pairs import judge_pairs
 
 OTHERS = Path(__file__).parents[3] / "shared" / "cases" / "rewrites_labelled.jsonl"

@@ -1,16 +1,17 @@
 """Lossless chunking: `"".join(split_into_chunks(text, …)) == text`, at the coarsest boundaries that meet the bound.
 
-A paragraph that fits is never cut. A longer one is cut at its lines, a longer line at its sentences (Punkt, Kiss and
-Strunk 2006, with the Portuguese parameters that NLTK distributes), a longer sentence between words, a longer word
-between characters.
+A paragraph that fits is never cut. A longer one is cut at its lines, a longer line at its sentences (as Punkt finds
+them in its language), a longer sentence between words, a longer word between characters.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import partial
 from itertools import pairwise
+
+from megatron_ext.data.rewriting.packs import sentence_splitter
 
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 """Number of tokens of each text."""
@@ -20,14 +21,15 @@ _LINE_END = re.compile(r"\n\s*")
 _WORD_END = re.compile(r"\s+")
 
 
-def split_into_chunks(text: str, max_tokens: int, count_tokens: CountTokens) -> list[str]:
+def split_into_chunks(text: str, max_tokens: int, count_tokens: CountTokens, punkt: str) -> list[str]:
     """Split `text` into as few pieces of at most `max_tokens` as its boundaries allow, evenly filled.
 
     A piece's size is the sum over the units it is made of, which its own count does not exceed but by a token or two
     (tokenizers merge across units, never the other way round, except at word starts). Only a single character may be
-    larger than the bound. A text without tokens (empty) gives no chunk.
+    larger than the bound. A text without tokens (empty) gives no chunk. `punkt` names the language in English.
     """
-    units = _split_units([text], max_tokens, count_tokens, [_paragraphs, _lines, _sentences, _words, list])
+    splitters = [_paragraphs, _lines, partial(_sentences, punkt=punkt), _words, list]
+    units = _split_units([text], max_tokens, count_tokens, splitters)
     sizes = [size for _, size in units]
     bound = _smallest_bound(sizes, max_tokens)
     return ["".join(unit for unit, _ in units[start:end]) for start, end in _pack(sizes, bound)]
@@ -79,8 +81,8 @@ def _lines(text: str) -> list[str]:
     return _cut_after(text, _LINE_END)
 
 
-def _sentences(text: str) -> list[str]:
-    starts = [start for start, _ in _punkt().span_tokenize(text)]
+def _sentences(text: str, punkt: str) -> list[str]:
+    starts = [start for start, _ in sentence_splitter(punkt).span_tokenize(text)]
     return _cut_at(text, starts[1:])  # white space between sentences stays with the one before it
 
 
@@ -95,10 +97,3 @@ def _cut_after(text: str, boundary: re.Pattern[str]) -> list[str]:
 def _cut_at(text: str, places: Sequence[int]) -> list[str]:
     edges = [0, *places, len(text)]
     return [text[start:end] for start, end in pairwise(edges) if end > start]
-
-
-@cache
-def _punkt():  # noqa: ANN202 (the package is imported only where chunks are made)
-    import punkt
-
-    return punkt.tokenizer_for("portuguese", prefixes=True)

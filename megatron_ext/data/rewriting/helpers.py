@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from megatron_ext.data.rewriting.checking.checks import NO_ANSWER, Thresholds, Verdict, check, load_thresholds
+from megatron_ext.data.rewriting.checking.lexicon import Lexicon, load_lexicon
 from megatron_ext.data.rewriting.checking.wrapping import strip_wrapping
 from megatron_ext.data.rewriting.chunking import CountTokens
 from megatron_ext.data.rewriting.engines.interface import Completion
@@ -33,16 +34,17 @@ class Tools:
     settings: RewriteSettings
     prompts: dict[str, Prompt]
     thresholds: dict[str, Thresholds]
+    lexicon: Lexicon
     count_tokens: CountTokens
     fits_model: FitsModel
 
 
 def open_tools(settings: RewriteSettings) -> Tools:
-    """Load prompts, thresholds and the training tokenizer."""
-    prompts = load_prompts(settings.styles, settings.prompts_folder)
+    """Load prompts, thresholds, the language and the training tokenizer."""
+    prompts = load_prompts(settings.styles, settings.prompts_folder, settings.language)
     return Tools(settings, {prompt.style: prompt for prompt in prompts},
-                 load_thresholds(settings.styles, settings.thresholds_file), token_counter(settings.tokenizer),
-                 fits_model(settings, prompts))
+                 load_thresholds(settings.styles, settings.thresholds_file, settings.language),
+                 load_lexicon(settings.language), token_counter(settings.tokenizer), fits_model(settings, prompts))
 
 
 def token_counter(tokenizer: Path) -> CountTokens:
@@ -66,10 +68,12 @@ def load_items(tools: Tools, plan: Plan, window: WindowPlan) -> list[Item]:
 
 def judge(tools: Tools, answers: Sequence[tuple[Item, Completion]]) -> list[tuple[Verdict, int]]:
     """The verdict on each answer, and the tokens of its text by the training tokenizer."""
-    sizes = tools.count_tokens([strip_wrapping(completion.text, item.source) for item, completion in answers])
+    sizes = tools.count_tokens([strip_wrapping(completion.text, item.source, tools.lexicon)
+                                for item, completion in answers])
     return [(NO_ANSWER if completion.failed else
              check(item.source, completion.text, finish_reason=completion.finish_reason,
-                   length_ratio=int(size) / item.num_source_tokens, thresholds=tools.thresholds[item.style]), int(size))
+                   length_ratio=int(size) / item.num_source_tokens, thresholds=tools.thresholds[item.style],
+                   lexicon=tools.lexicon), int(size))
             for (item, completion), size in zip(answers, sizes, strict=True)]
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from megatron_ext.data.rewriting.checking.lexicon import load_lexicon
 from megatron_ext.data.rewriting.chunking import CountTokens, split_into_chunks
 from megatron_ext.data.rewriting.engines.interface import Request
 from megatron_ext.data.rewriting.prompts import Order, Prompt
@@ -79,7 +80,8 @@ def max_new_tokens(settings: RewriteSettings, num_source_tokens: int) -> int:
 def document_items(document_id: str, text: str, settings: RewriteSettings, count_tokens: CountTokens,
                    fits_model: FitsModel, scores: tuple[tuple[str, float], ...] = ()) -> Iterator[Item]:
     """The items of one document, chunk by chunk, each in all styles."""
-    chunks = [chunk for chunk in document_chunks(text, settings.chunk_tokens, count_tokens, fits_model)
+    punkt = load_lexicon(settings.language).punkt
+    chunks = [chunk for chunk in document_chunks(text, settings.chunk_tokens, count_tokens, fits_model, punkt)
               if chunk.strip()]
     taken = chunks[:settings.max_chunks_per_document]
     for index, (chunk, size) in enumerate(zip(taken, count_tokens(taken), strict=True)):
@@ -87,11 +89,12 @@ def document_items(document_id: str, text: str, settings: RewriteSettings, count
             yield Item(document_id, index, len(chunks), style, chunk, int(size), scores)
 
 
-def document_chunks(text: str, bound: int, count_tokens: CountTokens, fits_model: FitsModel) -> Iterator[str]:
+def document_chunks(text: str, bound: int, count_tokens: CountTokens, fits_model: FitsModel,
+                    punkt: str) -> Iterator[str]:
     """Chunks of at most `bound` tokens that the model can hold; what it cannot is split further, never cut off."""
-    chunks = split_into_chunks(text, bound, count_tokens)
+    chunks = split_into_chunks(text, bound, count_tokens, punkt)
     for chunk, size in zip(chunks, count_tokens(chunks), strict=True):
         if bound > 1 and not fits_model(chunk, int(size)):
-            yield from document_chunks(chunk, bound // 2, count_tokens, fits_model)
+            yield from document_chunks(chunk, bound // 2, count_tokens, fits_model, punkt)
         else:
             yield chunk

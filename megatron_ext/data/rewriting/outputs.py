@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from megatron_ext.data.documents import CHUNKS, DOCUMENTS_FOLDER, rewrite_schema, write_parquet
 from megatron_ext.data.rewriting.acceptance import NUMBERS, SCORES
-from megatron_ext.data.rewriting.checking.lexicon import load_lexicon
+from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 from megatron_ext.data.rewriting.checking.measures import Measures
 from megatron_ext.data.rewriting.checking.quantities import numbers_per_100_words
 from megatron_ext.data.rewriting.window import Attempt
@@ -51,7 +51,7 @@ def write_window(tools: Tools, folder: Path, index: int, attempts: Sequence[Atte
     attempts = sorted(attempts, key=lambda one: (one.item.document_id, one.item.style, one.item.chunk, one.attempt))
     documents = pa.Table.from_pylist(list(_documents(tools, attempts)), schema=rewrite_schema())
     write_parquet(folder / DOCUMENTS_FOLDER / part_name(index), documents)
-    rows = [_chunk_row(one, tools.prompts[one.item.style].version) for one in attempts]
+    rows = [_chunk_row(one, tools.prompts[one.item.style].version, tools.lexicon) for one in attempts]
     write_parquet(folder / CHUNKS_FOLDER / part_name(index), pa.Table.from_pylist(rows, schema=_CHUNK_SCHEMA))
 
 
@@ -99,7 +99,7 @@ def _documents(tools: Tools, attempts: Sequence[Attempt]) -> Iterator[dict[str, 
                    "num_tokens": int(tools.count_tokens([text])[0]), CHUNKS: [one.item.chunk for one in accepted]}
 
 
-def _chunk_row(attempt: Attempt, prompt_version: int) -> dict[str, Any]:
+def _chunk_row(attempt: Attempt, prompt_version: int, lexicon: Lexicon) -> dict[str, Any]:
     item, completion, verdict = attempt.item, attempt.completion, attempt.verdict
     return {
         "document_id": item.document_id, "chunk": item.chunk, "num_chunks": item.num_chunks, "style": item.style,
@@ -110,6 +110,6 @@ def _chunk_row(attempt: Attempt, prompt_version: int) -> dict[str, Any]:
         "num_source_tokens": item.num_source_tokens,
         "num_tokens": attempt.num_tokens, "num_prompt_tokens": completion.num_prompt_tokens,
         "num_completion_tokens": completion.num_tokens, SCORES: list(item.scores),
-        NUMBERS: numbers_per_100_words(item.source, load_lexicon()),
+        NUMBERS: numbers_per_100_words(item.source, lexicon),
         **(asdict(verdict.measures) if verdict.measures else {}),
     }

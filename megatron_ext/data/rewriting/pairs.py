@@ -154,7 +154,7 @@ def _judge_rows(rows: list[Row], language: str, tokenizer: Path | None, threshol
     lexicon = load_lexicon(language)
     thresholds = load_thresholds(sorted({row["style"] for row in rows}), thresholds_file, language)
     count = _counter(tokenizer)
-    stripped = count([strip_wrapping(row["text"], row["source"]) for row in rows])
+    stripped = count([strip_wrapping(row["text"], row["source"], lexicon) for row in rows])
     sources = count([row["source"] for row in rows])
     return [row | verdict_columns(check(
         row["source"], row["text"], finish_reason=row.get("finish_reason") or "stop",

@@ -9,6 +9,7 @@ from megatron_ext.artifacts import Artifact, is_finished, reference
 from megatron_ext.data.rewriting.checking.checks import load_thresholds
 from megatron_ext.data.rewriting.engines.open import model_folder
 from megatron_ext.data.rewriting.engines.settings import AskingSettings
+from megatron_ext.data.rewriting.packs import told_by_content
 from megatron_ext.data.rewriting.prompts import load_prompts
 from megatron_ext.data.rewriting.settings import RewriteSettings
 
@@ -16,12 +17,13 @@ Asking = TypeVar("Asking", bound=AskingSettings)
 
 
 def what_files_hold(settings: RewriteSettings) -> dict[str, Any]:
-    """The hashes of prompts and thresholds, which decide the rewrites besides the settings."""
-    prompts = load_prompts(settings.styles, settings.prompts_folder)
-    thresholds = load_thresholds(settings.styles, settings.thresholds_file)
+    """The hashes of prompts, thresholds and a pack of one's own, which decide the rewrites besides the settings."""
+    prompts = load_prompts(settings.styles, settings.prompts_folder, settings.language)
+    thresholds = load_thresholds(settings.styles, settings.thresholds_file, settings.language)
     return {
         "prompts": {prompt.style: {"version": prompt.version, "sha256": prompt.sha256} for prompt in prompts},
         "thresholds": {style: values.model_dump() for style, values in thresholds.items()},
+        **told_by_content(settings.language),
     }
 
 

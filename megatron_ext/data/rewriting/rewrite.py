@@ -70,8 +70,8 @@ def _make(settings: RewriteSettings, folder: Path, part: Part) -> dict[str, Any]
                         rate_unit="output tokens", already_done=num_styles * sum(
                             window.num_tokens for window in mine if window.index in finished))
     with Helpers(settings) as helpers:
-        asker = Asker({prompt.style: prompt for prompt in load_prompts(settings.styles, settings.prompts_folder)},
-                      settings, model_identity(settings))
+        prompts = load_prompts(settings.styles, settings.prompts_folder, settings.language)
+        asker = Asker({prompt.style: prompt for prompt in prompts}, settings, model_identity(settings))
         work = Work(plan, [window for window in mine if window.index not in finished], asker, helpers, folder, progress,
                     Guard(settings))
         _answer_all(settings, work)

@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from megatron_ext.data.rewriting.engines.settings import AskingSettings
+from megatron_ext.data.rewriting.packs import DEFAULT_LANGUAGE, is_folder
 from megatron_ext.data.rewriting.prompts import Order, load_prompts
 from megatron_ext.identity import PLACE, WATCHING
+from megatron_ext.settings import Place
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -27,6 +29,8 @@ class RewriteSettings(AskingSettings):
     """Selection (artifact) whose documents are rewritten."""
     tokenizer: Annotated[Path, PLACE]
     """Folder of the training tokenizer, which counts tokens."""
+    language: Place = DEFAULT_LANGUAGE
+    """Of the texts: a code (pt, en) or the folder of a pack of one's own. Its prompts and checks are used."""
     styles: list[str] = Field(["easy", "medium", "hard", "qa"], min_length=1)
     """Styles to write; each has a prompt file."""
     prompts_folder: Annotated[Path | None, PLACE] = None
@@ -72,9 +76,15 @@ class RewriteSettings(AskingSettings):
     def _styles_are_there(self) -> RewriteSettings:
         from megatron_ext.data.rewriting.checking.checks import load_thresholds
 
-        load_prompts(self.styles, self.prompts_folder)
-        load_thresholds(self.styles, self.thresholds_file)
+        load_prompts(self.styles, self.prompts_folder, self.language)
+        load_thresholds(self.styles, self.thresholds_file, self.language)
         return self
+
+    @property
+    def unused_sections(self) -> set[str]:
+        """The language, too, where it is the one that older requests do not name, or a folder, told by its content."""
+        is_told = self.language == DEFAULT_LANGUAGE or is_folder(self.language)
+        return super().unused_sections | ({"language"} if is_told else set())
 
     @property
     def num_helpers(self) -> int:

@@ -8,17 +8,12 @@ from pathlib import Path
 from pydantic import Field
 
 from megatron_ext.data.rewriting.checking import form
-from megatron_ext.data.rewriting.checking.lexicon import (
-    DEFAULT_LANGUAGE,
-    LANGUAGES_FOLDER,
-    THRESHOLDS_FILE,
-    Lexicon,
-    load_lexicon,
-)
+from megatron_ext.data.rewriting.checking.lexicon import Lexicon, load_lexicon
 from megatron_ext.data.rewriting.checking.measures import Measures, measure
 from megatron_ext.data.rewriting.checking.qa import NO_PAIRS, QaText, read_qa
 from megatron_ext.data.rewriting.checking.text import Text, source_text
 from megatron_ext.data.rewriting.checking.wrapping import strip_wrapping
+from megatron_ext.data.rewriting.packs import DEFAULT_LANGUAGE, THRESHOLDS_FILE, pack_file
 from megatron_ext.errors import UserError
 from megatron_ext.settings import Settings, read_layers, validate
 
@@ -90,7 +85,7 @@ NO_ANSWER = Verdict("", ("request_failed",), None)
 def load_thresholds(styles: list[str], file: Path | None = None,
                     language: str = DEFAULT_LANGUAGE) -> dict[str, Thresholds]:
     """Thresholds by style from a YAML file (default: the language's own). Raises UserError that lists all mistakes."""
-    file = file or LANGUAGES_FOLDER / language / THRESHOLDS_FILE
+    file = file or pack_file(language, THRESHOLDS_FILE)
     values = read_layers(file)
     if not isinstance(values.get("default"), dict):
         raise UserError(f"{file}: needs a section `default`")
@@ -102,10 +97,10 @@ def check(source: str, output: str, *, finish_reason: str, length_ratio: float, 
           lexicon: Lexicon | None = None) -> Verdict:
     """Judge what the rewriter wrote for a source.
 
-    `length_ratio`: tokens of `strip_wrapping(output, source)` / tokens of the source.
+    `length_ratio`: tokens of `strip_wrapping(output, source, lexicon)` / tokens of the source.
     """
     lexicon = lexicon or load_lexicon()
-    text = strip_wrapping(output, source)
+    text = strip_wrapping(output, source, lexicon)
     unfinished = () if finish_reason == _COMPLETE else (
         "cut_by_max_tokens" if finish_reason == "length" else "not_finished",)
     if not any(character.isalnum() for character in text):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 from megatron_ext.data.rewriting.checking.qa import QaText
 from megatron_ext.data.rewriting.checking.text import Sentence, Text, content_stems, stem, words_of
 
-_TAGS = re.compile(r"</?(?:texto?|text|rewrite|resposta|think(?:ing)?|reason(?:ing)?|answer|output|source)\b[^>]{0,20}>"
-                   r"|<\|[^|>]{1,30}\|>|\[/?(?:INST|THINK)\]|\{\{|\}\}", re.IGNORECASE)
 _MARKDOWN = {
     "heading": re.compile(r"^[ \t]*#{1,6}[ \t]*\w", re.MULTILINE),
     "bold": re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__"),
@@ -38,7 +37,8 @@ def is_refusal(source: Text, text: Text, lexicon: Lexicon) -> bool:
 
 def has_leftovers(source: Text, text: Text, lexicon: Lexicon) -> bool:
     """Tags of prompts and chat formats, and sentences about the task instead of the subject."""
-    if _TAGS.search(text.raw) and not _TAGS.search(source.raw):
+    tags = _tags(lexicon)
+    if tags.search(text.raw) and not tags.search(source.raw):
         return True
     edge = [*text.sentences[:_EDGE_SENTENCES], *text.sentences[_EDGE_SENTENCES:][-_EDGE_SENTENCES:]]
     if lexicon.talk_triggers.has_any_of(text.word_set) and any(
@@ -102,3 +102,11 @@ def _has_talk_phrase(sentence: Sentence, source: Text, lexicon: Lexicon) -> bool
     """Whether it has a phrase of those who speak about their work, which the source has in no form."""
     return any((found := phrase.search(sentence.text)) is not None and not phrase.search(source.raw)
                and not content_stems(words_of(found[0]), lexicon) <= source.stems for phrase in lexicon.talk_phrases)
+
+
+@cache
+def _tags(lexicon: Lexicon) -> re.Pattern[str]:
+    """Of prompts, reasoning and chat formats."""
+    names = rf"{re.escape(lexicon.text_tag)}|{lexicon.tags.pattern}|text|rewrite|think(?:ing)?|reason(?:ing)?|answer"
+    return re.compile(rf"</?(?:{names}|output|source)\b[^>]{{0,20}}>"
+                      r"|<\|[^|>]{1,30}\|>|\[/?(?:INST|THINK)\]|\{\{|\}\}", re.IGNORECASE)

@@ -1,21 +1,22 @@
-"""What the checks know of a language: one folder a language under `languages/`, read once."""
+"""What the checks know of a language: lexicon.yaml of its pack, read once."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
-
+from megatron_ext.data.rewriting.packs import (
+    DEFAULT_LANGUAGE,
+    LEXICON_FILE,
+    check_keys,
+    has_punkt_model,
+    language_folder,
+)
 from megatron_ext.errors import UserError
-
-LANGUAGES_FOLDER = Path(__file__).parents[1] / "languages"
-DEFAULT_LANGUAGE = "pt"
-LEXICON_FILE, THRESHOLDS_FILE = "lexicon.yaml", "thresholds.yaml"
+from megatron_ext.settings_file import read_file, shorten
 
 
 class WordSet:
@@ -82,33 +83,43 @@ class Directions:
         return known
 
 
+Pattern = re.Pattern[str]
+Phrases = re.Pattern[str]
+"""Of any of some phrases."""
+PatternText = str
+"""Part of larger patterns."""
+
+
 @dataclass(frozen=True, eq=False)
 class Lexicon:
-    """A language. `languages/<code>/lexicon.yaml` says what each field is for."""
+    """A language. `languages/pt/lexicon.yaml` says what each field is for; what a language has no use for is empty."""
 
     language: str
+    """ISO 639-1; wordfreq must have its words, and text2num its numbers in words."""
     punkt: str
     other_languages: tuple[str, ...]
     function_words: WordSet
     word_endings: WordSet
     word_beginnings: WordSet
     dangling_words: WordSet
+    decimal_mark: str
+    month_first: bool
     scales: dict[str, int]
-    rewordings: tuple[tuple[re.Pattern[str], str], ...]
+    rewordings: tuple[tuple[Pattern, str], ...]
     loose_numbers: WordMap
     units: WordMap
     hour: str
-    and_a_half: str
-    hundredths: re.Pattern[str]
-    share_of: re.Pattern[str]
-    share_turned: re.Pattern[str]
+    and_a_half: PatternText
+    hundredths: Pattern
+    share_of: Pattern
+    share_turned: Pattern
     approximations: WordSet
-    shared_scale: str
-    shared_scale_words: str
-    and_half: re.Pattern[str]
-    hours_minutes: re.Pattern[str]
-    half_past: re.Pattern[str]
-    clock: re.Pattern[str]
+    shared_scale: PatternText
+    shared_scale_words: PatternText
+    and_half: Pattern
+    hours_minutes: Pattern
+    half_past: Pattern
+    clock: Pattern
     months: tuple[str, ...]
     ranges: tuple[str, ...]
     name_particles: WordSet
@@ -118,59 +129,152 @@ class Lexicon:
     institutions: WordSet
     negations: WordSet
     conjunctions: WordSet
-    not_negations: re.Pattern[str]
+    not_negations: Phrases
     without: WordSet
     negative_words: WordSet
     limiting_words: WordSet
     directions: Directions
-    clause_ends: re.Pattern[str]
+    clause_ends: Pattern
+    text_tag: str
+    tags: Phrases
+    polite_opening: PatternText
+    announcement: PatternText
+    intention: PatternText
+    title: PatternText
+    closing: PatternText
+    closing_tells: Pattern
+    polite_words: tuple[str, ...]
     refusal_triggers: WordSet
-    refusal: re.Pattern[str]
+    refusal: Pattern
     meta_words: WordSet
     talk: WordSet
     talk_triggers: WordSet
-    talk_phrases: tuple[re.Pattern[str], ...]
-    labels: re.Pattern[str]
+    talk_phrases: tuple[Pattern, ...]
+    labels: Phrases
     question_labels: tuple[str, ...]
     answer_labels: tuple[str, ...]
-    unanswered: re.Pattern[str]
-
-
-def languages() -> list[str]:
-    """Codes of the languages that there are."""
-    return sorted(file.parent.name for file in LANGUAGES_FOLDER.glob(f"*/{LEXICON_FILE}"))
+    unanswered: Pattern
 
 
 @cache
 def load_lexicon(language: str = DEFAULT_LANGUAGE) -> Lexicon:
-    """The lexicon of a language (ISO 639-1). Raises UserError for one that is not there."""
-    if language not in languages():
-        raise UserError(f"language = {language!r}: there is no such folder in {LANGUAGES_FOLDER}; there are "
-                        f"{', '.join(languages())}")
-    values = yaml.safe_load((LANGUAGES_FOLDER / language / LEXICON_FILE).read_text(encoding="utf-8"))
-    sets = ("function_words", "word_endings", "word_beginnings", "dangling_words", "approximations", "name_particles",
-            "common_capitals", "institutions", "negations", "conjunctions", "without", "negative_words",
-            "limiting_words", "meta_words", "talk", "refusal_triggers", "talk_triggers")
-    lists = ("other_languages", "common_names", "months", "ranges", "question_labels", "answer_labels")
-    patterns = ("clause_ends", "hundredths", "share_of", "share_turned",
-                "and_half", "hours_minutes", "half_past", "clock", "refusal", "unanswered")
-    return Lexicon(**{
-        **values, **{name: WordSet(values[name]) for name in sets}, **{name: tuple(values[name]) for name in lists},
-        **{name: _pattern(values[name]) for name in patterns},
-        "rewordings": tuple((_pattern(pattern), words) for pattern, words in values["rewordings"]),
-        "loose_numbers": WordMap(values["loose_numbers"]), "units": WordMap(values["units"]),
-        "related_names": {word: tuple(names) for word, names in values["related_names"].items()},
-        "not_negations": _any_of(values["not_negations"]),
-        "directions": Directions(values["directions"]),
-        "talk_phrases": tuple(map(_pattern, values["talk_phrases"])),
-        "labels": _any_of(values["labels"]),
-    })
+    """The lexicon of a language: a code or a folder.
+
+    Raises UserError for one that is not there, and for a file that lacks keys, has unknown ones or wrong values.
+    """
+    file = language_folder(language) / LEXICON_FILE
+    values = read_file(file)
+    kinds = {field.name: str(field.type) for field in fields(Lexicon)}
+    check_keys(values, kinds, file)
+    found: dict[str, Any] = {}
+    mistakes = []
+    for key, kind in kinds.items():
+        try:
+            found[key] = _READERS[kind](values[key])
+        except (TypeError, ValueError, AttributeError, re.error) as error:
+            mistakes.append(f"{key}: {shorten(str(error))}")
+    if mistakes := mistakes or list(_mistakes(found)):
+        raise UserError(f"{file}: {'; '.join(mistakes)}")
+    return Lexicon(**found)
 
 
-def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(" ".join(text.split()).replace(" |", "|").replace(" (?!", "(?!"), re.IGNORECASE)
+_GROUPS = {"hundredths": 2, "share_of": 2, "share_turned": 2, "hours_minutes": 2, "and_half": 1}
+_NOTHING = "(?!)"
+"""Pattern that fits nothing."""
 
 
-def _any_of(phrases: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted(phrases, key=len, reverse=True)
-    return re.compile(rf"(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
+def _mistakes(values: dict[str, Any]) -> Iterator[str]:
+    """What other packages must know of a language, and what fits no number."""
+    from text_to_num import alpha2digit
+    from wordfreq import available_languages
+
+    with_words, language = available_languages("best"), values["language"]
+    for key, codes in (("language", [language]), ("other_languages", values["other_languages"])):
+        if unknown := sorted(set(codes) - with_words.keys()):
+            yield f"{key}: wordfreq has no words of {', '.join(unknown)}"
+    try:
+        alpha2digit("", language, 0)
+    except ValueError as error:
+        yield f"language: text2num: {error}"
+    if not has_punkt_model(values["punkt"]):
+        yield f"punkt: there is no model {values['punkt']!r}; it is named in English, portuguese"
+    if values["decimal_mark"] not in (",", "."):
+        yield f"decimal_mark: {values['decimal_mark']!r} is neither a comma nor a point"
+    if len(values["months"]) not in (0, 12):
+        yield f"months: there are {len(values['months'])}"
+    for key, count in _GROUPS.items():
+        if (found := values[key].groups) != count and values[key].pattern != _NOTHING:
+            yield f"{key}: the pattern has {found} groups, needed are {count}"
+    if wrong := [form for form in values["ranges"] if form.count("{}") != 2]:
+        yield f"ranges: {wrong[0]!r} must have two {{}}"
+
+
+def _pattern(text: str | None) -> Pattern:
+    return re.compile(_pattern_text(text), re.IGNORECASE)
+
+
+def _pattern_text(text: str | None) -> str:
+    """A pattern on one line; without any, one that fits nothing."""
+    lines = " ".join(_text(text or "").split()).replace(" |", "|").replace(" (?!", "(?!")
+    return lines or _NOTHING
+
+
+def _inner_pattern(text: str | None) -> str:
+    re.compile(_text(text or ""))
+    return text or _NOTHING
+
+
+def _any_of(phrases: Iterable[str]) -> Phrases:
+    longest_first = sorted(_texts(phrases), key=len, reverse=True)
+    return re.compile(rf"(?:{'|'.join(map(re.escape, longest_first)) or _NOTHING})(?!\w)", re.IGNORECASE)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if values is not None and not isinstance(values, list):
+        raise TypeError(f"{values!r} is no list")
+    return tuple(map(_text, values or ()))
+
+
+def _words(values: Any) -> WordSet:
+    return WordSet(values if isinstance(values, str) else _texts(values))
+
+
+def _scales(values: dict[str, Any] | None) -> dict[str, int]:
+    if wrong := [word for word, value in (values or {}).items() if type(value) is not int]:
+        raise TypeError(f"{wrong[0]} is no whole number")
+    return dict(values or {})
+
+
+def _word_map(values: Any) -> WordMap:
+    if not all(isinstance(value, list) and value for value in (values or {}).values()):
+        raise TypeError("each word has a list of values")
+    return WordMap(values or {})
+
+
+def _directions(pairs: Any) -> Directions:
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs or ()):
+        raise TypeError("each entry is a pair of lists")
+    return Directions([tuple(map(_texts, pair)) for pair in pairs or ()])
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "str": _text, "bool": _truth, "Pattern": _pattern, "PatternText": _inner_pattern, "Phrases": _any_of,
+    "WordSet": _words, "WordMap": _word_map, "Directions": _directions, "dict[str, int]": _scales,
+    "tuple[str, ...]": _texts,
+    "tuple[Pattern, ...]": lambda values: tuple(map(_pattern, _texts(values))),
+    "tuple[tuple[Pattern, str], ...]": lambda pairs: tuple((_pattern(one), _text(words)) for one, words in pairs or ()),
+    "dict[str, tuple[str, ...]]": lambda values: {word: _texts(names) for word, names in (values or {}).items()},
+}
+"""Type of a field -> what makes it of a value of the file."""

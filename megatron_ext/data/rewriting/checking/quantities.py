@@ -15,13 +15,11 @@ from itertools import combinations, pairwise
 
 from megatron_ext.data.rewriting.checking import rewording
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
-from megatron_ext.data.rewriting.checking.rewording import DIGITS, SIGN, value_of
+from megatron_ext.data.rewriting.checking.rewording import SIGN, value_of
 from megatron_ext.data.rewriting.checking.text import WORD, stem
 
 _ROMAN = re.compile(r"(?<!\w)(?=[IVXLC]{2,}(?!\w))(C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?!\w)")
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
-_NUMBER = re.compile(rf"(?P<money>(?:R|US|U)?\$|€|£)?\s?(?<![\w])(?P<digits>{DIGITS})"
-                     r"(?P<mark>[ºª°ᵒᵃ]ˢ?|th|nd|rd)?(?P<letters>\w*)")
 _BEFORE = re.compile(r"[^\W\d_]+(?:\s+[^\W\d_]{1,4}){0,2}\s*$")
 _MONTH = "month"
 ARTICLES = Decimal(2)
@@ -84,9 +82,10 @@ def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
     text, fractions = rewording.without_fractions(text)
     digits_alone = rewording.in_digits(text, lexicon)
     reworded = rewording.words_in_digits(digits_alone, lexicon)
-    in_digits = {value_of(match["digits"]) for match in _NUMBER.finditer(digits_alone)}
+    number = _number(lexicon)
+    in_digits = {value_of(match["digits"], lexicon) for match in number.finditer(digits_alone)}
     exact = tuple(_exact(reworded, lexicon, in_digits))
-    ordinals = {value_of(match["digits"]) for match in _NUMBER.finditer(reworded) if match["mark"]}
+    ordinals = {value_of(match["digits"], lexicon) for match in number.finditer(reworded) if match["mark"]}
     words = {Decimal(value) for word in WORD.findall(digits_alone.lower())
              for value in lexicon.loose_numbers.get(word) or ()}
     halves = {Decimal(match[1]) + Decimal("0.5") for match in lexicon.and_half.finditer(reworded)}
@@ -151,11 +150,11 @@ def _distinct(quantities: tuple[Quantity, ...]) -> list[Quantity]:
 
 
 def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Quantity]:
-    months = {name: number for number, name in enumerate(lexicon.months, start=1)}
-    for match in _NUMBER.finditer(text):
+    months = _months(lexicon)
+    for match in _number(lexicon).finditer(text):
         if match["letters"] and not match["mark"] and not lexicon.units.get(match["letters"].lower()):
             continue  # 802.1p, 3D, 4x4: names, not numbers
-        value = value_of(match["digits"])
+        value = value_of(match["digits"], lexicon)
         following = text[match.end():match.end() + 60]
         if match["mark"] and value not in in_digits:
             continue  # an ordinal in words: `segundo` is mostly something else
@@ -165,9 +164,9 @@ def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Qua
         before = _noun_before(text[:match.start()], lexicon)
         yield Quantity(value, dimension, _ROUNDED.multiply(value, factor), noun, before, value in in_digits,
                        match.start("digits"), match.end())
-    for match in WORD.finditer(text.lower()):
-        if match[0] in months:
-            value = Decimal(months[match[0]])
+    for match in WORD.finditer(text):
+        if number := months.get(match[0]) or months.get(match[0].lower()):
+            value = Decimal(number)
             yield Quantity(value, _MONTH, value, "", "", True, match.start(), match.end())
 
 
@@ -198,6 +197,19 @@ def _pairs(text: str, exact: tuple[Quantity, ...], lexicon: Lexicon) -> Iterator
         if len(between) < 40 and any(left.search(before) and middle.fullmatch(between)
                                      for left, middle in _range_patterns(lexicon)):
             yield first, second
+
+
+@cache
+def _months(lexicon: Lexicon) -> dict[str, int]:
+    """Name -> number; where names have a capital, `may` is none, MAY is."""
+    numbered = list(enumerate(lexicon.months, start=1))
+    return {name: number for number, name in numbered} | {name.upper(): number for number, name in numbered}
+
+
+@cache
+def _number(lexicon: Lexicon) -> re.Pattern[str]:
+    return re.compile(rf"(?P<money>(?:R|US|U)?\$|€|£)?\s?(?<![\w])(?P<digits>{rewording.digits(lexicon)})"
+                      r"(?P<mark>[ºª°ᵒᵃ]ˢ?|st|nd|rd|th)?(?P<letters>\w*)")
 
 
 @cache

@@ -10,8 +10,7 @@ from text_to_num import alpha2digit
 
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 
-_GROUPED = r"\d{1,3}(?:[.\u00a0\u202f\u2009 ]\d{3})+(?!\d)"
-DIGITS = rf"(?:{_GROUPED}(?:,\d+)?|\d{{1,3}}(?:,\d{{3}}){{2,}}(?:\.\d+)?|\d+(?:[.,]\d+)*)"
+_SPACES = "\u00a0\u202f\u2009 "
 _CLOCK = re.compile(r"(?<![\w.,])(\d{1,2})(?:\s?[hH](\d{2})(?:\s?min)?|:(\d{2}))(?!\d)(?!-\d+(?![\d:hH]))")
 _HOURS = re.compile(r"(?<![\w.,])(\d{1,2})\s?[hH]s?(?!\w)")
 _DATE = re.compile(r"(?<![\d/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/])")
@@ -20,8 +19,9 @@ _LIST_MARK_INSIDE = re.compile(r"(\([^()]*\))|(?<=[\s;:])\d{1,2}\)(?=\s)")  # wh
 _FRACTION = re.compile(r"(?<![\w.,/])(?:(\d+) )?(\d{1,2})/(\d{1,2})(?![\d/])")
 _SHARED_SCALE_FACTOR = 10
 """De 180 para 218 bilhões; but 500 a 10 mil are 500."""
-SIGN = r"[-−+]?(?:R\$\s?|€\s?)?"
+SIGN = r"[-−+]?(?:(?:R|US)?\$\s?|€\s?|£\s?)?"
 _THOUSAND = Decimal(1000)
+_MONTHS = 12
 
 
 def without_list_marks(text: str) -> str:
@@ -36,7 +36,7 @@ def words_in_digits(text: str, lexicon: Lexicon) -> str:
 
 def in_digits(text: str, lexicon: Lexicon) -> str:
     """Dates, hours and scaled numbers in plain digits, each number apart."""
-    text = _DATE.sub(lambda match: f" {match[1]} / {_month(match[3], lexicon)} / {match[4]} ", text)
+    text = _DATE.sub(lambda match: _date(match, lexicon), text)
     hour = lexicon.hour
     text = _CLOCK.sub(lambda match: f"{Decimal(int(match[1])) + Decimal(int(match[2] or match[3])) / 60} {hour}", text)
     text = _HOURS.sub(lambda match: f"{match[1]} {hour}", text)
@@ -46,9 +46,9 @@ def in_digits(text: str, lexicon: Lexicon) -> str:
     text = in_words.sub(lambda match: f"{match[1]} {match[4]}{match[2]}{match[3]} {match[4]}"
                         if _is_number(match[1], lexicon) and _is_number(match[3], lexicon) else match[0], text)
     text = shared.sub(lambda match: f"{match[1]} {match[4]}{match[2]}{match[3]} {match[4]}"
-                      if _share_a_scale(value_of(match[1]), value_of(match[3])) else match[0], text)
+                      if _share_a_scale(value_of(match[1], lexicon), value_of(match[3], lexicon)) else match[0], text)
     text = half.sub(lambda match: f"{match[1]} <{lexicon.scales[match[1].lower()] // 2}>", text)
-    return scaled.sub(lambda match: _plain(value_of(match[1]) * lexicon.scales[match[2].lower()]), text)
+    return scaled.sub(lambda match: _plain(value_of(match[1], lexicon) * lexicon.scales[match[2].lower()]), text)
 
 
 def _with_parts(text: str, lexicon: Lexicon) -> str:
@@ -82,6 +82,11 @@ def _share_a_scale(one: Decimal, other: Decimal) -> bool:
     return one < _THOUSAND and one < _SHARED_SCALE_FACTOR * other and other < _SHARED_SCALE_FACTOR * one
 
 
+def _date(match: re.Match[str], lexicon: Lexicon) -> str:
+    day, month = (match[3], match[1]) if lexicon.month_first and int(match[1]) <= _MONTHS else (match[1], match[3])
+    return f" {day} / {_month(month, lexicon)} / {match[4]} "
+
+
 def _month(digits: str, lexicon: Lexicon) -> str:
     return lexicon.months[int(digits) - 1] if 1 <= int(digits) <= len(lexicon.months) else digits
 
@@ -97,18 +102,45 @@ def _percent(written: str, part: str, whole: str) -> str:
 def _scale_patterns(lexicon: Lexicon) -> tuple[re.Pattern[str], ...]:
     """(45 mil, 180 para 218 bilhões, milhões e meio, vinte a trinta mil)"""
     scales = "|".join(sorted(map(re.escape, lexicon.scales), key=len, reverse=True))
-    number, word, scale = rf"(?<![\w.,])({DIGITS})", r"([^\W\d_]+)", rf"[ \u00a0]({scales})(?![\w-])"  # not mil-réis
-    patterns = (number + scale, rf"{number}({lexicon.shared_scale}{SIGN})({DIGITS}){scale}",
+    number = rf"(?<![\w.,])({digits(lexicon)})"
+    word, scale = r"([^\W\d_]+)", rf"[ \u00a0]({scales})(?![\w-])"  # not mil-réis
+    patterns = (number + scale, rf"{number}({lexicon.shared_scale}{SIGN})({digits(lexicon)}){scale}",
                 rf"(?<!\w)({scales}){lexicon.and_a_half}", rf"(?<=\s){word}({lexicon.shared_scale_words}){word}{scale}")
     return tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns)
 
 
-def value_of(digits: str) -> Decimal:
-    """Of digits whose thousands may be grouped by points, spaces or (twice and more) commas."""
-    if re.fullmatch(_GROUPED + r"(?:,\d+)?", digits):
-        digits = re.sub(r"[^\d,]", "", digits).replace(",", ".")
-    elif re.fullmatch(r"\d{1,3}(?:,\d{3}){2,}(?:\.\d+)?", digits):
-        digits = digits.replace(",", "")
+@cache
+def digits(lexicon: Lexicon) -> str:
+    """The pattern of a number in digits: 45.000,5 or, where the decimal mark is a point, 45,000.5."""
+    grouped, grouped_twice = _grouped(lexicon)
+    return rf"(?:{grouped}|{grouped_twice}|\d+(?:[.,]\d+)*)"
+
+
+def _grouped(lexicon: Lexicon) -> tuple[str, str]:
+    """Thousands grouped by the language's own mark or spaces; and, twice and more, by what is its decimal mark."""
+    decimal = re.escape(lexicon.decimal_mark)
+    other = re.escape(_other_mark(lexicon))
+    return (rf"\d{{1,3}}(?:[{other}{_SPACES}]\d{{3}})+(?!\d)(?:{decimal}\d+)?",
+            rf"\d{{1,3}}(?:{decimal}\d{{3}}){{2,}}(?:{other}\d+)?")
+
+
+def _other_mark(lexicon: Lexicon) -> str:
+    return "." if lexicon.decimal_mark == "," else ","
+
+
+@cache
+def _shapes(lexicon: Lexicon) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    grouped, grouped_twice = _grouped(lexicon)
+    return re.compile(grouped), re.compile(grouped_twice)
+
+
+def value_of(digits: str, lexicon: Lexicon) -> Decimal:
+    """Of digits whose thousands may be grouped: by the language's mark, spaces, or (twice and more) the other mark."""
+    grouped, grouped_twice = _shapes(lexicon)
+    if grouped.fullmatch(digits):
+        digits = re.sub(rf"[{_SPACES}]", "", digits.replace(_other_mark(lexicon), "")).replace(",", ".")
+    elif grouped_twice.fullmatch(digits):
+        digits = digits.replace(lexicon.decimal_mark, "").replace(",", ".")
     elif digits.count(".") + digits.count(",") == 1:
         digits = digits.replace(",", ".")
     elif not digits.isdigit():

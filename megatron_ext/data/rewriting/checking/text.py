@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache, cached_property, lru_cache
 
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
+from megatron_ext.data.rewriting.packs import sentence_splitter
 
 WORD = re.compile(r"[^\W\d_]+")
 _LINE_END = re.compile(r"\s*\n\s*")
@@ -52,7 +53,7 @@ class Text:
     def sentences(self) -> list[Sentence]:
         """By Punkt (Kiss and Strunk 2006); a line's end is an end, too."""
         pieces = [line[start:end] for line in _LINE_END.split(self.raw) if line
-                  for start, end in sentence_spans(line, self._lexicon.punkt)]
+                  for start, end in sentence_splitter(self._lexicon.punkt).span_tokenize(line)]
         return [Sentence(piece, self._lexicon) for piece in pieces]
 
     @cached_property
@@ -141,15 +142,3 @@ def stem(word: str) -> str:
     if len(letters) > _STEM_LETTERS:
         return letters[:_STEM_LETTERS]
     return letters.rstrip("s").rstrip("aoe") or letters
-
-
-def sentence_spans(line: str, punkt: str) -> list[tuple[int, int]]:
-    """Where the sentences of a line are."""
-    return list(_splitter(punkt).span_tokenize(line))
-
-
-@cache
-def _splitter(language: str):  # noqa: ANN202 (the package is imported only where texts are taken apart)
-    import punkt
-
-    return punkt.tokenizer_for(language, prefixes=True)

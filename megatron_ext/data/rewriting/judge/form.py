@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import yaml
-
 from megatron_ext.artifacts import hash_json
-from megatron_ext.data.rewriting.checking.lexicon import LANGUAGES_FOLDER
-from megatron_ext.errors import UserError
+from megatron_ext.data.rewriting.packs import FORM_FILE, check_keys, pack_file
+from megatron_ext.settings_file import read_file
 
-FORM_FILE, LABELLED_FILE = "judge.yaml", "judge_labelled.jsonl"
 FINDINGS = ("unsupported", "missing", "contradicted")
 """What the judge lists: statements of the rewrite without support, of the source left out, and contradicted ones."""
 MAX_ITEMS = 5
@@ -60,14 +57,11 @@ class Form:
         return "\n\n".join([self.instruction.strip(), *quoted, self.reminder.strip()])
 
 
-def judge_languages() -> list[str]:
-    """Codes of the languages that a judge can be asked in."""
-    return sorted(file.parent.name for file in LANGUAGES_FOLDER.glob(f"*/{FORM_FILE}"))
-
-
 @cache
 def load_form(language: str) -> Form:
-    """The form of a language (ISO 639-1). Raises UserError for one that is not there."""
-    if language not in judge_languages():
-        raise UserError(f"language = {language!r}: a judge can be asked in {', '.join(judge_languages())} alone")
-    return Form(**yaml.safe_load((LANGUAGES_FOLDER / language / FORM_FILE).read_text(encoding="utf-8")))
+    """The form of a language: a code or a folder. Raises UserError for one that is not there, and for wrong keys."""
+    file = pack_file(language, FORM_FILE)
+    values = read_file(file)
+    check_keys(values, Form.__dataclass_fields__.keys(), file)
+    check_keys(values["findings"], FINDINGS, file)
+    return Form(**values)

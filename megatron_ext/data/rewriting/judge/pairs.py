@@ -13,9 +13,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from megatron_ext.data.documents import CHUNKS, DOCUMENTS_FOLDER, document_parts
-from megatron_ext.data.rewriting.checking.lexicon import LANGUAGES_FOLDER
-from megatron_ext.data.rewriting.judge.form import LABELLED_FILE
 from megatron_ext.data.rewriting.outputs import CHUNKS_FOLDER
+from megatron_ext.data.rewriting.packs import JUDGE_LABELLED_FILE, pack_file
 from megatron_ext.data.rewriting.pairs import LABELS, read_pairs
 from megatron_ext.errors import UserError
 
@@ -80,7 +79,7 @@ def labelled_pairs(language: str, file: Path | None = None) -> list[Pair]:
 
     Raises UserError when it cannot be read or a row lacks source, text, style, or a label that is good or bad.
     """
-    file = file or LANGUAGES_FOLDER / language / LABELLED_FILE
+    file = file or pack_file(language, JUDGE_LABELLED_FILE)
     rows = list(enumerate(read_pairs(file), start=1))
     wrong = [str(number) for number, row in rows if row.get("label") not in LABELS]
     if wrong:

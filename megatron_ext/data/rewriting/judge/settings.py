@@ -7,11 +7,12 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from megatron_ext.data.rewriting.checking.lexicon import DEFAULT_LANGUAGE
 from megatron_ext.data.rewriting.engines.interface import Sampling
 from megatron_ext.data.rewriting.engines.settings import AskingSettings
 from megatron_ext.data.rewriting.judge.form import load_form
+from megatron_ext.data.rewriting.packs import DEFAULT_LANGUAGE, is_folder
 from megatron_ext.identity import PLACE
+from megatron_ext.settings import Place
 
 
 class JudgeSettings(AskingSettings):
@@ -21,8 +22,8 @@ class JudgeSettings(AskingSettings):
     """Rewrites (artifact) of which a sample is judged."""
     sample: int = Field(200, ge=1)
     """Accepted rewrites of chunks that are judged of each style, chosen by a hash; all, where there are fewer."""
-    language: str = DEFAULT_LANGUAGE
-    """Of the texts, and of what the judge is asked (ISO 639-1)."""
+    language: Place = DEFAULT_LANGUAGE
+    """Of the texts, and of what the judge is asked: a code (pt, en) or the folder of a pack of one's own."""
     labelled_file: Annotated[Path | None, PLACE] = None
     """JSONL or Parquet with the columns source, text, style, label (good, bad) and perhaps kind, on which the judge's
     own false rates are measured, in place of the language's own set."""
@@ -45,3 +46,8 @@ class JudgeSettings(AskingSettings):
 
         labelled_pairs(self.language, self.labelled_file)
         return self
+
+    @property
+    def unused_sections(self) -> set[str]:
+        """The language, too, where it is a folder: what it holds is part of the request."""
+        return super().unused_sections | ({"language"} if is_folder(self.language) else set())
