@@ -30,7 +30,7 @@ def _is_new_pair(pair: tuple[Quantity, Quantity], source: Quantities, other: Qua
 
 def _has_other_unit(one: Quantity, source: Quantities) -> bool:
     same_value = [found for found in source.exact if found.value == one.value]
-    return bool(one.dimension and same_value) and all(
+    return bool(one.dimension and same_value) and not one.is_article and all(
         found.dimension and not one.equals(found) for found in same_value) and not any(
         one.equals(found) for found in source.exact)
 

@@ -99,6 +99,7 @@ class Lexicon:
     units: WordMap
     hour: str
     and_a_half: str
+    sum_word: str
     hundredths: re.Pattern[str]
     share_of: re.Pattern[str]
     share_turned: re.Pattern[str]

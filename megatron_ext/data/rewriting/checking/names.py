@@ -173,7 +173,16 @@ def _written_otherwise(name: Name, others: list[Name]) -> bool:
 def _is_short_for(short: Name, name: Name) -> bool:
     if len(short.words) != 1 or len(name.words) < 2 or len(short.words[0]) > _LONGEST_SHORT_NAME:
         return False
-    return short.words[0] == name.initials or _abbreviates(short.words[0], name)
+    return (short.words[0] == name.initials or _abbreviates(short.words[0], name)
+            or _is_blend(short.words[0], name.words))
+
+
+def _is_blend(letters: str, words: tuple[str, ...]) -> bool:
+    """Whether beginnings of the words, one after the other, make up the letters: CadÚnico, Cadastro Único."""
+    if not letters or not words:
+        return not letters
+    return any(_is_blend(letters[length:], words[1:]) for length in range(1, len(letters) + 1)
+               if words[0].startswith(letters[:length]))
 
 
 def _abbreviates(letters: str, name: Name) -> bool:

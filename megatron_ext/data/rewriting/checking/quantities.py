@@ -54,6 +54,11 @@ class Quantity:
     """Where it is in the reworded text."""
     end: int
 
+    @property
+    def is_article(self) -> bool:
+        """`um dia` may count nothing."""
+        return not self.in_digits and self.value == 1
+
     def equals(self, other: Quantity) -> bool:
         """The same amount: of value where one has no unit, else of size; a time of day may lack its half."""
         if self.dimension and other.dimension and _MONTH not in (self.dimension, other.dimension):
@@ -69,7 +74,7 @@ class Quantities:
     exact: tuple[Quantity, ...]
     """Numbers that must be kept, and must not be new."""
     loose: frozenset[Decimal]
-    """Values that words like `metade` and `segundo` may stand for."""
+    """Values that words like `metade` and `segundo`, and digits in a word like `128GB`, may stand for."""
     pairs: tuple[tuple[Quantity, Quantity], ...]
     """Ranges, scores, changes: `de 7 a 10`, `entre 1864 e 1870`, `3 a 1`."""
     reworded: str
@@ -90,7 +95,8 @@ def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
     words = {Decimal(value) for word in WORD.findall(digits_alone.lower())
              for value in lexicon.loose_numbers.get(word) or ()}
     halves = {Decimal(match[1]) + Decimal("0.5") for match in lexicon.and_half.finditer(reworded)}
-    loose = frozenset(romans | ordinals | words | fractions | halves)
+    glued = {value_of(match["digits"]) for match in _NUMBER.finditer(reworded) if _is_glued(match, lexicon)}
+    loose = frozenset(romans | ordinals | words | fractions | halves | glued)
     return Quantities(exact, loose, tuple(_pairs(reworded, exact, lexicon)), reworded)
 
 
@@ -153,8 +159,8 @@ def _distinct(quantities: tuple[Quantity, ...]) -> list[Quantity]:
 def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Quantity]:
     months = {name: number for number, name in enumerate(lexicon.months, start=1)}
     for match in _NUMBER.finditer(text):
-        if match["letters"] and not match["mark"] and not lexicon.units.get(match["letters"].lower()):
-            continue  # 802.1p, 3D, 4x4: names, not numbers
+        if _is_glued(match, lexicon):
+            continue
         value = value_of(match["digits"])
         following = text[match.end():match.end() + 60]
         if match["mark"] and value not in in_digits:
@@ -169,6 +175,11 @@ def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Qua
         if match[0] in months:
             value = Decimal(months[match[0]])
             yield Quantity(value, _MONTH, value, "", "", True, match.start(), match.end())
+
+
+def _is_glued(match: re.Match[str], lexicon: Lexicon) -> bool:
+    """Whether letters follow at once that are no known unit: a name (802.1p, 3D), or a unit that no list has (128GB)."""
+    return bool(match["letters"]) and not match["mark"] and not lexicon.units.get(match["letters"].lower())
 
 
 def _unit(match: re.Match[str], following: str, lexicon: Lexicon) -> tuple[str, Decimal, str]:
