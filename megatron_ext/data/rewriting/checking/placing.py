@@ -60,7 +60,16 @@ def _moved(anchors: list[Anchor], there: _Places, here: _Places) -> bool:
         if own == 0 and other >= _VERY_STRONG and there.sentences[one].isdisjoint(there.sentences[other_place]):
             return True
         num_strong += own == 0 and other >= _STRONG
-    return num_strong > 1 or any(taken.get(place) == one for one, place in taken.items())
+    return num_strong > 1 or any(_returns(one, taken) for one in taken)
+
+
+def _returns(one: Anchor, taken: dict[Anchor, Anchor]) -> bool:
+    """Whether it took the place of one that took the place of … it."""
+    seen, place = {one}, taken.get(one)
+    while place is not None and place not in seen:
+        seen.add(place)
+        place = taken.get(place)
+    return place == one
 
 
 def _best(one: Anchor, anchors: list[Anchor], there: dict[Anchor, frozenset[str]],

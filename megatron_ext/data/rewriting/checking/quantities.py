@@ -23,7 +23,7 @@ _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
 _NUMBER = re.compile(rf"(?P<money>(?:R|US|U)?\$|€|£)?\s?(?<![\w])(?P<digits>{DIGITS})"
                      r"(?P<mark>[ºª°ᵒᵃ]ˢ?|th|nd|rd)?(?P<letters>\w*)")
 _BEFORE = re.compile(r"[^\W\d_]+(?:\s+[^\W\d_]{1,4}){0,2}\s*$")
-_MONTH = "month"
+MONTH = "month"
 ARTICLES = Decimal(2)
 _SMALL = Decimal(10)
 _TELLING = 100
@@ -61,7 +61,7 @@ class Quantity:
 
     def equals(self, other: Quantity) -> bool:
         """The same amount: of value where one has no unit, else of size; a time of day may lack its half."""
-        if self.dimension and other.dimension and _MONTH not in (self.dimension, other.dimension):
+        if self.dimension and other.dimension and MONTH not in (self.dimension, other.dimension):
             return self.dimension == other.dimension and (
                 self.size == other.size or (self.dimension == "time" and abs(self.size - other.size) == _HALF_DAY))
         return self.value == other.value
@@ -86,7 +86,7 @@ def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
     """The numbers of a text."""
     text = rewording.without_list_marks(text)
     romans = {Decimal(_roman_value(match[1])) for match in _ROMAN.finditer(text)}
-    text, fractions = rewording.without_fractions(text)
+    text, fractions = rewording.without_fractions(text, lexicon)
     digits_alone = rewording.in_digits(text, lexicon)
     reworded = rewording.words_in_digits(digits_alone, lexicon)
     in_digits = {value_of(match["digits"]) for match in _NUMBER.finditer(digits_alone)}
@@ -109,9 +109,9 @@ def missing(source: Quantities, other: Quantities) -> list[Quantity]:
 
 def new(source: Quantities, other: Quantities) -> list[Quantity]:
     """Numbers of the other text that the source has in no form; small ones in words may count what the source lists."""
-    has_months = any(one.dimension == _MONTH for one in source.exact)
+    has_months = any(one.dimension == MONTH for one in source.exact)
     return [one for one in _distinct(other.exact)
-            if (has_months or one.dimension != _MONTH) and one.value not in source.loose
+            if (has_months or one.dimension != MONTH) and one.value not in source.loose
             and (one.in_digits or one.value > _SMALL)
             and not any(one.equals(found) for found in source.exact) and not _follows(one, source)]
 
@@ -174,7 +174,7 @@ def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Qua
     for match in WORD.finditer(text.lower()):
         if match[0] in months:
             value = Decimal(months[match[0]])
-            yield Quantity(value, _MONTH, value, "", "", True, match.start(), match.end())
+            yield Quantity(value, MONTH, value, "", "", True, match.start(), match.end())
 
 
 def _is_glued(match: re.Match[str], lexicon: Lexicon) -> bool:

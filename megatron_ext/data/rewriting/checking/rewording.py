@@ -15,6 +15,8 @@ DIGITS = rf"(?:{_GROUPED}(?:,\d+)?|\d{{1,3}}(?:,\d{{3}}){{2,}}(?:\.\d+)?|\d+(?:[
 _CLOCK = re.compile(r"(?<![\w.,])(\d{1,2})(?:\s?[hH](\d{2})(?:\s?min)?|:(\d{2}))(?!\d)(?!-\d+(?![\d:hH]))")
 _HOURS = re.compile(r"(?<![\w.,])(\d{1,2})\s?[hH]s?(?!\w)")
 _DATE = re.compile(r"(?<![\d/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/])")
+_DAY_AND_MONTH = re.compile(r"(?<![\d/.,-])(0?[1-9]|[12]\d|3[01])/(0[1-9])(?![\d/])"
+                            r"|(?<![\d/.,-])(1[3-9]|2\d|3[01])/(1[0-2])(?![\d/])")  # 30/06, 24/12; but 11/12
 _SHORT_YEAR = re.compile(r"(?<![\d/.,])(\d{1,3}\.\d{3}|\d{4,5})/(\d{2})(?![\d/])")  # Lei 8.078/90, safra 2019/20
 _CENTURY, _THIS_CENTURY = 2000, 40
 _LIST_MARK = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|\(\d{1,2}\))(?=\s)", re.MULTILINE)
@@ -68,8 +70,10 @@ def _with_parts(text: str, lexicon: Lexicon) -> str:
     return lexicon.share_of.sub(lambda match: _percent(match[0], match[1], match[2]), text)
 
 
-def without_fractions(text: str) -> tuple[str, set[Decimal]]:
-    """The text without 1/2, 3/4 (or 7/9, a date), and the values that these may stand for."""
+def without_fractions(text: str, lexicon: Lexicon) -> tuple[str, set[Decimal]]:
+    """The text without 1/2, 3/4 (or 7/9, a date), and the values that these may stand for; 30/06 is a date."""
+    text = _DAY_AND_MONTH.sub(lambda match: f"{match[1] or match[3]} / {_month(match[2] or match[4], lexicon)} ",
+                              text)
     values: set[Decimal] = set()
     for whole, part, parts in (match.groups() for match in _FRACTION.finditer(text)):
         values |= {Decimal(part), Decimal(parts), Decimal(whole or 0)}
