@@ -17,10 +17,13 @@ from megatron_ext.data.rewriting.checking.quantities import ARTICLES, Quantities
 from megatron_ext.data.rewriting.checking.text import Text, content_stems, fold, stem, words_of
 
 _BRACKETED = re.compile(r"[(\[]([^\w()\[\]]*\d[^()\[\]]{0,15})[)\]]")
+_NEW_THOUGHT = re.compile(r"[.!?;\n]\s*$")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
 _NO_CHANGES = ("time", "months", "month", "length")
 """Numbers of these mostly say when and where, not by how much."""
 _STRONG, _VERY_STRONG = 2, 3
+_WEAK_EXCHANGE = 2
+"""Two synonyms may change places: 6 funcionários and 1.340 empregados."""
 
 Anchor = tuple[str, ...]
 """A number (`#`, its size) or the words of a name."""
@@ -53,14 +56,15 @@ def has_swapped(source: Text, text: Text, numbers: tuple[Quantities, Quantities]
 def _moved(anchors: list[Anchor], there: _Places, here: _Places) -> bool:
     num_strong = 0
     taken: dict[Anchor, Anchor] = {}
+    gained: dict[Anchor, int] = {}
     for one in anchors:
         own, other, other_place = _best(one, anchors, there.words, here.words)
         if other > own:
-            taken[one] = other_place
+            taken[one], gained[one] = other_place, other - own
         if own == 0 and other >= _VERY_STRONG and there.sentences[one].isdisjoint(there.sentences[other_place]):
             return True
         num_strong += own == 0 and other >= _STRONG
-    return num_strong > 1 or any(_returns(one, taken) for one in taken)
+    return num_strong > 1 or sum(gained[one] for one in taken if _returns(one, taken)) > _WEAK_EXCHANGE
 
 
 def _returns(one: Anchor, taken: dict[Anchor, Anchor]) -> bool:
@@ -126,4 +130,16 @@ def _places(numbers: Quantities, names: frozenset[Anchor], lexicon: Lexicon) -> 
 def _clauses(text: str, lexicon: Lexicon) -> list[tuple[int, int]]:
     text = _BRACKETED.sub(lambda match: f" {match[1]} ", text)  # `Brasil (70%)`: of one clause
     ends = [0, *(match.end() for match in lexicon.clause_ends.finditer(text)), len(text)]
-    return [(start, end) for start, end in pairwise(ends) if end > start]
+    clauses: list[tuple[int, int]] = []
+    for start, end in (span for span in pairwise(ends) if span[0] < span[1]):
+        if clauses and _leans(text, start, end, lexicon):
+            clauses[-1] = (clauses[-1][0], end)
+        else:
+            clauses.append((start, end))
+    return clauses
+
+
+def _leans(text: str, start: int, end: int, lexicon: Lexicon) -> bool:
+    """Whether a clause says nothing without the one before it: `crianças, com 71%`."""
+    return (not content_stems(words_of(text[start:end]), lexicon)
+            and not _NEW_THOUGHT.search(text[max(0, start - 3):start]))

@@ -178,7 +178,7 @@ def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Qua
 
 
 def _is_glued(match: re.Match[str], lexicon: Lexicon) -> bool:
-    """Whether letters follow at once that are no known unit: a name (802.1p, 3D), or a unit that no list has (128GB)."""
+    """Whether letters follow at once that are no known unit: of a name (802.1p) or a unit that no list has (128GB)."""
     return bool(match["letters"]) and not match["mark"] and not lexicon.units.get(match["letters"].lower())
 
 
