@@ -23,7 +23,7 @@ _NO_CHANGES = ("time", "months", "month", "length")
 """Numbers of these mostly say when and where, not by how much."""
 _STRONG, _VERY_STRONG = 2, 3
 _WEAK_EXCHANGE = 2
-"""Two synonyms may change places: 6 funcionários and 1.340 empregados."""
+"""Two synonyms may change places (6 funcionários and 1.340 empregados), names have none: they count twice."""
 
 Anchor = tuple[str, ...]
 """A number (`#`, its size) or the words of a name."""
@@ -44,23 +44,25 @@ def has_swapped(source: Text, text: Text, numbers: tuple[Quantities, Quantities]
     moved on, or one without any of its own words among many of another.
     """
     anchors = frozenset(name.words for name in telling_names(source, lexicon))
+    named = frozenset(stem(word) for anchor in anchors for word in anchor)
     there, here = (_places(one, anchors, lexicon) for one in numbers)
     for is_number in (True, False):
         shared = [anchor for anchor in there.words if anchor in here.words and (anchor[0] == "#") == is_number]
-        if _moved(shared, there, here):
+        if _moved(shared, there, here, named):
             return True
     return any(_turned(there.directions[anchor], here.directions[anchor])
                for anchor in there.directions if anchor in here.directions)
 
 
-def _moved(anchors: list[Anchor], there: _Places, here: _Places) -> bool:
+def _moved(anchors: list[Anchor], there: _Places, here: _Places, named: frozenset[str]) -> bool:
     num_strong = 0
     taken: dict[Anchor, Anchor] = {}
     gained: dict[Anchor, int] = {}
     for one in anchors:
         own, other, other_place = _best(one, anchors, there.words, here.words)
         if other > own:
-            taken[one], gained[one] = other_place, other - own
+            taken[one] = other_place
+            gained[one] = other - own + (not named.isdisjoint(here.words[one] & there.words[other_place]))
         if own == 0 and other >= _VERY_STRONG and there.sentences[one].isdisjoint(there.sentences[other_place]):
             return True
         num_strong += own == 0 and other >= _STRONG
