@@ -44,17 +44,20 @@ def has_swapped(source: Text, text: Text, numbers: tuple[Quantities, Quantities]
     moved on, or one without any of its own words among many of another.
     """
     anchors = frozenset(name.words for name in telling_names(source, lexicon))
-    named = frozenset(stem(word) for anchor in anchors for word in anchor)
+    telling = (frozenset(stem(word) for anchor in anchors for word in anchor),
+               frozenset(("#", str(one.size)) for one in numbers[0].exact if one.dimension))
     there, here = (_places(one, anchors, lexicon) for one in numbers)
     for is_number in (True, False):
         shared = [anchor for anchor in there.words if anchor in here.words and (anchor[0] == "#") == is_number]
-        if _moved(shared, there, here, named):
+        if _moved(shared, there, here, telling):
             return True
     return any(_turned(there.directions[anchor], here.directions[anchor])
                for anchor in there.directions if anchor in here.directions)
 
 
-def _moved(anchors: list[Anchor], there: _Places, here: _Places, named: frozenset[str]) -> bool:
+def _moved(anchors: list[Anchor], there: _Places, here: _Places,
+           telling: tuple[frozenset[str], frozenset[Anchor]]) -> bool:
+    named, measured = telling
     num_strong = 0
     taken: dict[Anchor, Anchor] = {}
     gained: dict[Anchor, int] = {}
@@ -62,7 +65,8 @@ def _moved(anchors: list[Anchor], there: _Places, here: _Places, named: frozense
         own, other, other_place = _best(one, anchors, there.words, here.words)
         if other > own:
             taken[one] = other_place
-            gained[one] = other - own + (not named.isdisjoint(here.words[one] & there.words[other_place]))
+            gained[one] = other - own + (one in measured
+                                         or not named.isdisjoint(here.words[one] & there.words[other_place]))
         if own == 0 and other >= _VERY_STRONG and there.sentences[one].isdisjoint(there.sentences[other_place]):
             return True
         num_strong += own == 0 and other >= _STRONG

@@ -22,6 +22,7 @@ _ROMAN = re.compile(r"(?<!\w)(?=[IVXLC]{2,}(?!\w))(C{0,3}(?:XC|XL|L?X{0,3})(?:IX
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
 _NUMBER = re.compile(rf"(?P<money>(?:R|US|U)?\$|€|£)?\s?(?<![\w])(?P<digits>{DIGITS})"
                      r"(?P<mark>[ºª°ᵒᵃ]ˢ?|th|nd|rd)?(?P<letters>\w*)")
+_DIGIT_RUN = re.compile(r"\d+")
 _BEFORE = re.compile(r"[^\W\d_]+(?:\s+[^\W\d_]{1,4}){0,2}\s*$")
 MONTH = "month"
 ARTICLES = Decimal(2)
@@ -95,7 +96,8 @@ def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
     words = {Decimal(value) for word in WORD.findall(digits_alone.lower())
              for value in lexicon.loose_numbers.get(word) or ()}
     halves = {Decimal(match[1]) + Decimal("0.5") for match in lexicon.and_half.finditer(reworded)}
-    glued = {value_of(match["digits"]) for match in _NUMBER.finditer(reworded) if _is_glued(match, lexicon)}
+    glued = {value_of(digits) for match in _NUMBER.finditer(reworded) if _is_glued(match, lexicon)
+             for digits in (match["digits"], *_DIGIT_RUN.findall(match["letters"]))}
     loose = frozenset(romans | ordinals | words | fractions | halves | glued)
     return Quantities(exact, loose, tuple(_pairs(reworded, exact, lexicon)), reworded)
 
