@@ -16,6 +16,8 @@ _BEGINNING = re.compile(r"(?:^|[.!?…:;\nº°ª§•]|[—–-]\s|[\"“«\[*#>
 _SHARED_LETTERS = 4
 _ROMAN = re.compile(r"[IVXLCDM]{2,}")
 _ACRONYM = re.compile(r"(?<![^\W\d_])[A-ZÀ-Þ]{2,}(?![^\W\d_])")
+_UNIT = re.compile(r"[A-Z]{1,3}")
+_AFTER_NUMBER = re.compile(r"\d[ \u00a0]?$")
 _LONG_NAME = 3
 _LONGEST_ACRONYM = 6
 _LONGEST_SHORT_NAME = 8
@@ -102,7 +104,9 @@ def _absent(names: list[Name], text: Text, lexicon: Lexicon) -> list[Name]:
 
 
 def _apart(match: re.Match[str]) -> list[tuple[int, int]]:
-    """A run of names at its acronyms: `FAO e OMS`, `Detran SP`."""
+    """A run of names at its acronyms: `FAO e OMS`, `Detran SP`; none for a unit, `50 MP`."""
+    if _UNIT.fullmatch(match[0]) and _AFTER_NUMBER.search(match.string[max(0, match.start() - 3):match.start()]):
+        return []
     acronyms = [(match.start() + one.start(), match.start() + one.end()) for one in _ACRONYM.finditer(match[0])]
     if not acronyms:
         return [match.span()]

@@ -118,7 +118,7 @@ def _places(numbers: Quantities, names: frozenset[Anchor], lexicon: Lexicon) -> 
         in_clause = words_of(numbers.reworded[start:end])
         found: list[Anchor] = [("#", str(one.size)) for one in numbers.exact
                                if start <= one.place < end and (one.in_digits or one.value > ARTICLES)]
-        stems = content_stems(in_clause, lexicon) | {size for _, size in found}
+        stems = _telling_stems(in_clause, lexicon) | {size for _, size in found}
         turns = {side for word in in_clause for pair, side in lexicon.directions.of(word) if pair == AROUND_NUMBERS}
         if not lexicon.negations.exact.isdisjoint(in_clause):
             turns = set()
@@ -131,6 +131,11 @@ def _places(numbers: Quantities, names: frozenset[Anchor], lexicon: Lexicon) -> 
             words.setdefault(anchor, set()).update(stems - set(anchor) - content_stems(anchor, lexicon))
     return _Places(*({anchor: frozenset(found) for anchor, found in table.items() if found or table is words}
                      for table in (words, directions, sentences)))
+
+
+def _telling_stems(words: list[str], lexicon: Lexicon) -> frozenset[str]:
+    """Stems of content words that are neither units nor letters: kg/ha may be `quilos por hectare`."""
+    return content_stems([word for word in words if len(word) > 1 and not lexicon.units.get(word)], lexicon)
 
 
 def _clauses(text: str, lexicon: Lexicon) -> list[tuple[int, int]]:
@@ -147,5 +152,5 @@ def _clauses(text: str, lexicon: Lexicon) -> list[tuple[int, int]]:
 
 def _leans(text: str, start: int, end: int, lexicon: Lexicon) -> bool:
     """Whether a clause says nothing without the one before it: `crianças, com 71%`."""
-    return (not content_stems(words_of(text[start:end]), lexicon)
+    return (not _telling_stems(words_of(text[start:end]), lexicon)
             and not _NEW_THOUGHT.search(text[max(0, start - 3):start]))

@@ -191,7 +191,7 @@ def _unit(match: re.Match[str], following: str, lexicon: Lexicon) -> tuple[str, 
         known = lexicon.units.get(word.lower()) if word else None
         if known:
             return known[0], Decimal(str(known[1])), stem(word.lower())
-    noun = (words[2] or "").lower() if words else ""
+    noun = (words[2] or "").lower() if words and not match["mark"] else ""
     return "", Decimal(1), "" if noun in lexicon.function_words else stem(noun)
 
 
@@ -204,7 +204,7 @@ def _noun_before(text: str, lexicon: Lexicon) -> str:
 
 def _pairs(text: str, exact: tuple[Quantity, ...], lexicon: Lexicon) -> Iterator[tuple[Quantity, Quantity]]:
     """Neighbours between which nothing but the words of a range stands, and the unit of the first."""
-    ordered = sorted(exact, key=lambda one: one.place)
+    ordered = sorted((one for one in exact if one.dimension != MONTH), key=lambda one: one.place)
     for first, second in pairwise(ordered):
         between = text[first.end:second.place]
         before = text[max(0, first.place - 12):first.place]

@@ -58,7 +58,9 @@ def in_digits(text: str, lexicon: Lexicon) -> str:
 
 
 def _with_parts(text: str, lexicon: Lexicon) -> str:
-    """`2 e meia` -> `2.5 horas`, `2000000 <500000>` -> `2500000`, `1 metro e 20` -> `1.20 metro`, shares -> percent."""
+    """`2 e meia` -> `2.5 horas`, `2000000 <500000>` -> `2500000`, `1 metro e 20` -> `1.20 metro`,
+    `2 anos e meio` -> `2.5 anos`, shares -> percent.
+    """
     text = re.sub(rf"(?<![\w.,])(\d{{1,2}})(?: horas?)? {lexicon.half_past.pattern}(?: horas?)?",
                   lambda match: f"{match[1]}.5 {lexicon.hour}", text)
     text = lexicon.hours_minutes.sub(
@@ -66,8 +68,15 @@ def _with_parts(text: str, lexicon: Lexicon) -> str:
     text = re.sub(r"(\d+) <(\d+)>", lambda match: str(int(match[1]) + int(match[2])), text)
     text = re.sub(rf"(?<![\w.,])({DIGITS}) {lexicon.hundredths.pattern}",
                   lambda match: f"{_plain(value_of(match[1]) + Decimal(match[3]) / 100)} {match[2]}", text)
+    text = lexicon.and_half.sub(lambda match: _with_half(match, lexicon), text)
     text = lexicon.share_turned.sub(lambda match: _percent(match[0], match[2], match[1]), text)
     return lexicon.share_of.sub(lambda match: _percent(match[0], match[1], match[2]), text)
+
+
+def _with_half(match: re.Match[str], lexicon: Lexicon) -> str:
+    """`2 anos e meio` -> `2.5 anos`; of what is no unit a half may be another thing's."""
+    unit = match[0].split()[1]
+    return f"{match[1]}.5 {unit}" if lexicon.units.get(unit.lower()) else match[0]
 
 
 def without_fractions(text: str, lexicon: Lexicon) -> tuple[str, set[Decimal]]:
