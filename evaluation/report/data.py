@@ -85,8 +85,8 @@ def _caveats(subset: dict[str, Any]) -> Iterator[str]:
            if 0 < one["num_survived"] < _FEW_SURVIVORS * one["num_chunks"]]
     if few and not subset["has_control"]:
         yield (f"Few chunks of {subset['name']} survived the checks: {joined(few)}. The rewrites are of a choice of "
-               f"passages, and no condition holds their originals ({subset['originals']}): what looks like an effect of "
-               f"rewriting may be one of that choice.")
+               f"passages, and no condition holds their originals ({subset['originals']}): what looks like an "
+               "effect of rewriting may be one of that choice.")
 
 
 def _style(style: str, values: dict[str, Any]) -> dict[str, Any]:
