@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from evaluation.report.record import StudyRecord, label
+from evaluation.report.record import StudyRecord, joined, label
 from megatron_ext.artifacts import Artifact
 from megatron_ext.data.rewriting.packs import language_of
 
 _SHOWN_PAIRS = 4
 _SHOWN_CHARS = 420
+_FEW_SURVIVORS = 0.5
+"""Of a style's chunks, as a share: fewer are a choice that a reader must know of."""
 _PROPERTIES = {"num_source_tokens": "tokens of the source", "numbers_per_100_words": "numbers per 100 words"}
 
 
@@ -29,8 +31,9 @@ def rewriting_section(record: StudyRecord) -> dict[str, Any] | None:
     if not rewrites:
         record.without("Nothing was rewritten in this study.")
         return None
-    return {"subsets": [_rewrites(name, artifact) for name, artifact in rewrites.items()],
-            "pairs": list(_pairs(rewrites))}
+    subsets = [_rewrites(name, artifact, record) for name, artifact in rewrites.items()]
+    return {"subsets": subsets, "pairs": list(_pairs(rewrites)),
+            "caveats": [caveat for subset in subsets for caveat in _caveats(subset)]}
 
 
 def tokenized_section(record: StudyRecord) -> list[dict[str, Any]]:
@@ -63,16 +66,28 @@ def _contamination(found: dict[str, Any] | None) -> dict[str, Any] | None:
             "tasks": [{"name": label(name), **one} for name, one in tasks if one["items_hit"]]}
 
 
-def _rewrites(name: str, artifact: Artifact) -> dict[str, Any]:
+def _rewrites(name: str, artifact: Artifact, record: StudyRecord) -> dict[str, Any]:
     summary = json.loads((artifact.path / "summary.json").read_text(encoding="utf-8"))
     order = [style for style in artifact.settings.get("styles", []) if style in summary["styles"]]
     styles = [_style(style, summary["styles"][style]) for style in order or summary["styles"]]
     total = sum(one["num_chunks"] for one in styles)
     survived = sum(one["num_survived"] for one in styles)
-    return {"name": label(name), "styles": styles, "num_chunks": total, "num_survived": survived,
+    originals = f"{name}_{'rewritten_' if name in record.values.get('selections', {}) else ''}originals"
+    return {"name": label(name), "originals": originals, "has_control": originals in record.named("tokenized"),
+            "styles": styles, "num_chunks": total, "num_survived": survived,
             "survived_percent": 100 * survived / total if total else None, "tokens": artifact.counts["tokens"],
             "documents": artifact.counts["documents"], "num_chosen_documents":
                 summary.get("selection", {}).get("num_chosen_documents")}
+
+
+def _caveats(subset: dict[str, Any]) -> Iterator[str]:
+    """That few passages survived in a style, where no condition shows what their choice does."""
+    few = [f"{one['num_survived']:,} of {one['num_chunks']:,} in style “{one['style']}”" for one in subset["styles"]
+           if 0 < one["num_survived"] < _FEW_SURVIVORS * one["num_chunks"]]
+    if few and not subset["has_control"]:
+        yield (f"Few chunks of {subset['name']} survived the checks: {joined(few)}. The rewrites are of a choice of "
+               f"passages, and no condition holds their originals ({subset['originals']}): what looks like an "
+               "effect of rewriting may be one of that choice.")
 
 
 def _style(style: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def gather(record: StudyRecord) -> dict[str, Any]:
     held_out = held_out_section(record)
     gold = gold_section(record)
     training = training_section(record)
-    judged = judged_section(record)
+    judged, rewriting = judged_section(record), rewriting_section(record)
     shown = [*(results["conditions"] if results else []), *(held_out["texts"][0]["conditions"] if held_out else [])]
     given = [one["name"] for one in shown if not one["is_trained"]]
     names = list(dict.fromkeys(one["name"] for one in shown)) or record.conditions
@@ -77,7 +77,7 @@ def gather(record: StudyRecord) -> dict[str, Any]:
         "description": record.values.get("description", ""),
         "notes": [*record.values.get("notes", []), *(f"Condition {label(name)!r} is missing: {why}"
                                                      for name, why in record.values.get("missing", {}).items()),
-                  *(judged["caveats"] if judged else [])],
+                  *(caveat for part in (rewriting, judged) if part for caveat in part["caveats"])],
         "base_model": model_label(record.values.get("settings", {}).get("base_model")),
         "colors": condition_colors(names, given),
         "registration": _registration(record),
@@ -87,7 +87,7 @@ def gather(record: StudyRecord) -> dict[str, Any]:
         "gold": gold,
         "training": training,
         "selection": selection_section(record),
-        "rewriting": rewriting_section(record),
+        "rewriting": rewriting,
         "judged": judged,
         "tokenized": tokenized_section(record),
         "parity": parity_section(record),

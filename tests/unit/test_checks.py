@@ -187,6 +187,8 @@ def test_names_are_capitals_inside_sentences():
     ("O preço é de US$ 5.", "O preço é de 5 dólares.", 0, 0),
     ("Nasceu na pequena Sacramento.", "Nasceu na pequena Sacramento, em Minas Gerais.", 0, 0),
     ("A rede saiu de Mato Grosso.", "A rede saiu de Minas Gerais.", 1, 1),
+    ("O cartão do CadÚnico saiu.", "Saiu o cartão do Cadastro Único.", 0, 0),
+    ("A câmera tem 50 MP e 6 GB.", "A câmera tem 50 megapixels e seis gigabytes.", 0, 0),
 ])
 def test_names_are_compared_with_expansions_and_origins(source, text, lost, new):
     found = compare_names(Text(source, LEXICON), Text(text, LEXICON), LEXICON)
@@ -211,6 +213,9 @@ def test_a_denial_that_came_or_went(source, text):
     ("O país foi o último da região a abolir a prática.", "Nenhum outro país da região demorou tanto."),
     ("A felicidade não depende do que acontece conosco, mas do juízo.",
      "Do que depende a felicidade, para eles? Do juízo, e não do que acontece conosco."),
+    ("O tempo não cura tudo.", "A médica contesta que o tempo cura tudo."),
+    ("Após a atualização, aplicativos antigos podem não funcionar.",
+     "Aplicativos antigos podem parar após a atualização."),
     ("O aumento da oferta foi de um terço, com redução do preço.", "A oferta avançou um terço, e o preço caiu."),
 ])
 def test_a_denial_in_other_words_is_none(source, text):
@@ -224,6 +229,15 @@ def test_answers_and_talk_are_told_by_their_subject():
     assert "meta_text" not in reasons(GOOD + " O usuário quer saber mais.")
     assert "meta_text" in reasons("Olá! Tudo certo.\n" + GOOD)
     assert "meta_text" in reasons(GOOD + " Assim o texto ficou mais fácil de ler.")
+    assert "meta_text" in reasons(GOOD + " Gostaria que eu fizesse uma lista disso?")
+    assert "meta_text" in reasons(GOOD + "\n\n*Obs.: foi preservada a grafia de antes.*")
+    assert "meta_text" in reasons("O texto apresenta um aviso. " + GOOD)
+
+
+def test_directions_are_told_beside_other_denials():
+    source = "O Santa venceu o Náutico por 2 a 0. O Náutico não vence há 4 jogos."
+    assert "direction" in reasons("O Santa foi derrotado pelo Náutico por 2 a 0. O Náutico não vence há 4 jogos.",
+                                  "easy", source)
 
 
 def test_copies_and_repetition():

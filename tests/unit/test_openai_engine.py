@@ -132,3 +132,10 @@ def test_an_answer_of_another_model_ends_the_run():
     assert ask(Endpoint(faults=[of_another_model]), answering_model="some-other-model")["0"].text == "texto 0"
     dated = Endpoint(faults=[lambda answer: answer | {"model": "tiny-2026-08-06"}])
     assert ask(dated)["0"].text == "texto 0"
+
+
+def test_an_answer_that_does_not_come_in_time_is_recorded_and_the_others_go_on():
+    endpoint = Endpoint(answer=lambda body: time.sleep(3 * (body["seed"] == 1)) or "texto")
+    answers = ask(endpoint, 3, max_retries=0, timeout_seconds=1.5)
+    assert answers["1"].failed and "no answer within 1.5 s" in answers["1"].problem
+    assert [answers[key].text for key in ("0", "2")] == ["texto"] * 2

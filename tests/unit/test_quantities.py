@@ -63,6 +63,19 @@ def swapped(source, text):
     ("Repita a cada 20 minutos, na primeira hora.", "Na primeira hora, a cada vinte minutos."),
     ("Repita a cada 20 minutos na primeira hora.", "Na primeira hora, a cada vinte minutos."),
     ("Célula de cada um dos reinos.", "Uma célula de cada um."),
+    ("Tela de 128GB, 6GB e 50MP.", "Tela de 128 GB, 6 GB e 50 MP."),
+    ("Venceu em 4min04s408.", "Venceu em 4 minutos, 4 segundos e 408 milésimos."),
+    ("A Lei 8.078/90.", "A Lei nº 8.078, de 1990."),
+    ("Na safra 2019/20.", "Na safra de 2019 e 2020."),
+    ("Em 17.05.23.", "Em 17 de maio de 2023."),
+    ("Até 30/06.", "Até 30 de junho."),
+    ("São 2,5 milhões de casas.", "São 2 milhões e 500 mil casas."),
+    ("São 2.300 casas.", "São 2 mil e 300 casas."),
+    ("São 1,3 bilhão de euros.", "São 1 bilhão e 300 milhões de euros."),
+    ("Custa R$ 1.234,56.", "Custa 1.234 reais e 56 centavos."),
+    ("Use 500 ml de leite.", "Use meio litro de leite."),
+    ("Dura 30 meses.", "Dura dois anos e meio."),
+    ("Vale para 100% dos casos.", "Vale para todos os casos."),
 ])
 def test_equal_amounts_in_other_forms(one, other):
     assert compare(one, other) == ([], [])
@@ -73,6 +86,8 @@ def test_equal_amounts_in_other_forms(one, other):
     ("Subiu 8,5 %.", "Subiu 85 %.", ["8.5"], ["85"]),
     ("Tome 2,5 mg.", "Tome 25 mg.", ["2.5"], ["25"]),
     ("São 45.000 casas.", "São 45 casas.", ["45000"], ["45"]),
+    ("São 2 mil e 300 mil casas.", "São 2.300 casas.", ["2000", "300000"], ["2300"]),
+    ("Pressão de 120/80 e Lei 8.078/90.", "Pressão de 120/80 e Lei 8.078/91.", ["1990"], ["1991"]),
     ("Prazo de 15 dias.", "Prazo de trinta dias.", ["15"], ["30"]),
     ("Prazo de 15 dias.", "Prazo de quinze dias.", [], []),
     ("Sai às 7h45.", "Sai às 7h15.", ["7.75"], ["7.25"]),
@@ -127,6 +142,12 @@ def test_small_numbers_alone_tell_little(source, text, num_lost, num_new):
     ("O comboio parte de Coimbra às 7h45 e chega a Lisboa às 9h50.",
      "O comboio parte de Lisboa às 7h45 e chega a Coimbra às 9h50."),
     ("São o Brasil (70%) e a Argentina (19%).", "Na Argentina estão 70% e no Brasil 19%."),
+    ("Para casas, o aumento será de 5,95%; para a indústria, de 8,12%.",
+     "A alta será de 8,12% para casas e de 5,95% para a indústria."),
+    ("O preço do café subiu 7%, o do leite subiu 8%, e o do arroz subiu 9%.",
+     "Subiram o leite, com 7%; o arroz, com 8%; e o café, com 9%."),
+    ("Vai até 30/06.", "Vai até 30 de julho."),
+    ("De 10 de abril a 31 de maio.", "De 10 de maio a 31 de abril."),
 ])
 def test_numbers_and_names_in_other_places(source, text):
     assert swapped(source, text)
@@ -144,6 +165,15 @@ def test_numbers_and_names_in_other_places(source, text):
     ("Com 4 xícaras de leite e 3 xícaras de açúcar.", "Com quatro xícaras de leite e três de açúcar."),
     ("Vai de -20 a 20; o padrão é 0.", "Vai de -20 a 20: negativo, de 0 a -20; positivo, de 0 a 20."),
     ("Se o prazo cair para 12 meses, a parcela sobe.", "A contração do prazo a 12 meses eleva a parcela."),
+    ("Começou com 6 funcionários e hoje emprega 1.340 pessoas.",
+     "Começou com seis empregados e hoje tem 1.340 funcionários."),
+    ("Um ano equivale a 165 anos terrestres, e o dia dura 16 horas.",
+     "Um ano é igual a 165 anos na Terra. Um dia tem 16 horas."),
+    ("Ficou em 12º lugar, depois de ter sido o 13º colocado.",
+     "Obteve a 12ª colocação, depois de ter ocupado o 13º lugar."),
+    ("Produziu 9.870 kg/ha com a dose de 120 kg/ha.",
+     "Com 120 quilos por hectare, colheram-se 9.870 quilos por hectare."),
+    ("Vai de 10 a 12 de maio.", "Vai de 10 de maio a 12 de maio."),
     ("Marcou aos 41 da etapa final, no 2 a 0.", "Marcou aos 41 da segunda etapa, no 2 a 0."),
 ])
 def test_another_order_is_no_exchange(source, text):

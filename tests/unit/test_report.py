@@ -15,7 +15,7 @@ from evaluation.report.plots import short_count
 from evaluation.report.record import StudyRecord
 from evaluation.report.scales import nice_scale
 from evaluation.report.training import training_section
-from megatron_ext.artifacts import Artifact
+from megatron_ext.artifacts import Artifact, produce, write_json
 from megatron_ext.errors import UserError
 from megatron_ext.lineage import Places, verify
 from tests.unit.simulated_study import write_study
@@ -224,7 +224,31 @@ def test_examples_of_rewrites_show_kept_and_rejected_ones_of_different_styles(re
 def test_it_is_told_which_text_survives(record, page):
     styles = rewriting_section(record)["subsets"][0]["styles"]
     assert [one["property"] for one in styles[0]["acceptance"]] == ["tokens of the source"]
-    assert "Which text survives" in page.text and "151 to 350: 68 %" in page.text
+    assert "Which text survives" in page.text and "151 to 350: 68 % of 60" in page.text
+
+
+@pytest.mark.parametrize("source, survived, sources, told", [
+    ("high", 12, ["high"], "12 of 120 in style “qa”. The rewrites are of a choice"),
+    ("high", 12, ["high", "high_rewritten_originals"], ""), ("high", 0, ["high"], ""), ("high", 63, ["high"], ""),
+    ("high_by_small", 12, ["high"], "holds their originals (high_by_small_originals)"),
+    ("high_by_small", 12, ["high", "high_by_small_originals"], "")])
+def test_few_survivors_are_a_caveat_where_no_condition_holds_their_originals(record, tmp_path, source, survived,
+                                                                            sources, told):
+    made = record.named("rewrites")["high"]
+    summary = json.loads((made.path / "summary.json").read_text())
+    summary["styles"]["qa"]["num_survived"] = survived
+
+    def make(partial):
+        shutil.copytree(made.path / "chunks", partial / "chunks")
+        write_json(partial / "summary.json", summary)
+        return made.counts
+
+    tokenized = record.values["tokenized"]["high"]
+    record.values["rewrites"] = {source: produce(tmp_path / "few", kind="rewrites", settings=made.settings, inputs={},
+                                                 make=make).path}
+    record.values["tokenized"] = dict.fromkeys(sources, tokenized)
+    caveats = rewriting_section(record)["caveats"]
+    assert len(caveats) == bool(told) and all(told in caveat for caveat in caveats)
 
 
 def test_text_from_the_study_cannot_become_markup(record):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+import re
+from decimal import Decimal
+from itertools import combinations, pairwise
 
-from megatron_ext.data.rewriting.checking.quantities import Quantities, Quantity
+from megatron_ext.data.rewriting.checking.quantities import MONTH, Quantities, Quantity
+
+_OF_A_MONTH = re.compile(r"\s*(?:[^\W\d_]{1,3}|/)?\s*")
+"""Between a day and its month: at most a short word."""
 
 
 def has_mismatch(source: Quantities, other: Quantities) -> bool:
@@ -12,7 +17,8 @@ def has_mismatch(source: Quantities, other: Quantities) -> bool:
     unit is another, values that exchanged what they count.
     """
     return (any(_is_new_pair(pair, source, other) for pair in other.pairs) or _have_exchanged(source, other)
-            or any(_has_other_unit(one, source) for one in other.exact) or _count_each_others(source, other))
+            or any(_has_other_unit(one, source) for one in other.exact) or _count_each_others(source, other)
+            or _has_other_month(source, other))
 
 
 def _is_new_pair(pair: tuple[Quantity, Quantity], source: Quantities, other: Quantities) -> bool:
@@ -30,9 +36,25 @@ def _is_new_pair(pair: tuple[Quantity, Quantity], source: Quantities, other: Qua
 
 def _has_other_unit(one: Quantity, source: Quantities) -> bool:
     same_value = [found for found in source.exact if found.value == one.value]
-    return bool(one.dimension and same_value) and all(
+    return bool(one.dimension and same_value) and not one.is_article and all(
         found.dimension and not one.equals(found) for found in same_value) and not any(
         one.equals(found) for found in source.exact)
+
+
+def _has_other_month(source: Quantities, other: Quantities) -> bool:
+    """A day of the source's dates that stands before other months alone."""
+    there, here = (_days(text) for text in (source, other))
+    return any(months.isdisjoint(there[day]) for day, months in here.items() if day in there)
+
+
+def _days(text: Quantities) -> dict[Decimal, set[Decimal]]:
+    """Day -> months that it stands before: 30 de junho, 30/06."""
+    ordered = sorted(text.exact, key=lambda one: one.place)
+    days: dict[Decimal, set[Decimal]] = {}
+    for first, second in pairwise(ordered):
+        if second.dimension == MONTH and _OF_A_MONTH.fullmatch(text.reworded[first.end:second.place]):
+            days.setdefault(first.value, set()).add(second.value)
+    return days
 
 
 def _count_each_others(source: Quantities, other: Quantities) -> bool:

@@ -40,7 +40,8 @@ def has_leftovers(source: Text, text: Text, lexicon: Lexicon) -> bool:
     tags = _tags(lexicon)
     if tags.search(text.raw) and not tags.search(source.raw):
         return True
-    edge = [*text.sentences[:_EDGE_SENTENCES], *text.sentences[_EDGE_SENTENCES:][-_EDGE_SENTENCES:]]
+    sentences = [sentence for sentence in text.sentences if sentence.words]
+    edge = [*sentences[:_EDGE_SENTENCES], *sentences[_EDGE_SENTENCES:][-_EDGE_SENTENCES:]]
     if lexicon.talk_triggers.has_any_of(text.word_set) and any(
             _has_talk_phrase(sentence, source, lexicon) for sentence in edge):
         return True

@@ -110,6 +110,7 @@ class Lexicon:
     units: WordMap
     hour: str
     and_a_half: PatternText
+    sum_word: PatternText
     hundredths: Pattern
     share_of: Pattern
     share_turned: Pattern

@@ -16,6 +16,8 @@ _BEGINNING = re.compile(r"(?:^|[.!?…:;\nº°ª§•]|[—–-]\s|[\"“«\[*#>
 _SHARED_LETTERS = 4
 _ROMAN = re.compile(r"[IVXLCDM]{2,}")
 _ACRONYM = re.compile(r"(?<![^\W\d_])[A-ZÀ-Þ]{2,}(?![^\W\d_])")
+_UNIT = re.compile(r"[A-Z]{1,3}")
+_AFTER_NUMBER = re.compile(r"\d[ \u00a0]?$")
 _LONG_NAME = 3
 _LONGEST_ACRONYM = 6
 _LONGEST_SHORT_NAME = 8
@@ -102,7 +104,9 @@ def _absent(names: list[Name], text: Text, lexicon: Lexicon) -> list[Name]:
 
 
 def _apart(match: re.Match[str]) -> list[tuple[int, int]]:
-    """A run of names at its acronyms: `FAO e OMS`, `Detran SP`."""
+    """A run of names at its acronyms: `FAO e OMS`, `Detran SP`; none for a unit, `50 MP`."""
+    if _UNIT.fullmatch(match[0]) and _AFTER_NUMBER.search(match.string[max(0, match.start() - 3):match.start()]):
+        return []
     acronyms = [(match.start() + one.start(), match.start() + one.end()) for one in _ACRONYM.finditer(match[0])]
     if not acronyms:
         return [match.span()]
@@ -173,7 +177,16 @@ def _written_otherwise(name: Name, others: list[Name]) -> bool:
 def _is_short_for(short: Name, name: Name) -> bool:
     if len(short.words) != 1 or len(name.words) < 2 or len(short.words[0]) > _LONGEST_SHORT_NAME:
         return False
-    return short.words[0] == name.initials or _abbreviates(short.words[0], name)
+    return (short.words[0] == name.initials or _abbreviates(short.words[0], name)
+            or _is_blend(short.words[0], name.words))
+
+
+def _is_blend(letters: str, words: tuple[str, ...]) -> bool:
+    """Whether beginnings of the words, one after the other, make up the letters: CadÚnico, Cadastro Único."""
+    if not letters or not words:
+        return not letters
+    return any(_is_blend(letters[length:], words[1:]) for length in range(1, len(letters) + 1)
+               if words[0].startswith(letters[:length]))
 
 
 def _abbreviates(letters: str, name: Name) -> bool:

@@ -26,8 +26,6 @@ def negation_vanished(source: Text, text: Text, lexicon: Lexicon) -> bool:
 
 def direction_turned(source: Text, text: Text, lexicon: Lexicon) -> bool:
     """The source goes one way alone, and the text the other way alone, where it speaks of the same."""
-    if not (lexicon.negations.exact.isdisjoint(source.words) and lexicon.negations.exact.isdisjoint(text.words)):
-        return False  # `não subiu`
     there, here = _directions(source, lexicon), _directions(text, lexicon)
     return any((pair, 1 - side) in here and (pair, side) not in here and (pair, 1 - side) not in there
                and _are_of_the_same(there[pair, side], here[pair, 1 - side], source)
@@ -76,12 +74,13 @@ def _may_deny(clause: Clause, negated: Clause, lexicon: Lexicon) -> bool:
 
 
 def _directions(text: Text, lexicon: Lexicon) -> dict[tuple[int, int], list[Clause]]:
-    """The clauses that say each direction; `sem aumento` says none."""
+    """The clauses that say each direction; `não subiu` and `sem aumento` say none."""
     found: dict[tuple[int, int], list[Clause]] = {}
     telling = {word: places for word in text.word_set if (
         places := [place for place in lexicon.directions.of(word) if place[0] != AROUND_NUMBERS])}
     for clause in text.clauses:
-        if telling.keys().isdisjoint(clause.words) or lexicon.without.has_any_of(clause.words_around):
+        if (telling.keys().isdisjoint(clause.words) or lexicon.without.has_any_of(clause.words_around)
+                or not lexicon.negations.exact.isdisjoint(clause.words_around)):
             continue
         for place in {place for word in telling.keys() & clause.words for place in telling[word]}:
             found.setdefault(place, []).append(clause)

@@ -20,8 +20,9 @@ from megatron_ext.data.rewriting.checking.text import WORD, stem
 
 _ROMAN = re.compile(r"(?<!\w)(?=[IVXLC]{2,}(?!\w))(C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?!\w)")
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
+_DIGIT_RUN = re.compile(r"\d+")
 _BEFORE = re.compile(r"[^\W\d_]+(?:\s+[^\W\d_]{1,4}){0,2}\s*$")
-_MONTH = "month"
+MONTH = "month"
 ARTICLES = Decimal(2)
 _SMALL = Decimal(10)
 _TELLING = 100
@@ -52,9 +53,14 @@ class Quantity:
     """Where it is in the reworded text."""
     end: int
 
+    @property
+    def is_article(self) -> bool:
+        """`um dia` may count nothing."""
+        return not self.in_digits and self.value == 1
+
     def equals(self, other: Quantity) -> bool:
         """The same amount: of value where one has no unit, else of size; a time of day may lack its half."""
-        if self.dimension and other.dimension and _MONTH not in (self.dimension, other.dimension):
+        if self.dimension and other.dimension and MONTH not in (self.dimension, other.dimension):
             return self.dimension == other.dimension and (
                 self.size == other.size or (self.dimension == "time" and abs(self.size - other.size) == _HALF_DAY))
         return self.value == other.value
@@ -67,7 +73,7 @@ class Quantities:
     exact: tuple[Quantity, ...]
     """Numbers that must be kept, and must not be new."""
     loose: frozenset[Decimal]
-    """Values that words like `metade` and `segundo` may stand for."""
+    """Values that words like `metade` and `segundo`, and digits in a word like `128GB`, may stand for."""
     pairs: tuple[tuple[Quantity, Quantity], ...]
     """Ranges, scores, changes: `de 7 a 10`, `entre 1864 e 1870`, `3 a 1`."""
     reworded: str
@@ -79,7 +85,7 @@ def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
     """The numbers of a text."""
     text = rewording.without_list_marks(text)
     romans = {Decimal(_roman_value(match[1])) for match in _ROMAN.finditer(text)}
-    text, fractions = rewording.without_fractions(text)
+    text, fractions = rewording.without_fractions(text, lexicon)
     digits_alone = rewording.in_digits(text, lexicon)
     reworded = rewording.words_in_digits(digits_alone, lexicon)
     number = _number(lexicon)
@@ -89,7 +95,9 @@ def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
     words = {Decimal(value) for word in WORD.findall(digits_alone.lower())
              for value in lexicon.loose_numbers.get(word) or ()}
     halves = {Decimal(match[1]) + Decimal("0.5") for match in lexicon.and_half.finditer(reworded)}
-    loose = frozenset(romans | ordinals | words | fractions | halves)
+    glued = {value_of(digits, lexicon) for match in number.finditer(reworded) if _is_glued(match, lexicon)
+             for digits in (match["digits"], *_DIGIT_RUN.findall(match["letters"]))}
+    loose = frozenset(romans | ordinals | words | fractions | halves | glued)
     return Quantities(exact, loose, tuple(_pairs(reworded, exact, lexicon)), reworded)
 
 
@@ -102,9 +110,9 @@ def missing(source: Quantities, other: Quantities) -> list[Quantity]:
 
 def new(source: Quantities, other: Quantities) -> list[Quantity]:
     """Numbers of the other text that the source has in no form; small ones in words may count what the source lists."""
-    has_months = any(one.dimension == _MONTH for one in source.exact)
+    has_months = any(one.dimension == MONTH for one in source.exact)
     return [one for one in _distinct(other.exact)
-            if (has_months or one.dimension != _MONTH) and one.value not in source.loose
+            if (has_months or one.dimension != MONTH) and one.value not in source.loose
             and (one.in_digits or one.value > _SMALL)
             and not any(one.equals(found) for found in source.exact) and not _follows(one, source)]
 
@@ -152,8 +160,8 @@ def _distinct(quantities: tuple[Quantity, ...]) -> list[Quantity]:
 def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Quantity]:
     months = _months(lexicon)
     for match in _number(lexicon).finditer(text):
-        if match["letters"] and not match["mark"] and not lexicon.units.get(match["letters"].lower()):
-            continue  # 802.1p, 3D, 4x4: names, not numbers
+        if _is_glued(match, lexicon):
+            continue
         value = value_of(match["digits"], lexicon)
         following = text[match.end():match.end() + 60]
         if match["mark"] and value not in in_digits:
@@ -167,7 +175,12 @@ def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Qua
     for match in WORD.finditer(text):
         if number := months.get(match[0]) or months.get(match[0].lower()):
             value = Decimal(number)
-            yield Quantity(value, _MONTH, value, "", "", True, match.start(), match.end())
+            yield Quantity(value, MONTH, value, "", "", True, match.start(), match.end())
+
+
+def _is_glued(match: re.Match[str], lexicon: Lexicon) -> bool:
+    """Whether letters follow at once that are no known unit: of a name (802.1p) or a unit that no list has (128GB)."""
+    return bool(match["letters"]) and not match["mark"] and not lexicon.units.get(match["letters"].lower())
 
 
 def _unit(match: re.Match[str], following: str, lexicon: Lexicon) -> tuple[str, Decimal, str]:
@@ -177,7 +190,7 @@ def _unit(match: re.Match[str], following: str, lexicon: Lexicon) -> tuple[str, 
         known = lexicon.units.get(word.lower()) if word else None
         if known:
             return known[0], Decimal(str(known[1])), stem(word.lower())
-    noun = (words[2] or "").lower() if words else ""
+    noun = (words[2] or "").lower() if words and not match["mark"] else ""
     return "", Decimal(1), "" if noun in lexicon.function_words else stem(noun)
 
 
@@ -190,7 +203,7 @@ def _noun_before(text: str, lexicon: Lexicon) -> str:
 
 def _pairs(text: str, exact: tuple[Quantity, ...], lexicon: Lexicon) -> Iterator[tuple[Quantity, Quantity]]:
     """Neighbours between which nothing but the words of a range stands, and the unit of the first."""
-    ordered = sorted(exact, key=lambda one: one.place)
+    ordered = sorted((one for one in exact if one.dimension != MONTH), key=lambda one: one.place)
     for first, second in pairwise(ordered):
         between = text[first.end:second.place]
         before = text[max(0, first.place - 12):first.place]

@@ -14,6 +14,10 @@ _SPACES = "\u00a0\u202f\u2009 "
 _CLOCK = re.compile(r"(?<![\w.,])(\d{1,2})(?:\s?[hH](\d{2})(?:\s?min)?|:(\d{2}))(?!\d)(?!-\d+(?![\d:hH]))")
 _HOURS = re.compile(r"(?<![\w.,])(\d{1,2})\s?[hH]s?(?!\w)")
 _DATE = re.compile(r"(?<![\d/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/])")
+_DAY_AND_MONTH = re.compile(r"(?<![\d/.,-])(0?[1-9]|[12]\d|3[01])/(0[1-9])(?![\d/])"
+                            r"|(?<![\d/.,-])(1[3-9]|2\d|3[01])/(1[0-2])(?![\d/])")  # 30/06, 24/12; but 11/12
+_SHORT_YEAR = re.compile(r"(?<![\d/.,])(\d{1,3}\.\d{3}|\d{4,5})/(\d{2})(?![\d/])")  # Lei 8.078/90, safra 2019/20
+_CENTURY, _THIS_CENTURY = 2000, 40
 _LIST_MARK = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|\(\d{1,2}\))(?=\s)", re.MULTILINE)
 _LIST_MARK_INSIDE = re.compile(r"(\([^()]*\))|(?<=[\s;:])\d{1,2}\)(?=\s)")  # what is in brackets is none
 _FRACTION = re.compile(r"(?<![\w.,/])(?:(\d+) )?(\d{1,2})/(\d{1,2})(?![\d/])")
@@ -37,12 +41,14 @@ def words_in_digits(text: str, lexicon: Lexicon) -> str:
 def in_digits(text: str, lexicon: Lexicon) -> str:
     """Dates, hours and scaled numbers in plain digits, each number apart."""
     text = _DATE.sub(lambda match: _date(match, lexicon), text)
+    text = _SHORT_YEAR.sub(lambda match: f"{match[1]} / {_year(match[2])}", text)
     hour = lexicon.hour
     text = _CLOCK.sub(lambda match: f"{Decimal(int(match[1])) + Decimal(int(match[2] or match[3])) / 60} {hour}", text)
     text = _HOURS.sub(lambda match: f"{match[1]} {hour}", text)
     for pattern, words in lexicon.rewordings:
         text = pattern.sub(words, text)
-    scaled, shared, half, in_words = _scale_patterns(lexicon)
+    scaled, shared, half, in_words, summed = _scale_patterns(lexicon)
+    text = summed.sub(lambda match: _sum(match, lexicon), text)
     text = in_words.sub(lambda match: f"{match[1]} {match[4]}{match[2]}{match[3]} {match[4]}"
                         if _is_number(match[1], lexicon) and _is_number(match[3], lexicon) else match[0], text)
     text = shared.sub(lambda match: f"{match[1]} {match[4]}{match[2]}{match[3]} {match[4]}"
@@ -52,26 +58,45 @@ def in_digits(text: str, lexicon: Lexicon) -> str:
 
 
 def _with_parts(text: str, lexicon: Lexicon) -> str:
-    """`2 e meia` -> `2.5 horas`, `2000000 <500000>` -> `2500000`, `1 metro e 20` -> `1.20 metro`, shares -> percent."""
+    """`2 e meia` -> `2.5 horas`, `2000000 <500000>` -> `2500000`, `1 metro e 20` -> `1.20 metro`,
+    `2 anos e meio` -> `2.5 anos`, shares -> percent.
+    """
     text = re.sub(rf"(?<![\w.,])(\d{{1,2}})(?: horas?)? {lexicon.half_past.pattern}(?: horas?)?",
                   lambda match: f"{match[1]}.5 {lexicon.hour}", text)
     text = lexicon.hours_minutes.sub(
         lambda match: f"{Decimal(int(match[1])) + Decimal(int(match[2])) / 60} {lexicon.hour}", text)
     text = re.sub(r"(\d+) <(\d+)>", lambda match: str(int(match[1]) + int(match[2])), text)
-    text = re.sub(rf"(?<![\w.,])(\d+) {lexicon.hundredths.pattern}",
-                  lambda match: f"{int(match[1]) + Decimal(match[3]) / 100} {match[2]}", text)
+    text = re.sub(rf"(?<![\w.,])({digits(lexicon)}) {lexicon.hundredths.pattern}",
+                  lambda match: f"{_plain(value_of(match[1], lexicon) + Decimal(match[3]) / 100)} {match[2]}", text)
+    text = lexicon.and_half.sub(lambda match: _with_half(match, lexicon), text)
     text = lexicon.share_turned.sub(lambda match: _percent(match[0], match[2], match[1]), text)
     return lexicon.share_of.sub(lambda match: _percent(match[0], match[1], match[2]), text)
 
 
-def without_fractions(text: str) -> tuple[str, set[Decimal]]:
-    """The text without 1/2, 3/4 (or 7/9, a date), and the values that these may stand for."""
+def _with_half(match: re.Match[str], lexicon: Lexicon) -> str:
+    """`2 anos e meio` -> `2.5 anos`; of what is no unit a half may be another thing's."""
+    unit = match[0].split()[1]
+    return f"{match[1]}.5 {unit}" if lexicon.units.get(unit.lower()) else match[0]
+
+
+def without_fractions(text: str, lexicon: Lexicon) -> tuple[str, set[Decimal]]:
+    """The text without 1/2, 3/4 (or 7/9, a date), and the values that these may stand for; 30/06 is a date."""
+    if not lexicon.month_first:
+        text = _DAY_AND_MONTH.sub(lambda match: f"{match[1] or match[3]} / {_month(match[2] or match[4], lexicon)} ",
+                                  text)
     values: set[Decimal] = set()
     for whole, part, parts in (match.groups() for match in _FRACTION.finditer(text)):
         values |= {Decimal(part), Decimal(parts), Decimal(whole or 0)}
         share = Decimal(part) / Decimal(parts) if int(parts) else Decimal(part)
         values |= {int(whole or 0) + round(share, 2), 100 * share}
     return (_FRACTION.sub(" ", text) if values else text), values
+
+
+def _sum(match: re.Match[str], lexicon: Lexicon) -> str:
+    """`2 milhões e 500 mil` -> `2500000`; `2 mil e 3 mil` are two numbers."""
+    scale, small = lexicon.scales[match[2].lower()], lexicon.scales[match[4].lower()] if match[4] else 1
+    rest = value_of(match[3], lexicon) * small
+    return _plain(value_of(match[1], lexicon) * scale + rest) if scale == small * 1000 and rest < scale else match[0]
 
 
 def _is_number(word: str, lexicon: Lexicon) -> bool:
@@ -84,7 +109,14 @@ def _share_a_scale(one: Decimal, other: Decimal) -> bool:
 
 def _date(match: re.Match[str], lexicon: Lexicon) -> str:
     day, month = (match[3], match[1]) if lexicon.month_first and int(match[1]) <= _MONTHS else (match[1], match[3])
-    return f" {day} / {_month(month, lexicon)} / {match[4]} "
+    return f" {day} / {_month(month, lexicon)} / {_year(match[4])} "
+
+
+def _year(digits: str) -> str:
+    """90 -> 1990, 23 -> 2023."""
+    if len(digits) != 2:
+        return digits
+    return str(_CENTURY + int(digits) - (0 if int(digits) < _THIS_CENTURY else 100))
 
 
 def _month(digits: str, lexicon: Lexicon) -> str:
@@ -100,12 +132,13 @@ def _percent(written: str, part: str, whole: str) -> str:
 
 @cache
 def _scale_patterns(lexicon: Lexicon) -> tuple[re.Pattern[str], ...]:
-    """(45 mil, 180 para 218 bilhões, milhões e meio, vinte a trinta mil)"""
+    """(45 mil, 180 para 218 bilhões, milhões e meio, vinte a trinta mil, 2 milhões e 500 mil)"""
     scales = "|".join(sorted(map(re.escape, lexicon.scales), key=len, reverse=True))
     number = rf"(?<![\w.,])({digits(lexicon)})"
     word, scale = r"([^\W\d_]+)", rf"[ \u00a0]({scales})(?![\w-])"  # not mil-réis
     patterns = (number + scale, rf"{number}({lexicon.shared_scale}{SIGN})({digits(lexicon)}){scale}",
-                rf"(?<!\w)({scales}){lexicon.and_a_half}", rf"(?<=\s){word}({lexicon.shared_scale_words}){word}{scale}")
+                rf"(?<!\w)({scales}){lexicon.and_a_half}", rf"(?<=\s){word}({lexicon.shared_scale_words}){word}{scale}",
+                rf"{number}{scale} {lexicon.sum_word} ({digits(lexicon)})(?:{scale}|(?= [^\W\d_]))")
     return tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns)
 
 
