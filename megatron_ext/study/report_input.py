@@ -92,8 +92,8 @@ def _notes(study: StudyConfig, work: Path, tokenized: dict[str, str]) -> list[st
                      "runs. The spread between seeds is that of the branches given this trunk; it does not tell how "
                      "another trunk would have come out.")
     if study.evaluation.merge_last > 1:
-        notes.append(f"Every run is evaluated on the mean of its last {study.evaluation.merge_last} checkpoints, of "
-                     "their weights, in the place of the last one; curves along training end with it.")
+        notes.append(f"Evaluated on the mean of the last {study.evaluation.merge_last} checkpoints of each run (of "
+                     "their weights), in the place of the last one; curves along training end with it.")
     for condition, settings in study.conditions.items():
         empty = [name for name in settings.sources if is_finished(work / tokenized[name])
                  and not Artifact.open(work / tokenized[name]).counts["train"]["tokens"]]

@@ -160,7 +160,7 @@ def test_it_is_registered_and_told_to_the_reader(load, tmp_path):
         {"key": "evaluation.merge_last", "before": None, "now": 3}]
     study = load("evaluation.merge_last=3", name="merged")
     record = json.loads(write_study_record(study, build_graph(study), tmp_path / "work").read_text())
-    assert sum("the mean of its last 3 checkpoints" in note for note in record["notes"]) == 1
+    assert sum("on the mean of the last 3 checkpoints of each run" in note for note in record["notes"]) == 1
     plain = load(name="plain")
     record = json.loads(write_study_record(plain, build_graph(plain), tmp_path / "work").read_text())
-    assert not any("mean of its last" in note for note in record["notes"])
+    assert not any("on the mean of the last" in note for note in record["notes"])
