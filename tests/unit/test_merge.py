@@ -39,7 +39,7 @@ def lab(tmp_path_factory):
     checkpoint("half", 6, dtype="bfloat16")
     checkpoint("wider", 2, intermediate_size=96)
     checkpoint("other", 2, tokenizer="{ }")
-    checkpoint("damaged", 2)
+    checkpoint("damaged", 2, initializer_range=0.4)
     (folder / "damaged" / "__0_0.distcp").unlink()
     return folder
 

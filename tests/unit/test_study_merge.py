@@ -1,6 +1,7 @@
 """A study that measures runs by the mean of their last checkpoints: graph, retention, plan, jobs, and what is told."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -111,6 +112,7 @@ def test_the_plan_and_slurm_know_the_merge(load, tmp_path):
     jobs = plan_jobs(studies, tmp_path, read_site())
     [merge] = [job for job in jobs if job.name == "merge/low/seed0"]
     assert merge.script == "merge_checkpoints.sbatch"
+    assert "run_stage tools.merge_checkpoints" in (Path("slurm") / merge.script).read_text()
     assert (merge.after, merge.gpus_per_node) == ((by_name(studies[0].study)["run/low/seed0"].identity,), 0)
     lines = list(describe_cost(studies, jobs, job_states(jobs, tmp_path, {}), tmp_path))
     [line] = [line for line in lines if line.startswith("merge/low/seed0 ")]
