@@ -90,7 +90,7 @@ class Node:
 
     @property
     def checkpoints(self) -> list[Inside]:
-        """What it reads of other nodes' outputs."""
+        """The checkpoints that it reads in the outputs of runs."""
         values = (value if isinstance(value, list) else [value] for value in self.inputs.values())
         return [one for some in values for one in some if isinstance(one, Inside)]
 

@@ -17,6 +17,7 @@ from megatron_ext.errors import UserError
 from megatron_ext.model.hf_config import layout_problems
 from megatron_ext.settings import validate
 from megatron_ext.settings_types import Slot, paths_in
+from megatron_ext.study.arms import narrowed
 from megatron_ext.study.config import StudyConfig, load_study
 from megatron_ext.study.cost import Forecast, reads_originals_alone
 from megatron_ext.study.graph import build_graph
@@ -179,7 +180,7 @@ def _lost_checkpoints(nodes: Sequence[Node], work: Path) -> Iterator[str]:
     """One line for each node that is to read checkpoints which their run has made and not kept."""
     for node in nodes:
         lost = [one for one in node.checkpoints if _is_lost(one, work)]
-        if lost and not is_finished(node.output(work)):
+        if lost and not is_finished((narrowed(node, work) or node).output(work)):
             run = lost[0].node.output(work)
             yield (f"{node.name}: the run {run} did not keep {', '.join(one.folder for one in lost)}; "
                    "evaluation.checkpoints and merge_last must be set before a run comes there: lower them, or remove "
