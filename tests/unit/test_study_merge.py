@@ -160,6 +160,8 @@ def test_it_is_registered_and_told_to_the_reader(load, tmp_path):
     assert not register(load(), tmp_path)["edits"]
     assert register(load("evaluation.merge_last=3"), tmp_path)["edits"] == [
         {"key": "evaluation.merge_last", "before": None, "now": 3}]
+    edits = register(load(trunk=TRUNK), tmp_path)["edits"]
+    assert {one["key"].split(".")[0] for one in edits} == {"evaluation", "trunk"}
     study = load("evaluation.merge_last=3", name="merged")
     record = json.loads(write_study_record(study, build_graph(study), tmp_path / "work").read_text())
     assert sum("on the mean of the last 3 checkpoints of each run" in note for note in record["notes"]) == 1
