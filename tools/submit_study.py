@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     work.mkdir(parents=True, exist_ok=True)
     with one_submission(work):
         fetch_models(studies, work)
-        check_studies(studies, jobs, work)
+        check_studies(studies, work)
         keep_studies(studies, jobs, work)
         submitted = submit_jobs(jobs, job_states(jobs, work, read_queue(work)), work, site)
     for one in submitted:

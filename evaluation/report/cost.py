@@ -39,13 +39,15 @@ def _gpu_hours(stage: dict[str, Any]) -> float:
 
 
 def _gains(record: StudyRecord, comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    """NPM over the model before training, per GPU-hour of training one run and of rewriting what it was trained on."""
+    """NPM over the model before training, per GPU-hour of training one run and its trunk, and of rewriting what it was
+    trained on."""
     before = next((one["npm"]["all"]["value"] for one in comparison["conditions"].values() if not one["is_trained"]),
                   None)
-    gains = []
+    gains, trunk = [], record.values.get("trunk")
+    shared = _hours_of(record, trunk.rpartition("-")[0]) if trunk else 0.0
     for condition in record.conditions:
         npm = comparison["conditions"].get(condition, {}).get("npm", {}).get("all", {}).get("value")
-        training, rewriting = _hours_of(record, f"run/{condition}/"), _rewriting_hours(record, condition)
+        training, rewriting = shared + _hours_of(record, f"run/{condition}/"), _rewriting_hours(record, condition)
         hours = training + rewriting
         if npm is not None and before is not None and hours:
             gains.append({"condition": label(condition), "gain": npm - before, "training_hours": training,

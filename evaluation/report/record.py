@@ -56,6 +56,11 @@ class StudyRecord:
         places = [seed.get("run") for seed in self.seeds(condition).values()]
         return [artifact for place in places if (artifact := self.open(place))]
 
+    @property
+    def trunk(self) -> Artifact | None:
+        """The run that all conditions leave."""
+        return self.open(self.values.get("trunk"))
+
     def named(self, section: str) -> dict[str, Artifact]:
         """Artifacts of a section such as `selections`, by name; those that are there."""
         found = {name: self.open(place) for name, place in self.values.get(section, {}).items()}
@@ -92,7 +97,7 @@ class StudyRecord:
         return places
 
     def _places(self) -> Iterator[tuple[str, str]]:
-        for name in ("comparison", "held_out_comparison"):
+        for name in ("comparison", "held_out_comparison", "trunk"):
             if self.values.get(name):
                 yield name.replace("_", " "), self.values[name]
         for section in ("base", "selections", "rewrites", "judged", "tokenized"):

@@ -32,25 +32,29 @@ def training_section(record: StudyRecord) -> dict[str, Any] | None:
     if not runs:
         record.without("No training run is there: blends, exposure and losses are left out.")
         return None
-    exposure = {condition: [_exposure(run) for run in artifacts] for condition, artifacts in runs.items()}
+    ledgers = {condition: [_ledger(run) for run in artifacts] for condition, artifacts in runs.items()}
+    exposure = {condition: [one["sources"] for one in seeds] for condition, seeds in ledgers.items()}
     sources = list(dict.fromkeys(name for seeds in exposure.values() for name in seeds[0]))
+    trunk = next(iter(ledgers.values()))[0].get("trunk")
+    behind = [row for row in _metrics(record.trunk) if row["event"] == "train"] if record.trunk else []
     metrics = {condition: [_metrics(run) for run in artifacts] for condition, artifacts in runs.items()}
     return {
-        "source_colors": source_colors(sources),
+        "source_colors": source_colors(list(dict.fromkeys([*sources, *(trunk or {}).get("sources", [])]))),
         "blends": [_blend(condition, seeds[0]) for condition, seeds in exposure.items()],
+        "trunk": trunk and _blend("the shared trunk", trunk["sources"]),
         "contract": _contract(record, runs),
         "exposure": [{"condition": label(condition), "source": label(name), **values}
                      for condition, seeds in exposure.items() for name, values in seeds[0].items()],
         "losses": _held_out(record) or _losses(metrics),
-        "curves": {condition: [_curves(rows) for rows in seeds] for condition, seeds in metrics.items()},
+        "curves": {condition: [_curves([*behind, *rows]) for rows in seeds] for condition, seeds in metrics.items()},
         "speed": [{"condition": label(condition), "tokens_per_second": _median_speed(seeds)}
                   for condition, seeds in metrics.items()],
         "budget_tokens": next(iter(runs.values()))[0].counts["tokens"],
     }
 
 
-def _exposure(run: Artifact) -> dict[str, dict[str, float]]:
-    return json.loads((run.path / "exposure.json").read_text(encoding="utf-8"))["sources"]
+def _ledger(run: Artifact) -> dict[str, Any]:
+    return json.loads((run.path / "exposure.json").read_text(encoding="utf-8"))
 
 
 def _metrics(run: Artifact) -> list[dict[str, Any]]:

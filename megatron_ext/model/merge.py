@@ -33,9 +33,9 @@ from megatron_ext.model.mappings import Vocab, in_model_order, megatron_shapes, 
 from megatron_ext.model.settings import MergeSettings
 from megatron_ext.stage import make_artifact
 
-_BLOCK_ELEMENTS = 2**21
+_BLOCK_ELEMENTS = 2**20
 _CACHED_ELEMENTS = 2**15
-_NUM_THREADS = 2
+_NUM_THREADS = 4
 
 
 def merge_checkpoints(settings: MergeSettings, output: Path) -> Artifact:
@@ -123,16 +123,23 @@ def _mean(readers: Sequence[CheckpointReader], weights: Sequence[float], name: s
         parts = [reader.read(name, layer, rows).reshape(-1) for reader in readers]
         _average(parts, weights, merged[rows.start:rows.stop].view(-1))
 
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:  # one computes while another waits for the disk
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:  # some compute while others wait for the disk
         list(pool.map(fill, blocks))
     return merged
 
 
 def _average(parts: Sequence[Tensor], weights: Sequence[float], result: Tensor) -> None:
-    """The weighted mean of tensors of one axis, in pieces that stay in a core's cache."""
-    for first in range(0, len(result), _CACHED_ELEMENTS):
-        piece = slice(first, first + _CACHED_ELEMENTS)
-        total = torch.zeros(len(result[piece]), dtype=torch.float64)
-        for part, weight in zip(parts, weights, strict=True):
-            total.add_(part[piece], alpha=weight)
-        result[piece] = total.div_(sum(weights))
+    """The weighted mean of tensors of one axis, in pieces that stay in a core's cache.
+
+    The sum begins with the first one, not with 0, which would turn -0 into 0.
+    """
+    size = min(len(result), _CACHED_ELEMENTS)
+    sums, others = torch.empty(2, size, dtype=torch.float64)
+    for first in range(0, len(result), size):
+        piece = slice(first, first + size)
+        kept = result[piece]
+        total, other = sums[:len(kept)], others[:len(kept)]
+        total.copy_(parts[0][piece]).mul_(weights[0])
+        for part, weight in zip(parts[1:], weights[1:], strict=True):
+            total.add_(other.copy_(part[piece]), alpha=weight)
+        kept.copy_(total.div_(sum(weights)))

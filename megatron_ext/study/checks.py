@@ -6,13 +6,8 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from megatron_ext.artifacts import is_finished
-from megatron_ext.errors import UserError
-from megatron_ext.study.jobs import Job
-from megatron_ext.study.nodes import Inside, Node
 from megatron_ext.study.plan import PlannedStudy, examine
 from megatron_ext.study.site import CHECK_SITE, Site
 
@@ -26,11 +21,9 @@ def check_places(studies: Sequence[PlannedStudy], work: Path, site: Site) -> Non
     findings.refuse(NOTHING_SUBMITTED)
 
 
-def check_studies(studies: Sequence[PlannedStudy], jobs: Sequence[Job], work: Path) -> None:
+def check_studies(studies: Sequence[PlannedStudy], work: Path) -> None:
     """Raise one UserError that lists every problem of the studies whose models are fetched, with its mend."""
-    findings = examine(studies, work)
-    findings.problems += _checkpoint_problems(jobs, work)
-    findings.refuse(NOTHING_SUBMITTED)
+    examine(studies, work).refuse(NOTHING_SUBMITTED)
 
 
 def missing_corpora(studies: Sequence[PlannedStudy]) -> Iterator[str]:
@@ -62,20 +55,3 @@ def _unwritable(folder: Path) -> str | None:
             return None
     except OSError as error:
         return os.strerror(error.errno or 0)
-
-
-def _checkpoint_problems(jobs: Sequence[Job], work: Path) -> Iterator[str]:
-    """Checkpoints that a finished run no longer has, though they are to be exported."""
-    for job in jobs:
-        source = job.node.inputs.get("checkpoint") if job.node else None
-        if isinstance(source, Inside) and _is_lost(source, job.node, work):
-            yield (f"{job.name}: the finished run {source.node.output(work)} did not keep {source.folder}; "
-                   "evaluation.checkpoints must be set before a run starts")
-
-
-def _is_lost(source: Inside, export: Node | None, work: Path) -> bool:
-    run = source.node.output(work)
-    with suppress(UserError):
-        return (is_finished(run) and not is_finished(run / source.folder)
-                and export is not None and not is_finished(export.output(work)))
-    return False

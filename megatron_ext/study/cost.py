@@ -49,7 +49,7 @@ class Forecast:
         Raises UserError for a model whose size is not known.
         """
         stages = {"select": self._select, "rewrite": self._rewrite, "judge": self._judge, "tokenize": self._tokenize,
-                  "run": self._run, "export": self._export, "evaluate": self._evaluate}
+                  "run": self._run, "merge": self._model, "export": self._model, "evaluate": self._evaluate}
         return stages[node.stage](node) if node.stage in stages else Cost()
 
     def blend(self, run: Node) -> BlendPlan:
@@ -146,7 +146,7 @@ class Forecast:
                     f"6 x {_short(parameters)} x {_short(tokens)} tokens / {tflops:g} TFLOP/s; "
                     f"{kept} checkpoints x {_short(parameters)} x {size:g} B")
 
-    def _export(self, node: Node) -> Cost:
+    def _model(self, node: Node) -> Cost:
         parameters, size = self._parameters(node), self._settings.model_bytes_per_parameter
         return Cost(0, parameters * size, f"{_short(parameters)} x {size:g} B")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_ext.config import ParallelConfig, RunConfig
 from megatron_ext.errors import UserError
+from megatron_ext.study.checkpoints import checkpoint_folder, evaluated, merged_iterations, used_iterations
 from megatron_ext.study.config import REWRITES, StudyConfig, planned_run, planned_trunk
 from megatron_ext.study.names import BASE, NEUTRAL, NPM, TRUNK
 from megatron_ext.study.nodes import Input, Inside, Node, in_order
@@ -21,16 +22,18 @@ def build_graph(study: StudyConfig) -> list[Node]:
     trunk = _trunk_node(study, base, tokenized, parity)
     evaluations = {f"evaluations.{BASE}": [_evaluation_node(study, BASE, base)]}
     curves: dict[str, list[Node]] = {}
-    checkpoints: dict[str, Inside] = {}
+    checkpoints: dict[str, Inside | Node] = {}
     for condition in study.conditions:
         points: dict[int, list[Node]] = {}
         for seed in study.seeds:
+            config, name = planned_run(study, condition, seed), f"{condition}/seed{seed}"
             run = _condition_node(study, condition, seed, base, tokenized, parity, trunk)
-            tokens_per_iteration = planned_run(study, condition, seed).tokens_per_iteration
-            for place, iteration in _evaluated(study, f"{condition}/seed{seed}", condition, seed):
-                checkpoints[place] = Inside(run, f"checkpoints/{checkpoint_name(iteration)}")
+            merged = _merge_node(name, run, merged_iterations(study, condition, config))
+            for place, iteration in evaluated(study, name, config):
+                is_merged = merged is not None and place == name
+                checkpoints[place] = merged if is_merged else Inside(run, checkpoint_folder(iteration))
                 node = _evaluation_node(study, place, _export_node(place, checkpoints[place]))
-                points.setdefault(iteration * tokens_per_iteration, []).append(node)
+                points.setdefault(iteration * config.tokens_per_iteration, []).append(node)
         if len(points) < study.evaluation.mean_of_last:
             raise UserError(f"evaluation.mean_of_last = {study.evaluation.mean_of_last}, but of {condition} "
                             f"{len(points)} checkpoints are evaluated; name more in evaluation.checkpoints")
@@ -58,37 +61,6 @@ def _comparison(study: StudyConfig, evaluations: dict[str, list[Node]]) -> Node:
     if evaluation.primary not in (NPM, *study.measured_texts):
         settings["primary"] = evaluation.primary
     return Node("compare/conditions", "comparison", "evaluation.compare", settings, {**evaluations, **outside})
-
-
-def kept_iterations(study: StudyConfig, config: RunConfig) -> list[int]:
-    """Iterations before the last whose checkpoints the study evaluates.
-
-    Raises UserError when the study asks for all checkpoints of a run that has no interval.
-    """
-    wanted = study.evaluation.checkpoints
-    if wanted == "last":
-        return []
-    if wanted == "all":
-        interval = config.iterations(config.checkpoint.interval_tokens)
-        if interval is None:
-            raise UserError("evaluation.checkpoints = all needs run.checkpoint.interval_tokens")
-        asked = set(range(interval, config.train_iters - interval // 2, interval))  # none just before the last
-    else:
-        asked = {config.iterations(tokens) or 1 for tokens in wanted}
-    begins = planned_trunk(study).train_iters if study.trunk else 0
-    return sorted(iteration for iteration in asked if begins < iteration < config.train_iters)
-
-
-def _evaluated(study: StudyConfig, name: str, condition: str, seed: int) -> list[tuple[str, int]]:
-    """(name below export/ and evaluate/, iteration) of each checkpoint of a run that is evaluated, in their order."""
-    config = planned_run(study, condition, seed)
-    earlier = [(f"{name}/{checkpoint_name(iteration)}", iteration) for iteration in kept_iterations(study, config)]
-    return [*earlier, (name, config.train_iters)]
-
-
-def checkpoint_name(iteration: int) -> str:
-    """Folder of a checkpoint below a run's `checkpoints`."""
-    return f"iter_{iteration:07d}"
 
 
 def _source_nodes(study: StudyConfig, models: dict[str, Node]) -> dict[str, Node]:
@@ -186,8 +158,8 @@ def _condition_node(study: StudyConfig, condition: str, seed: int, base: Node, t
                     parity: Node, trunk: Node | None) -> Node:
     config = planned_run(study, condition, seed)
     kept = [*config.checkpoint.keep_tokens, *(
-        iteration * config.tokens_per_iteration for iteration in kept_iterations(study, config))]
-    left = Inside(trunk, f"checkpoints/{checkpoint_name(planned_trunk(study).train_iters)}") if trunk else None
+        iteration * config.tokens_per_iteration for iteration in used_iterations(study, condition, config))]
+    left = Inside(trunk, checkpoint_folder(planned_trunk(study).train_iters)) if trunk else None
     return _run_node(study, f"run/{condition}/seed{seed}", config, base, tokenized, parity, kept, left)
 
 
@@ -262,7 +234,15 @@ def _held_out_comparison(study: StudyConfig, held_out: dict[str, Node], overlap:
     return Node("compare/held_out", "held_out_comparison", "evaluation.compare_held_out", settings, inputs)
 
 
-def _export_node(name: str, checkpoint: Inside) -> Node:
+def _merge_node(name: str, run: Node, iterations: list[int]) -> Node | None:
+    """The mean of checkpoints of a run, in the place of its last one; None where none are merged."""
+    checkpoints = [Inside(run, checkpoint_folder(iteration)) for iteration in iterations]
+    if not checkpoints:
+        return None
+    return Node(f"merge/{name}", "checkpoint", "tools.merge_checkpoints", {}, {"checkpoints": checkpoints})
+
+
+def _export_node(name: str, checkpoint: Inside | Node) -> Node:
     return Node(f"export/{name}", "hf_model", "tools.export_hf", {}, {"checkpoint": checkpoint})
 
 

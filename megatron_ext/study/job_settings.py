@@ -63,7 +63,7 @@ class JobSettings(Settings):
     overlap: StageJob = StageJob()
     """Looking for held-out text in training text."""
     merge: StageJob = StageJob()
-    """Merging the parts of an array."""
+    """Merging the parts of an array, or checkpoints."""
     import_: StageJob = Field(default=StageJob(), alias="import")
     """Parity of the imported weights; as many processes as a model replica has."""
     run: StageJob = StageJob()

@@ -24,7 +24,9 @@ FETCHED_HERE = "model"
 """The stage that is run where studies are submitted: a login node has the network, and checks need the models."""
 WITH_THE_PAGE = "compare"
 """The stage that the page's job runs: only then it is known which conditions are there."""
-SCRIPTS = {"run": "train", "import": "import", "validate": "import"}
+SCRIPTS = {"run": "train", "validate": "import", "merge": "merge_checkpoints"}
+"""Stage -> its script below slurm/, where that has another name."""
+MERGE_OF_PARTS = "merge.sbatch"
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def _node_jobs(node: Node, study: StudyConfig, work: Path, site: Site) -> list[J
                 options=options, environment={**environment, "NUM_PARTS": str(settings.parts)}, after=after,
                 output=whole.output, node=node, num_parts=settings.parts, max_running=settings.max_running,
                 gpus_per_node=gpus)
-    merge = Job(key=node.identity, name=node.name, script="merge.sbatch",
+    merge = Job(key=node.identity, name=node.name, script=MERGE_OF_PARTS,
                 arguments=(node.program, str(settings.parts), *arguments), options=_options(study.jobs.merge),
                 after=(parts.key,), output=whole.output, node=node)
     return [parts, merge]

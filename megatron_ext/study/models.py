@@ -16,7 +16,7 @@ from megatron_ext.model.hf_config import Architecture, parse_hf_config, read_arc
 from megatron_ext.study.nodes import Inside, Node
 from megatron_ext.training.memory import count_parameters
 
-_MODEL_KEYS = ("model", "model.hf_folder", "checkpoint")
+_MODEL_KEYS = ("model", "model.hf_folder", "checkpoint", "checkpoints")
 _HUB_SECONDS = 3.0
 """Time that the hub has to answer a plan, which should be there in seconds, on a laptop without a network too."""
 
@@ -25,7 +25,8 @@ def model_node(node: Node) -> Node:
     """The node that fetches the model which a node holds, reads, or was made from."""
     while node.stage != "model":
         value: Any = node.inputs[next(key for key in _MODEL_KEYS if key in node.inputs)]
-        node = value.node if isinstance(value, Inside) else value
+        one = value[0] if isinstance(value, list) else value
+        node = one.node if isinstance(one, Inside) else one
     return node
 
 

@@ -99,6 +99,9 @@ def _evaluation_problems(study: StudyConfig) -> Iterator[str]:
                         "outcome that is measured")
     yield from (f"evaluation.outside.{name}: {model!r} is the base model, which counts as outside already"
                 for name, model in evaluation.outside.items() if model == study.base_model)
+    if evaluation.merge_last > 1 and evaluation.mean_of_last > 1:
+        yield ("evaluation: mean_of_last takes the mean of the last checkpoints' scores, merge_last that of their "
+               "weights; choose one")
     known = [BASE, *study.conditions]
     for name, conditions in evaluation.interactions.items():
         yield from _unknown(f"evaluation.interactions.{name}", conditions, known, "condition")

@@ -20,8 +20,8 @@ from megatron_ext.settings import validate
 from megatron_ext.study.older import made_by_older_version
 from megatron_ext.study.programs import settings_of
 
-STAGES = ("model", "select", "rewrite", "judge", "originals", "tokenize", "overlap", "import", "run", "validate",
-          "export", "evaluate", "compare")
+STAGES = ("model", "select", "rewrite", "judge", "originals", "tokenize", "overlap", "import", "run", "merge",
+          "validate", "export", "evaluate", "compare")
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,12 @@ class Node:
         """Nodes that must be finished before."""
         return [*self.after, *_nodes_of(self)]
 
+    @property
+    def checkpoints(self) -> list[Inside]:
+        """The checkpoints that it reads in the outputs of runs."""
+        values = (value if isinstance(value, list) else [value] for value in self.inputs.values())
+        return [one for some in values for one in some if isinstance(one, Inside)]
+
     def output(self, work: Path) -> Path:
         """Folder of the artifact: under this identity, or one that an older version made of the same request."""
         folder = work / f"{self.name}-{self.identity[:8]}"
@@ -120,7 +126,7 @@ class Node:
         return {tuple(reference(place).values()) for place in places} if all(map(Path.exists, places)) else None
 
 
-Input = Node | Inside | Path | list[Node]
+Input = Node | Inside | Path | list[Node] | list[Inside]
 
 
 def in_order(wanted: Iterable[Node]) -> list[Node]:
@@ -132,7 +138,7 @@ def in_order(wanted: Iterable[Node]) -> list[Node]:
 def _identity(value: Input) -> Any:
     match value:
         case list():
-            return [node.identity for node in value]
+            return [_identity(one) for one in value]
         case Node():
             return value.identity
         case Inside():
@@ -150,7 +156,7 @@ def _identity_of_place(value: Any) -> Any:
 def _places(value: Input, work: Path) -> Any:
     match value:
         case list():
-            return [str(node.output(work)) for node in value]
+            return [_places(one, work) for one in value]
         case Node():
             return str(value.output(work))
         case Inside():
@@ -176,10 +182,6 @@ def _ancestors(node: Node, seen: set[str] | None = None) -> Iterator[Node]:
 
 def _nodes_of(node: Node) -> Iterator[Node]:
     for value in node.inputs.values():
-        match value:
-            case list():
-                yield from value
-            case Node():
-                yield value
-            case Inside():
-                yield value.node
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, Path):
+                yield one.node if isinstance(one, Inside) else one

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_ext.errors import UserError
 from megatron_ext.study.cost import Cost, Forecast, describe_blend, trunk_of
-from megatron_ext.study.jobs import Job
+from megatron_ext.study.jobs import MERGE_OF_PARTS, Job
 from megatron_ext.study.nodes import Node
 from megatron_ext.study.plan import Findings, PlannedStudy
 from megatron_ext.study.progress import goes_on_from, made_again
@@ -83,7 +83,7 @@ def describe_states(studies: Sequence[PlannedStudy], jobs: Sequence[Job],
 
 def _job_cost(job: Job, forecasts: Mapping[str, Forecast]) -> Cost:
     """A merge costs nothing beside its array, which is the one that is counted."""
-    if job.node is None or job.script == "merge.sbatch":
+    if job.node is None or job.script == MERGE_OF_PARTS:
         return Cost()
     try:
         return forecasts[job.node.identity].cost(job.node)

@@ -5,7 +5,8 @@ run_study and submit_study share it. Nothing here needs torch, a GPU or the data
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from megatron_ext.errors import UserError
 from megatron_ext.model.hf_config import layout_problems
 from megatron_ext.settings import validate
 from megatron_ext.settings_types import Slot, paths_in
+from megatron_ext.study.arms import narrowed
 from megatron_ext.study.config import StudyConfig, load_study
 from megatron_ext.study.cost import Forecast, reads_originals_alone
 from megatron_ext.study.graph import build_graph
 from megatron_ext.study.models import known_architecture
-from megatron_ext.study.nodes import Node
+from megatron_ext.study.nodes import Inside, Node
 from megatron_ext.training.preflight import empty_sources, planned_problems
 
 _MAX_SHARDS = 64
@@ -72,7 +74,18 @@ def plan_studies(studies: Sequence[StudyConfig]) -> list[PlannedStudy]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"two studies are named {', '.join(twice)}; give each a name of its own")
-    return [PlannedStudy(study, _graph(study)) for study in studies]
+    planned = [PlannedStudy(study, _graph(study)) for study in studies]
+    _keep_for_all([node for one in planned for node in one.nodes if node.stage == "run"])
+    return planned
+
+
+def _keep_for_all(runs: Sequence[Node]) -> None:
+    """A run that several studies share keeps what any of them reads, whichever of them starts it."""
+    kept: dict[str, set[int]] = {}
+    for run in runs:
+        kept.setdefault(run.identity, set()).update(run.settings["checkpoint"]["keep_tokens"])
+    for run in runs:
+        run.settings["checkpoint"]["keep_tokens"] = sorted(kept[run.identity])
 
 
 def _graph(study: StudyConfig) -> list[Node]:
@@ -91,6 +104,7 @@ def examine(studies: Sequence[PlannedStudy], work: Path) -> Findings:
         _examine_corpus(planned, findings)
         _examine_models(planned, work, findings)
         _examine_blends(planned, work, findings)
+        findings.problems += [f"{planned.study.name}: {problem}" for problem in _lost_checkpoints(planned.nodes, work)]
     for name in ("problems", "unknown"):
         setattr(findings, name, list(dict.fromkeys(getattr(findings, name))))
     return findings
@@ -160,6 +174,26 @@ def _examine_blends(planned: PlannedStudy, work: Path, findings: Findings) -> No
             findings.problems += told
         else:
             findings.unknown += [f"{one} (with the sizes that are expected, cost.rewrite_yield)" for one in told]
+
+
+def _lost_checkpoints(nodes: Sequence[Node], work: Path) -> Iterator[str]:
+    """One line for each node that is to read checkpoints which their run has made and not kept."""
+    for node in nodes:
+        lost = [one for one in node.checkpoints if _is_lost(one, work)]
+        if lost and not is_finished((narrowed(node, work) or node).output(work)):
+            run = lost[0].node.output(work)
+            yield (f"{node.name}: the run {run} did not keep {', '.join(one.folder for one in lost)}; "
+                   "evaluation.checkpoints and merge_last must be set before a run comes there: lower them, or remove "
+                   "the run's folder to train it again")
+
+
+def _is_lost(checkpoint: Inside, work: Path) -> bool:
+    run = checkpoint.node.output(work)
+    place = run / checkpoint.folder
+    with suppress(UserError):  # a damaged manifest is told where it is read
+        newer = (one for one in place.parent.glob("iter_???????") if one.name > place.name)
+        return not is_finished(place) and (is_finished(run) or any(newer))
+    return False
 
 
 def _check_tokenizers(planned: PlannedStudy, work: Path) -> None:

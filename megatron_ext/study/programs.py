@@ -16,6 +16,7 @@ PROGRAMS = {
     "tools.tokenize_corpus": "megatron_ext.data.tokenization:TokenizeSettings",
     "tools.find_overlap": "megatron_ext.data.selection.overlap:OverlapSettings",
     "tools.check_parity": "megatron_ext.model.settings:ParitySettings",
+    "tools.merge_checkpoints": "megatron_ext.model.settings:MergeSettings",
     "tools.export_hf": "megatron_ext.model.settings:ExportSettings",
     "megatron_ext.train": "megatron_ext.config:RunConfig",
     "megatron_ext.validate": "megatron_ext.training.settings:HeldOutSettings",

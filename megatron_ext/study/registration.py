@@ -19,6 +19,8 @@ from megatron_ext.study.config import StudyConfig
 _FOLDER = "registered"
 _QUESTION = ("subsets", "style_sources", "conditions", "seeds", "validation_sources", "allow_differences")
 _EVALUATION = ("primary", "baseline", "interactions", "checkpoints", "matched_by")
+_LATER = {"mean_of_last": 1, "merge_last": 1}
+"""Settings of the evaluation that came later -> what leaves it as it was: told only where they are used."""
 _PROTOCOL = ("tasks", "profile", "limit", "scoring")
 
 
@@ -43,9 +45,11 @@ def register(study: StudyConfig, work: Path) -> dict[str, Any]:
 
 
 def _question(study: StudyConfig) -> dict[str, Any]:
-    values = study.model_dump(mode="json", include={*_QUESTION, "evaluation", "run"})
+    trunk = {"trunk"} if study.trunk else set()
+    values = study.model_dump(mode="json", include={*_QUESTION, "evaluation", "run", *trunk})
     evaluation = values["evaluation"]
-    values["evaluation"] = {key: evaluation[key] for key in _EVALUATION} | {
+    asked = [*_EVALUATION, *(key for key, unused in _LATER.items() if evaluation[key] != unused)]
+    values["evaluation"] = {key: evaluation[key] for key in asked} | {
         "settings": {key: evaluation["settings"][key] for key in _PROTOCOL if key in evaluation["settings"]}}
     return json.loads(json.dumps(values | {"run": of_roles(RunConfig, values["run"])}))
 

@@ -12,7 +12,7 @@ from megatron_ext.study.config import StudyConfig
 from megatron_ext.study.graph import build_graph
 from megatron_ext.study.job_settings import GpuJob
 from megatron_ext.study.jobs import FETCHED_HERE
-from megatron_ext.study.names import BASE
+from megatron_ext.study.names import BASE, TRUNK
 from megatron_ext.study.nodes import Node
 from megatron_ext.study.registration import register
 from megatron_ext.study.runner import stage_seconds
@@ -47,6 +47,7 @@ def write_study_record(study: StudyConfig, nodes: list[Node], work: Path) -> Pat
             condition: {str(seed): _checkpoints(place, f"{condition}/seed{seed}") for seed in study.seeds}
             for condition in study.conditions
         },
+        **({"trunk": place[f"run/{TRUNK}/seed{study.trunk.seed}"]} if study.trunk else {}),
         "held_out": {node.name.removeprefix("validate/"): place[node.name] for node in nodes
                      if node.kind == "held_out"},
         "comparison": place[comparison.name],
@@ -90,6 +91,9 @@ def _notes(study: StudyConfig, work: Path, tokenized: dict[str, str]) -> list[st
         notes.append(f"All conditions leave one trunk after {study.trunk.tokens:,} tokens: they are not independent "
                      "runs. The spread between seeds is that of the branches given this trunk; it does not tell how "
                      "another trunk would have come out.")
+    if study.evaluation.merge_last > 1:
+        notes.append(f"Evaluated on the mean of the last {study.evaluation.merge_last} checkpoints of each run (of "
+                     "their weights), in the place of the last one; curves along training end with it.")
     for condition, settings in study.conditions.items():
         empty = [name for name in settings.sources if is_finished(work / tokenized[name])
                  and not Artifact.open(work / tokenized[name]).counts["train"]["tokens"]]

@@ -150,6 +150,9 @@ class EvaluationConfig(Settings):
     how far such models differ on each task (its signal). The base model counts as one."""
     mean_of_last: int = Field(default=1, ge=1)
     """Checkpoints at the end of each run, of those that are evaluated, whose mean NPM is compared."""
+    merge_last: int = Field(default=1, ge=1)
+    """Checkpoints at the end of each run, of those that it saves, whose mean (tools.merge_checkpoints) is exported and
+    measured in the place of the last one; 1: the last one itself. Those that are merged are not removed."""
     matched_by: Literal["tokens", "documents", "compute"] = "tokens"
     """What the conditions have equally much of; stated in the report."""
 

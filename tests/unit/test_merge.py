@@ -1,11 +1,12 @@
 """Merging checkpoints: what is refused, and what the result says of its parents."""
 
 import json
+import shutil
 import sys
 from unittest.mock import patch
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from megatron_ext.artifacts import delete_artifact, produce
 from megatron_ext.errors import UserError
@@ -38,6 +39,8 @@ def lab(tmp_path_factory):
     checkpoint("half", 6, dtype="bfloat16")
     checkpoint("wider", 2, intermediate_size=96)
     checkpoint("other", 2, tokenizer="{ }")
+    checkpoint("damaged", 2, initializer_range=0.4)
+    (folder / "damaged" / "__0_0.distcp").unlink()
     return folder
 
 
@@ -70,6 +73,22 @@ def test_types_are_mixed_only_when_one_is_chosen(lab, tmp_path):
         assert value.equal(expected.float()), name
 
 
+@pytest.mark.parametrize("weights", [None, [0.3, 0.7]])
+def test_equal_parents_give_their_bytes_negative_zeros_too(lab, tmp_path, weights):
+    model = tmp_path / "model"
+    shutil.copytree(lab / "model-one", model)
+    tensors = load_file(model / "model.safetensors")
+    for tensor in tensors.values():
+        tensor.view(-1)[:3] = -0.0
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    parents = [tmp_path / "first", tmp_path / "second"]
+    for parent in parents:
+        produce(parent, kind="checkpoint", settings={}, inputs={},
+                make=lambda folder: write_megatron_checkpoint(model, folder))
+    merged = merge_checkpoints(settings(tmp_path, "first", "second", weights=weights), tmp_path / "merged")
+    assert (merged.path / "__0_0.distcp").read_bytes() == (parents[0] / "__0_0.distcp").read_bytes()
+
+
 def test_a_run_may_delete_a_parent_while_it_is_read(lab, tmp_path, monkeypatch):
     copy = tmp_path / "copy"
     produce(copy, kind="checkpoint", settings={"copy": 1}, inputs={},
@@ -91,6 +110,7 @@ BROKEN = {
                              "wider has another architecture (ffn_hidden_size 96, not 80) than"),
     "another tokenizer": ([["one", "other"]], {}, "other has another tokenizer.json than"),
     "none": ([["one", "absent"]], {}, "absent"),
+    "a damaged one": ([["one", "damaged"]], {}, "damaged/__0_0.distcp is missing"),
     "no checkpoint": ([["one", "model-one"]], {}, "model-one is not a finished artifact"),
     "one": ([["one"]], {}, "at least 2"),
     "weights": ([["one", "two"]], {"weights": [1]}, "weights has 1 numbers for 2 checkpoints"),

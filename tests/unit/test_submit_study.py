@@ -75,7 +75,7 @@ class Setting:
     def submit(self, *overrides):
         self.load(*overrides)
         check_places(self.studies, self.work, self.site)
-        check_studies(self.studies, self.jobs, self.work)
+        check_studies(self.studies, self.work)
         keep_studies(self.studies, self.jobs, self.work)
         return submit_jobs(self.jobs, self.states(), self.work, self.site)
 
