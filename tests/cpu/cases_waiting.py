@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.cpu.cases_training import runs
 from tests.cpu.waiting import Tracker
@@ -22,7 +23,7 @@ class _Counted:
 
 
 def count_waits(base: dict, variants: dict[str, dict]) -> None:
-    """Print, of each variant and rank, what the second iteration counts, and what its micro-batch loop does."""
+    """Write, of each variant, what the second iteration counts and what its micro-batch loop does: a file a rank."""
     from megatron_ext.training import loop, step
 
     tracker = Tracker()
@@ -51,7 +52,8 @@ def count_waits(base: dict, variants: dict[str, dict]) -> None:
     loop.train_step, step.get_forward_backward_func = counted_step, counted_schedule
     with tracker:
         runs(base, variants)
+    told = {}
     for name, run in counted.items():
         (before, first), (after, last) = run.begins[1:3]
-        print("counted:", json.dumps({"variant": name, "rank": int(os.environ["RANK"]), "iteration": after - before,
-                                      "loop": run.loops[1], "places": tracker.places[first:last]}), flush=True)
+        told[name] = {"iteration": after - before, "loop": run.loops[1], "places": tracker.places[first:last]}
+    Path(base["output"], f"counted-{os.environ['RANK']}.json").write_text(json.dumps(told))

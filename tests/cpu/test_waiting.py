@@ -1,6 +1,7 @@
 """How often an iteration makes the host wait for a GPU: once; counted on a CPU (tests/cpu/waiting.py says how)."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -17,17 +18,16 @@ COPIES = {"dp2": (2 * 3 + 1, 2 * 3 + 1), "dp2_documents": (2 * 4 + 1, 2 * 4 + 1)
 def counted(tmp_path_factory):
     base = settings(tmp_path_factory.mktemp("waiting")) | {"validation": {}}
     base["train"]["budget_tokens"] = 3 * 8 * 32
-    output = run_distributed("tests.cpu.cases_waiting:count_waits", 2, base=base, variants={
+    run_distributed("tests.cpu.cases_waiting:count_waits", 2, base=base, variants={
         "dp2": {}, "dp2_documents": {"data": APART}, "pp2_vpp2": {"parallel": PP2 | VPP2}})
-    rows = [json.loads(line.partition("counted: ")[2]) for line in output.splitlines() if "counted: " in line]
-    return {(row["variant"], row["rank"]): row for row in rows}
+    return [json.loads(Path(base["output"], f"counted-{rank}.json").read_text()) for rank in (0, 1)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", COPIES)
 def test_an_iteration_waits_for_the_gradient_norm_alone(counted, variant):
     for rank in (0, 1):
-        row = counted[variant, rank]
+        row = counted[rank][variant]
         assert row["loop"].keys() <= {COPY}, row["places"]
         assert row["iteration"] == {WAIT: 1, COPY: COPIES[variant][rank]}, row["places"]
         assert "get_grad_norm" in row["places"][0]
