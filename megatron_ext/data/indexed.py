@@ -9,7 +9,7 @@ A document of ours is one sequence; an empty one is a boundary without a sequenc
 
 from __future__ import annotations
 
-import mmap
+import os
 import shutil
 import struct
 from collections.abc import Iterable, Sequence
@@ -83,7 +83,7 @@ def _join_columns(path: Path, header: bytes, columns: Sequence[Path]) -> None:
 
 
 class IndexedReader:
-    """Random access to an indexed dataset, memory-mapped.
+    """Random access to an indexed dataset; nothing is read before it is asked for.
 
     Opening checks everything that the sizes and the `.idx` can tell. Raises UserError that names the damage.
     """
@@ -107,6 +107,7 @@ class IndexedReader:
         """Document i is the sequences from boundary i to boundary i + 1, int64 `[num_documents + 1]`."""
         self._check_index()
         self._tokens = _map(self._bin).view(self.dtype)
+        self._file = open(self._bin, "rb", buffering=0)  # noqa: SIM115  (as long as the reader)
 
     def __len__(self) -> int:
         return len(self.sequence_lengths)
@@ -122,13 +123,22 @@ class IndexedReader:
         return len(self._tokens)
 
     def read(self, sequence: int, start: int = 0, num_tokens: int | None = None) -> np.ndarray:
-        """Ids of one sequence, or of `num_tokens` of it from `start` on; a view of the file, type `self.dtype`."""
+        """Ids of one sequence, or of `num_tokens` of it from `start` on, type `self.dtype`.
+
+        Raises UserError where the file has lost them since it was opened; touching them in a map would end the process.
+        """
         length = int(self.sequence_lengths[sequence])
         count = length - start if num_tokens is None else num_tokens
         if start < 0 or count < 0 or start + count > length:
             raise IndexError(f"tokens {start} to {start + count} of sequence {sequence}, which has {length}")
-        first = int(self.sequence_offsets[sequence]) // self.dtype.itemsize + start
-        return self._tokens[first:first + count]
+        place = int(self.sequence_offsets[sequence]) + start * self.dtype.itemsize
+        try:
+            data = os.pread(self._file.fileno(), count * self.dtype.itemsize, place)
+        except OSError as error:
+            raise UserError(f"{self._bin} cannot be read at byte {place:,}: {error.strerror}") from error
+        if len(data) < count * self.dtype.itemsize:
+            raise UserError(f"{self._bin} ends at byte {place + len(data):,}: it has been cut off since it was opened")
+        return np.frombuffer(data, dtype=self.dtype)
 
     def document_ends(self, first: int, last: int) -> np.ndarray:
         """Position in the `.bin`, in tokens, where each of the documents `first` to `last` ends, int64."""
@@ -144,8 +154,8 @@ class IndexedReader:
 
     def expect_random_reads(self) -> None:
         """Tell the system that reads jump about: reading ahead of each would cost a hundred times the read itself."""
-        if isinstance(self._tokens, np.memmap) and hasattr(mmap, "MADV_RANDOM"):
-            self._tokens._mmap.madvise(mmap.MADV_RANDOM)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
 
     def largest_token_id(self, chunk_tokens: int = 2**24) -> int:
         """The largest id in the `.bin` (-1 when it is empty); reads all of it."""

@@ -27,7 +27,7 @@ from torch.futures import Future
 from torch.serialization import get_crc32_options, set_crc32_options
 
 from megatron_ext.hashing import HashedFile
-from megatron_ext.model.streaming import one_ahead
+from megatron_ext.model.streaming import made_ahead
 
 _COMMON = "common.pt"
 _DATA = "__0_0.distcp"
@@ -75,7 +75,7 @@ class _Writer(FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write all items, as archives of torch.save, one after the other into one file."""
         written: Future[list[WriteResult]] = Future()
-        values = one_ahead(partial(planner.resolve_data, item) for item in plan.items)
+        values = made_ahead(partial(planner.resolve_data, item) for item in plan.items)
         with HashedFile(self._folder / _DATA) as file, _without_checksums():
             written.set_result([_write(item, value, file) for item, value in zip(plan.items, values, strict=True)])
         return written

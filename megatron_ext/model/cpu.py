@@ -7,7 +7,7 @@ torch: patched globally, it silently broke the loading of transformers models. T
 (`_CPU_FIXES`), each fix with the symptom it mends. Where CUDA is available none of this is done.
 
 What is wrong on every platform without apex and Transformer Engine, the states of torch.optim.AdamW in the distributed
-optimizer, is mended everywhere (`_FIXES`).
+optimizer and the norm of gradients, is mended everywhere (`_FIXES`).
 
     adapt_to_cpu()             # before the first import of megatron; cheap, imports nothing
     import megatron.core
@@ -230,7 +230,20 @@ def _mend_adamw_states(module: ModuleType) -> None:
     optimizer.load_state_dict = _then(optimizer.load_state_dict, _give_each_param_its_step)
 
 
+def _keep_norms_on_the_device(module: ModuleType) -> None:
+    """Symptom without apex and Transformer Engine: the host waits for the norm of every parameter's gradient."""
+    import torch
+
+    def norm_of_all(chunk_size: int, noop_flag: Any, tensor_lists: list[list[Any]], *unused: Any) -> tuple[Any, None]:
+        norms = torch.stack([torch.norm(tensor) for tensor in tensor_lists[0]])
+        return torch.norm(norms).float()[None], None
+
+    if module.l2_norm_impl.__name__ == "local_multi_tensor_l2_norm":
+        module.l2_norm_impl = norm_of_all
+
+
 _FIXES: dict[str, Callable[[ModuleType], None]] = {
+    "megatron.core.optimizer.clip_grads": _keep_norms_on_the_device,
     "megatron.core.optimizer.distrib_optimizer": _mend_adamw_states,
 }
 
@@ -306,7 +319,8 @@ def _cuda_type_names() -> Iterator[None]:
 
     def cuda_type(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
+        told = isinstance(result, str) and not result.startswith("torch.cuda.")
+        return result.replace("torch.", "torch.cuda.", 1) if told else result
 
     torch.Tensor.type = cuda_type
     try:

@@ -17,7 +17,7 @@ from megatron_ext.artifacts import write_json
 from megatron_ext.data.model_folder import NEEDED_FILES
 from megatron_ext.errors import UserError
 from megatron_ext.hashing import HashedFile
-from megatron_ext.model.streaming import map_tensor, one_ahead
+from megatron_ext.model.streaming import made_ahead, map_tensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -190,7 +190,7 @@ def _header(pieces: Sequence[Piece]) -> dict[str, Any]:
 
 
 def _made(pieces: Sequence[Piece]) -> Iterator[Tensor]:
-    for piece, tensors in zip(pieces, one_ahead(piece.make for piece in pieces), strict=True):
+    for piece, tensors in zip(pieces, made_ahead(piece.make for piece in pieces), strict=True):
         for tensor, shape in zip(tensors, piece.shapes, strict=True):
             assert tensor.shape == shape, (piece.names, tensor.shape, shape)
             yield tensor.to(piece.dtype)

@@ -61,6 +61,21 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in memory that a GPU reads by itself; a copy from any other keeps the host waiting."""
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+
+
+def to_device(tensor: torch.Tensor) -> torch.Tensor:
+    """Begin to copy a tensor of the host; if it is pinned nobody waits."""
+    return tensor.to(device(), non_blocking=True)
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Begin to copy a tensor of the device; the copy is whole after the next synchronisation, not before."""
+    return tensor.to("cpu", non_blocking=True)
+
+
 def is_main_rank() -> bool:
     """Whether this process writes the run's files and console."""
     return dist.get_rank() == 0
@@ -107,8 +122,8 @@ def sum_over_data_parallel(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank, the same answer on all, so that all do the same."""
-    decision = torch.tensor([int(flag)], dtype=torch.int64, device=device())
+def any_rank(flag: bool) -> torch.Tensor:
+    """Whether the flag is set on any rank, the same answer on all, so that all do the same: int64 `[]`, not 0 if so."""
+    decision = torch.full((), int(flag), dtype=torch.int64, device=device())
     dist.all_reduce(decision, op=dist.ReduceOp.MAX)
-    return bool(decision.item())
+    return decision

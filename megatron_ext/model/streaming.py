@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -31,14 +32,20 @@ def map_tensor(path: Path, offset: int, num_elements: int, dtype: torch.dtype, w
     return torch.frombuffer(mapped, dtype=dtype, offset=offset - aligned)
 
 
-def one_ahead(makers: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """What the functions return, in their order; the next is called by a second thread while one is being used."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        coming: Future[T] | None = None
+def made_ahead(makers: Iterable[Callable[[], T]], ahead: int = 1) -> Iterator[T]:
+    """What the functions return, in their order; a second thread calls the next ones while one is being used.
+
+    Args:
+        ahead: so many at most are made or wait before they are asked for.
+    """
+    pool = ThreadPoolExecutor(max_workers=1)
+    coming: deque[Future[T]] = deque()
+    try:
         for make in makers:
-            following = pool.submit(make)
-            if coming is not None:
-                yield coming.result()
-            coming = following
-        if coming is not None:
-            yield coming.result()
+            coming.append(pool.submit(make))
+            if len(coming) > ahead:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,5 +1,8 @@
 """Micro-batches: samples as the tensors that a model takes, on this rank's device and part of the sequence.
 
+They are made on the host, by whoever has the time, and copied to the device without anybody waiting: from pinned memory
+where there is a GPU, and only what the pipeline stage at hand reads.
+
 Documents of a sample that must not see each other are kept apart by a mask, or, under Transformer Engine, by packing:
 all samples are laid end to end as one row, with the places at which documents begin. Its kernels then compute nothing
 between documents, and positions begin anew in each, which changes nothing for rotary angles.
@@ -16,41 +19,86 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
 from megatron_ext.config import DataConfig, RunConfig
 from megatron_ext.data.dataset import Sample
 from megatron_ext.model.layers import document_mask, positions_on_this_rank
-from megatron_ext.model.parallel import device
+from megatron_ext.model.parallel import device, pinned, to_device
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of this rank."""
+    """One micro-batch of this rank on its device; what the pipeline stage does not read is None."""
 
-    tokens: Tensor  # int64 [b, c]; packed [1, b·s]
-    labels: Tensor  # int64 [b, c]; packed [1, b·s]
-    mask: Tensor  # float32 [b, c], 0 where the prediction does not count
-    source: Tensor  # int64 [b], index of the source in the blend
+    tokens: Tensor | None  # int64 [b, c]; packed [1, b·s]; of the first stage
+    labels: Tensor | None  # int64 [b, c]; packed [1, b·s]; of the last stage, as the mask
+    mask: Tensor | None  # float32 [b, c], 0 where the prediction does not count
     position_ids: Tensor | None  # int64 [b, c]; None: 0 … s-1
     attention_mask: Tensor | None  # bool [b, 1, c, s], True = hidden; None: causal
     packing: PackedSeqParams | None = None  # where the documents of a packed micro-batch begin
 
+
+@dataclass(frozen=True)
+class HostBatch:
+    """One micro-batch of this rank on the host, for every stage: tensors as in Batch."""
+
+    positions: Sequence[int]
+    """Positions of the samples in the run `[b]`."""
+    sources: list[int]
+    """Index of each sample's source in the blend `[b]`."""
+    tokens: Tensor
+    labels: Tensor
+    mask: Tensor
+    documents: Tensor | None
+    """Where attention or positions need them: the number of every token's document within its sample, int64 `[b, s]`;
+    packed: where documents begin, int32 `[documents + 1]`."""
+    data: DataConfig
+
     @classmethod
-    def of(cls, samples: Sequence[Sample], data: DataConfig, packed: bool = False) -> Batch:
+    def of(cls, positions: Sequence[int], samples: Sequence[Sample], data: DataConfig,
+           packed: bool = False) -> HostBatch:
         """Stack samples, or pack them; under context parallelism each rank keeps its part of every sequence."""
-        *columns, documents = (np.stack(column) for column in list(zip(*samples, strict=True))[:4])
-        tokens, labels, mask = (torch.from_numpy(column).to(device()) for column in columns)
-        source = torch.tensor([sample.source for sample in samples], device=device())
+        columns = (torch.from_numpy(np.stack(column)) for column in list(zip(*samples, strict=True))[:4])
+        tokens, labels, mask, documents = columns
+        sources = [sample.source for sample in samples]
         if packed:
-            return cls(tokens.view(1, -1), labels.view(1, -1), mask, source, None, None, _packing(documents))
-        numbers = torch.from_numpy(documents).to(device())
-        here = positions_on_this_rank(tokens.shape[1], parallel_state.get_context_parallel_group(), device())
-        return cls(
-            tokens[:, here].contiguous(), labels[:, here].contiguous(), mask[:, here].contiguous(), source,
-            document_positions(numbers)[:, here].contiguous() if data.reset_positions else None,
-            document_mask(numbers, here) if data.document_mask else None,
+            starts = _document_starts(documents)
+            return cls(positions, sources, *map(pinned, (tokens.view(1, -1), labels.view(1, -1), mask, starts)), data)
+        here = positions_on_this_rank(tokens.shape[1], parallel_state.get_context_parallel_group(), documents.device)
+        rows = (pinned(column[:, here].contiguous()) for column in (tokens, labels, mask))
+        apart = data.document_mask or data.reset_positions
+        return cls(positions, sources, *rows, pinned(documents) if apart else None, data)
+
+    def for_stage(self, model: torch.nn.Module) -> Batch:
+        """Begin to copy what a pipeline stage, or chunk of it, reads: its kernels wait for that, the host does not."""
+        is_first, is_last = (get_attr_wrapped_model(model, name) for name in ("pre_process", "post_process"))
+        tokens = to_device(self.tokens) if is_first else None
+        labels, mask = (to_device(self.labels), to_device(self.mask)) if is_last else (None, None)
+        if self.documents is None:
+            return Batch(tokens, labels, mask, None, None)
+        documents = to_device(self.documents)
+        if documents.dim() == 1:
+            return Batch(tokens, labels, mask, None, None, _packing(documents, self.mask.shape[1]))
+        here = positions_on_this_rank(documents.shape[1], parallel_state.get_context_parallel_group(), device())
+        return Batch(
+            tokens, labels, mask,
+            document_positions(documents)[:, here].contiguous() if self.data.reset_positions else None,
+            document_mask(documents, here) if self.data.document_mask else None,
         )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Losses of one micro-batch."""
+
+    positions: Sequence[int]
+    """Positions of its samples in the run `[b]`."""
+    sources: Sequence[int]
+    """Index of their sources in the blend `[b]`."""
+    sums: Tensor
+    """Nats of each sample and the tokens that they are over, float64 `[b, 2]`, on the device."""
 
 
 def forward(model: torch.nn.Module, batch: Batch) -> Tensor:
@@ -67,22 +115,24 @@ def schedule_shape(config: RunConfig) -> dict[str, int]:
     return {"seq_length": seq_length, "micro_batch_size": micro_batch_size}
 
 
-def _packing(documents: np.ndarray) -> PackedSeqParams:
-    """Where documents begin in samples laid end to end, worked out on the host.
-
-    The longest document is told as a whole sample: a limit is all that the kernels need of it, and one that does not
-    change lets cuDNN keep its plan.
+def _document_starts(documents: Tensor) -> Tensor:
+    """Where documents begin in samples laid end to end, and where the last ends: int32 `[documents + 1]`.
 
     Args:
         documents: the number of every token's document within its sample `[b, s]`.
     """
-    begins = np.ones(documents.shape, dtype=bool)
+    begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    places = np.append(np.flatnonzero(begins), begins.size).astype(np.int32)
-    cu_seqlens = torch.from_numpy(places).to(device())
-    longest = documents.shape[1]
+    places = begins.flatten().nonzero()[:, 0]
+    return torch.cat([places, torch.tensor([begins.numel()])]).int()
+
+
+def _packing(cu_seqlens: Tensor, seq_length: int) -> PackedSeqParams:
+    """The longest document is told as a whole sample: a limit is all that the kernels need of it, and one that does not
+    change lets cuDNN keep its plan.
+    """
     return PackedSeqParams(qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
-                           max_seqlen_q=longest, max_seqlen_kv=longest)
+                           max_seqlen_q=seq_length, max_seqlen_kv=seq_length)
 
 
 def document_positions(documents: Tensor) -> Tensor:

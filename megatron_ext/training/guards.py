@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch.distributed as dist
-from torch import Tensor
 
 from megatron_ext.config import GuardConfig
 from megatron_ext.data.dataset import BlendedDataset
 from megatron_ext.data.provenance import describe_sample
 from megatron_ext.errors import UserError
+from megatron_ext.training.batch import Report
 
 _MOST_SAMPLES_NAMED = 8
 
@@ -94,16 +94,17 @@ class Watchdog:
             self._path.unlink(missing_ok=True)
 
 
-def refuse_non_finite(what: str, value: float, reports: Sequence[Tensor], dataset: BlendedDataset,
+def refuse_non_finite(what: str, value: float, reports: Sequence[Report], dataset: BlendedDataset,
                       iteration: int) -> None:
     """Raise NonFiniteError that names the documents of the samples at fault; all ranks call it with the same value.
 
     Args:
-        reports: of this rank's micro-batches, rows of position in the run, source, nats, tokens `[b, 4]`.
+        reports: of this rank's micro-batches.
     """
     if math.isfinite(value):
         return
-    of_this_rank = [(int(place), nats) for report in reports for place, _, nats, _ in report.tolist()]
+    of_this_rank = [(place, nats) for report in reports
+                    for place, (nats, _) in zip(report.positions, report.sums.tolist(), strict=True)]
     of_all: list[list[tuple[int, float]]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(of_all, of_this_rank)
     rows = [row for rank_rows in of_all for row in rank_rows]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from megatron_ext.training.checkpoint import CheckpointSaver, load_checkpoint
 from megatron_ext.training.guards import Watchdog
 from megatron_ext.training.ledger import Ledger
 from megatron_ext.training.preflight import describe_run, source_sizes
+from megatron_ext.training.reader import BatchReader
 from megatron_ext.training.resume import Start, begin, changes_on_the_way, find_start
 from megatron_ext.training.run_folder import EXPOSURE, STOP_FILE, checkpoint_folder, run_identity, run_inputs
 from megatron_ext.training.state import TrainState, build_train_state
@@ -77,7 +80,7 @@ def _iterate(state: TrainState, ledger: Ledger, identity: dict[str, Any], stop: 
     Args:
         begins: nothing of the run is done yet.
     """
-    config, dataset = state.config, ledger.dataset
+    config = state.config
     recorder = _Recorder(state, ledger, begins) if is_main_rank() else None
     saver = CheckpointSaver(state, identity, ledger.what_was_read,
                             recorder.checkpoint if recorder else lambda iteration: None)
@@ -85,26 +88,20 @@ def _iterate(state: TrainState, ledger: Ledger, identity: dict[str, Any], stop: 
     stopping = False
     if begins:
         _validate(state, recorder)
-    while state.iteration < config.train_iters and not stopping:
-        started = time.monotonic()
-        if config.train.is_skipped(state.iteration + 1):
-            pass_over(state)
-            if recorder:
-                recorder.passed_over(state.iteration)
-        else:
-            result = train_step(state, dataset, state.iteration)
-            if recorder:
-                recorder.iteration(state.iteration, result, time.monotonic() - started)
-        watchdog.tell_alive()
-        saver.poll()
-        last = state.iteration == config.train_iters
-        stopping = not last and any_rank(stop.is_requested())
-        if last or _is_due(state, config.validation.interval_tokens):
-            _validate(state, recorder)
-        kept = state.iteration in config.kept_iterations
-        if last or stopping or kept or _is_due(state, config.checkpoint.interval_tokens):
-            saver.save()
-        watchdog.tell_alive()
+    with closing(BatchReader(state, ledger.dataset)) as reader:
+        while state.iteration < config.train_iters and not stopping:
+            asked = _advance(state, reader, stop, recorder)
+            watchdog.tell_alive()
+            saver.poll()
+            last = state.iteration == config.train_iters
+            stopping = asked and not last
+            if last or _is_due(state, config.validation.interval_tokens):
+                _validate(state, recorder)
+            kept = state.iteration in config.kept_iterations
+            if last or stopping or kept or _is_due(state, config.checkpoint.interval_tokens):
+                with reader.idle():
+                    saver.save()
+            watchdog.tell_alive()
     saver.finish()
     watchdog.close()
     if recorder:
@@ -113,6 +110,21 @@ def _iterate(state: TrainState, ledger: Ledger, identity: dict[str, Any], stop: 
     if stopping and recorder:
         print(f"train: asked to stop; saved after iteration {state.iteration}", flush=True)
     return not stopping
+
+
+def _advance(state: TrainState, reader: BatchReader, stop: StopRequest, recorder: _Recorder | None) -> bool:
+    """Train an iteration, or pass over it; whether any rank was asked to stop."""
+    started = time.monotonic()
+    if state.config.train.is_skipped(state.iteration + 1):
+        pass_over(state)
+        if recorder:
+            recorder.passed_over(state.iteration)
+        return bool(any_rank(stop.is_requested()))
+    result, asked = train_step(state, reader, stop.is_requested)
+    parts = state.clock.read()
+    if recorder:
+        recorder.iteration(state.iteration, result, time.monotonic() - started, parts)
+    return asked
 
 
 def _is_due(state: TrainState, interval_tokens: int | None) -> bool:
@@ -152,13 +164,12 @@ class _Recorder:
         config = state.config
         self._config = config
         self._ledger = ledger
-        self._clock = state.clock
         self._metrics = MetricsWriter(config, 0 if begins else state.iteration)
         self._console = Console(config, state.iteration)
         self._flops_per_token = train_flops_per_token(state.model[0].module.architecture, config.data.seq_length)
         self._num_ranks = dist.get_world_size()
 
-    def iteration(self, iteration: int, result: StepResult, seconds: float) -> None:
+    def iteration(self, iteration: int, result: StepResult, seconds: float, parts: Mapping[str, float]) -> None:
         tokens_per_second = self._config.tokens_per_iteration / seconds
         tflops = tokens_per_second * self._flops_per_token / self._num_ranks / 1e12
         values = {
@@ -167,7 +178,7 @@ class _Recorder:
             "tokens_per_second": round(tokens_per_second, 2),
             "tflops_per_rank": round(tflops, 4),
             "seconds": {"iteration": round(seconds, 5),
-                        **{part: round(value, 5) for part, value in self._clock.read().items()}},
+                        **{part: round(value, 5) for part, value in parts.items()}},
         }
         if torch.cuda.is_available():
             values["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)

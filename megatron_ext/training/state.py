@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import (
@@ -14,6 +16,7 @@ from megatron.core.optimizer import (
     get_standard_config_overrides,
 )
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch import Tensor
 
 from megatron_ext.config import RunConfig
 from megatron_ext.model.checkpoints import load_model
@@ -121,11 +124,26 @@ def _build_optimizer(config: RunConfig, model: list[DistributedDataParallel]) ->
 def _connect(model: list[DistributedDataParallel], optimizer: MegatronOptimizer, clock: Clock) -> None:
     """Tell megatron-core's schedules how to scale, synchronise and finish gradients."""
     config = model[0].config
-    config.finalize_model_grads_func = clock.measured("communication", finalize_model_grads)
+    config.finalize_model_grads_func = clock.measured("communication", finish_gradients)
     config.grad_scale_func = optimizer.scale_loss
     if model[0].ddp_config.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in model]
         config.no_sync_func = no_sync if len(model) > 1 else no_sync[0]
+
+
+def finish_gradients(model: list[DistributedDataParallel], num_tokens: Tensor, **options: Any) -> None:
+    """megatron-core's `finalize_model_grads`; in its own division by the tokens of the global batch the host would wait
+    until their number is known.
+
+    Args:
+        num_tokens: int `[]`, of this rank's micro-batches if it is of the last pipeline stage, else 0.
+    """
+    finalize_model_grads(model, None, **options)
+    dist.broadcast(num_tokens, src=parallel_state.get_pipeline_model_parallel_last_rank(),
+                   group=parallel_state.get_pipeline_model_parallel_group())
+    dist.all_reduce(num_tokens, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    for chunk in model:
+        chunk.scale_gradients(1.0 / num_tokens)
 
 
 def _build_scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:

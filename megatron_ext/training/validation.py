@@ -27,7 +27,7 @@ from megatron_ext.data.windows import (
     windows_of,
 )
 from megatron_ext.model.parallel import device, sum_over_data_parallel
-from megatron_ext.training.batch import Batch, forward
+from megatron_ext.training.batch import HostBatch, forward
 
 _MULTIPLE = 32  # tokens: the shortest sample
 
@@ -126,14 +126,16 @@ def _measure_windows(state: Measurable, documents: Sequence[Document], windows: 
     data = state.config.data.model_copy(update={"document_mask": False, "reset_positions": False})
     micro_batches = list(_numbers_of_this_rank(state, len(windows)))
 
-    def batches() -> Iterator[tuple[Batch, list[int]]]:
+    def batches() -> Iterator[HostBatch]:
         for numbers in micro_batches:
             samples = [read_window(windows[max(number, 0)], documents, length) for number in numbers]
-            yield Batch.of(samples, data), numbers
+            yield HostBatch.of(numbers, samples, data)
 
-    def forward_step(batches: Iterator[tuple[Batch, list[int]]], model: torch.nn.Module) -> tuple[Tensor, object]:
-        batch, numbers = next(batches)
-        return forward(model, batch), lambda loss: (loss.sum(), _placed(loss, batch.mask, numbers, len(windows)))
+    def forward_step(batches: Iterator[HostBatch], model: torch.nn.Module) -> tuple[Tensor, object]:
+        samples = next(batches)
+        batch = samples.for_stage(model)
+        return forward(model, batch), lambda loss: (
+            loss.sum(), _placed(loss, batch.mask, samples.positions, len(windows)))
 
     outputs = get_forward_backward_func()(
         forward_step_func=forward_step,

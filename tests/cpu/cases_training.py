@@ -63,14 +63,14 @@ def packed_pair_is_two_documents(model: str) -> None:
     from megatron_ext.model.distributed import single_process
     from megatron_ext.model.gpt import build_model
     from megatron_ext.model.hf_weights import load_hf_weights
-    from megatron_ext.training.batch import Batch, forward
+    from megatron_ext.training.batch import HostBatch, forward
 
     random = np.random.default_rng(0)
     lengths = [11, 21]
     documents = [random.integers(2, 128, length + 1) for length in lengths]
 
     def losses(parts: list[np.ndarray], data: DataConfig) -> torch.Tensor:
-        batch = Batch.of([packed_sample(parts)], data)
+        batch = HostBatch.of(range(1), [packed_sample(parts)], data).for_stage(chunk)
         with torch.no_grad():
             return (forward(chunk, batch) * batch.mask)[0]
 
@@ -99,7 +99,7 @@ def reset_positions_are_those_of_transformers(model: str) -> None:
     from megatron_ext.model.distributed import single_process
     from megatron_ext.model.gpt import build_model
     from megatron_ext.model.hf_weights import load_hf_weights
-    from megatron_ext.training.batch import Batch, forward
+    from megatron_ext.training.batch import HostBatch, forward
 
     tokens = np.random.default_rng(1).integers(2, 128, (2, 33))
     numbers = np.stack([np.repeat([0, 1, 2], [5, 20, 7]), np.repeat([0, 1], [31, 1])])
@@ -108,7 +108,7 @@ def reset_positions_are_those_of_transformers(model: str) -> None:
     with single_process(), torch.no_grad():
         chunk, = build_model(ModelConfig(hf_folder=model, dtype="float32"), ParallelConfig())
         load_hf_weights([chunk], model)
-        batch = Batch.of(samples, DataConfig(sources={}, reset_positions=True))
+        batch = HostBatch.of(range(2), samples, DataConfig(sources={}, reset_positions=True)).for_stage(chunk)
         assert batch.position_ids.tolist()[0] == [*range(5), *range(20), *range(7)]
         ours = forward(chunk, batch)
         theirs = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)

@@ -1,8 +1,10 @@
 """What ends a run that goes wrong; where its metrics go."""
 
 import json
+import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -46,6 +48,28 @@ def test_a_non_finite_loss_names_its_documents_and_changes_nothing(lab):
     assert "rare-train-5" in named[0]
     finite = losses(lab.folder / "poisoned")
     assert np.isfinite(finite).all()
+
+
+def test_data_that_are_cut_off_under_a_run_end_it_with_the_iteration_and_the_file(lab):
+    """A map of the file would end every rank with SIGBUS, and without a word."""
+    settings = lab.settings("cut", pipeline_model_parallel_size=2)
+    cut = make_tokenized(lab.folder / "cut-source", 9)
+    settings["data"]["sources"] = {"a": {"path": str(cut), "fill": True, "max_epochs": 1e6}}
+    settings["train"]["budget_tokens"] = 20_000 * 8 * 32
+    settings["validation"], settings["checkpoint"] = {}, {}
+    process = lab.start(settings, 2)
+    metrics = lab.folder / "cut" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
+        time.sleep(0.01)
+    (cut / "train.bin").write_bytes(b"")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode, output
+    assert "SIGBUS" not in output
+    told = [line for line in output.splitlines() if "cannot be read" in line and "error: " in line]
+    assert len(told) == 1, output
+    assert re.search(rf"error: iteration \d+ cannot be read: {cut}/train.bin ends at byte", told[0]), output
+    iteration = int(re.search(r"iteration (\d+)", told[0])[1])
+    assert len(losses(lab.folder / "cut")) == iteration - 1
 
 
 def test_a_run_that_only_skips_has_diverged():

@@ -193,7 +193,7 @@ def _nats(chunks: list, samples: list, data: dict) -> list:
 
     from megatron_ext.config import RunConfig
     from megatron_ext.settings import validate
-    from megatron_ext.training.batch import Batch, schedule_shape
+    from megatron_ext.training.batch import HostBatch, schedule_shape
     from megatron_ext.training.step import forward_step
     from tests.cpu.cases_training import packed_sample
 
@@ -201,12 +201,13 @@ def _nats(chunks: list, samples: list, data: dict) -> list:
         "output": "unused", "train": {"budget_tokens": 1, "micro_batch_size": len(samples)},
         "model": {"hf_folder": "unused", "layer_implementation": chunks[0].config.transformer_impl},
         "data": {"sources": {}, "seq_length": sum(len(part) - 1 for part in samples[0]), **data}}, where="test")
-    batch = Batch.of([packed_sample(parts) for parts in samples], config.data, config.packs_documents)
+    batch = HostBatch.of(range(len(samples)), [packed_sample(parts) for parts in samples], config.data,
+                         config.packs_documents)
     with torch.no_grad():
         reports = get_forward_backward_func()(
-            forward_step_func=forward_step, data_iterator=iter([(range(len(samples)), batch)]), model=chunks[0],
+            forward_step_func=forward_step, data_iterator=iter([batch]), model=chunks[0],
             num_microbatches=1, forward_only=True, **schedule_shape(config))
-    return list(reports[0][:, 2]) if reports else [None] * len(samples)
+    return list(reports[0].sums[:, 0]) if reports else [None] * len(samples)
 
 
 def kernels_of_runs(base: dict, variants: dict[str, dict]) -> None:

@@ -10,7 +10,7 @@ from megatron_ext.errors import UserError
 from megatron_ext.model.checkpoint_reader import CheckpointReader
 from megatron_ext.model.hf_export import _say_dtype, write_hf_folder
 from megatron_ext.model.hf_import import write_megatron_checkpoint
-from megatron_ext.model.streaming import map_tensor, one_ahead
+from megatron_ext.model.streaming import made_ahead, map_tensor
 from tests.hf_models import make_hf_model
 
 
@@ -60,7 +60,7 @@ def test_a_mapped_tensor_is_the_file_and_protects_it(tmp_path):
     assert map_tensor(tmp_path / "file", 12, 0, torch.float32, whole=False).shape == (0,)
 
 
-def test_one_ahead_keeps_the_order_and_makes_no_more_than_one():
+def test_made_ahead_keeps_the_order_and_makes_no_more_than_one():
     made = []
     ready = threading.Semaphore(0)
 
@@ -72,7 +72,7 @@ def test_one_ahead_keeps_the_order_and_makes_no_more_than_one():
 
         return make
 
-    values = one_ahead(maker(number) for number in range(5))
+    values = made_ahead(maker(number) for number in range(5))
     for number in range(5):
         assert next(values) == number
         for _ in range(2 if number == 0 else 1 if number < 4 else 0):
@@ -81,11 +81,11 @@ def test_one_ahead_keeps_the_order_and_makes_no_more_than_one():
     assert next(values, None) is None
 
 
-def test_one_ahead_passes_errors_on():
+def test_made_ahead_passes_errors_on():
     def fail():
         raise UserError("no such tensor")
 
-    values = one_ahead([lambda: 1, fail])
+    values = made_ahead([lambda: 1, fail])
     assert next(values) == 1
     with pytest.raises(UserError, match="no such tensor"):
         next(values)
