@@ -27,8 +27,8 @@ from megatron_ext.data.rewriting.packs import languages
 from megatron_ext.errors import UserError
 from megatron_ext.settings import load_settings
 from tests.unit.misbehaving_endpoint import Endpoint, an_error, finished_by, of_another_model, saying, without_choices
+from tests.unit.scripted_engine import scripts_the_engine_of
 from tests.unit.test_dry_runs import call  # noqa: F401
-from tests.unit.test_rewriting import ScriptedEngine
 from tests.unit.tiny_chat_model import make_tiny_chat_model
 from tools import judge_rewrites as program
 
@@ -89,13 +89,7 @@ def settings_for(rewrites, **values):
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())])
 
 
-@pytest.fixture
-def scripted(monkeypatch):
-    def install(answer):
-        engine = ScriptedEngine(answer)
-        monkeypatch.setattr(stage, "open_engine", lambda *arguments: engine)
-        return engine
-    return install
+scripted = scripts_the_engine_of(stage)
 
 
 def text_of(prompt):

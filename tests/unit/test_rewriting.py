@@ -13,13 +13,13 @@ import pytest
 from megatron_ext.artifacts import produce
 from megatron_ext.data.documents import Document, DocumentWriter, read_documents
 from megatron_ext.data.rewriting import rewrite
-from megatron_ext.data.rewriting.engines.interface import Completion
 from megatron_ext.data.rewriting.prompts import load_prompts
 from megatron_ext.data.rewriting.rewrite import rewrite_corpus
 from megatron_ext.data.rewriting.settings import RewriteSettings
 from megatron_ext.errors import UserError
 from megatron_ext.parts import Merge
 from megatron_ext.settings import load_settings
+from tests.unit.scripted_engine import scripts_the_engine_of
 from tests.unit.tiny_chat_model import make_tiny_chat_model
 
 TEXTS = {
@@ -56,26 +56,7 @@ def settings_for(selection, model, **values):
                                                    for key, value in values.items())])
 
 
-class ScriptedEngine:
-    """Answers by a function of the prompt and the seed: the scenarios that no real model gives on demand."""
-
-    def __init__(self, script):
-        self.script, self.requests = script, []
-
-    def answer(self, take):
-        while batch := take():
-            self.requests += batch
-            for request in batch:
-                yield request, Completion(self.script(request), 10, 5, "stop")
-
-
-@pytest.fixture
-def scripted(monkeypatch):
-    def install(answer):
-        engine = ScriptedEngine(answer)
-        monkeypatch.setattr(rewrite, "open_engine", lambda *arguments: engine)
-        return engine
-    return install
+scripted = scripts_the_engine_of(rewrite)
 
 
 def good_answer(request):

@@ -21,9 +21,9 @@ from tests.unit.misbehaving_endpoint import (
     without_choices,
     without_usage,
 )
+from tests.unit.scripted_engine import ScriptedEngine
 from tests.unit.test_rewriting import (  # noqa: F401
     TEXTS,
-    ScriptedEngine,
     chunk_rows,
     good_answer,
     make_selection,

@@ -4,13 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from megatron_ext.artifacts import publish_in_place, write_json
 from megatron_ext.config import RunConfig
 from megatron_ext.errors import UserError
 from megatron_ext.settings import validate
-from megatron_ext.study.config import load_study
 from megatron_ext.study.graph import build_graph
 from megatron_ext.study.jobs import plan_jobs
 from megatron_ext.study.nodes import Inside
@@ -20,34 +18,14 @@ from megatron_ext.study.registration import register
 from megatron_ext.study.report_input import write_study_record
 from megatron_ext.study.site import read_site
 from megatron_ext.study.status import job_states
+from tests.unit.small_study import ITERATION, by_name, study_loader
 
-ITERATION = 2 * 64
 TRUNK = {"tokens": 15 * ITERATION, "sources": {"low": {"fill": True}}}
 
 
 @pytest.fixture
 def load(tmp_path):
-    (tmp_path / "corpus.jsonl").write_text('{"id": "1", "text": "olá", "stem_score": 3.0, "edu_score": 3.0}\n')
-    values = {
-        "name": "tiny", "corpus": {"path": str(tmp_path / "corpus.jsonl")}, "base_model": "some/model",
-        "subsets": {"high": {"rule": "stem > 2.5", "budget_tokens": 10_000},
-                    "low": {"rule": "stem < 2", "budget_tokens": 10_000}},
-        "tokenize": {"valid_fraction": 0.1},
-        "run": {"train": {"budget_tokens": 20 * ITERATION, "global_batch_size": 2}, "data": {"seq_length": 64},
-                "schedule": {"style": "WSD", "decay_iters": 4}, "checkpoint": {"interval_tokens": 4 * ITERATION}},
-        "conditions": {"low": {"sources": {"low": {"fill": True}}}, "high": {"sources": {"high": {"fill": True}}}},
-        "evaluation": {"baseline": "low"}, "cost": {"billion_parameters": {"some/model": 100}},
-    }
-
-    def load(*overrides, **changes):
-        (tmp_path / "study.yaml").write_text(yaml.safe_dump({**values, **changes}))
-        return load_study(tmp_path / "study.yaml", list(overrides))
-
-    return load
-
-
-def by_name(study):
-    return {node.name: node for node in build_graph(study)}
+    return study_loader(tmp_path)
 
 
 def merged(nodes, name="low/seed0"):
