@@ -1,4 +1,4 @@
-"""The README's file tree, commands and configurations exist."""
+"""What the README and the guides name exists: file tree, commands, configurations, words of a verdict."""
 
 import re
 import subprocess
@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from evaluation import verdicts
+from evaluation.measures import BITS_PER_BYTE
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+TEXTS = "\n".join([README, *GUIDES.values()])
 
 
 def tree_paths():
@@ -35,13 +40,28 @@ def test_every_top_level_folder_is_in_the_tree():
     assert folders == {str(path) for path in tree_paths() if len(path.parts) == 1 and (ROOT / path).is_dir()}
 
 
-@pytest.mark.parametrize("module", sorted(set(re.findall(r"-m ((?:tools|megatron_ext|evaluation)\.\w+)", README))))
-def test_every_program_named_in_the_readme_has_help(module):
+@pytest.mark.parametrize("module", sorted(set(re.findall(r"-m ((?:tools|megatron_ext|evaluation)\.\w+)", TEXTS))))
+def test_every_program_that_is_named_has_help(module):
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert any(word in done.stdout for word in ("settings", "key=value", "FILE"))
 
 
-def test_every_file_named_in_the_readme_exists():
-    for path in re.findall(r"\b(?:examples|slurm)/[\w./]+\w\.(?:yaml|env|sbatch)", README):
+def test_every_file_that_is_named_exists():
+    folders = "benchmarks|docs|evaluation|examples|megatron_ext|slurm|tests|tools"
+    for path in re.findall(rf"(?<![\w./])(?:{folders})/[\w./]+\w\.\w+", TEXTS):
         assert (ROOT / path).exists(), path
+
+
+def test_every_guide_is_named_in_the_readme():
+    assert [name for name in GUIDES if f"docs/{name}" not in README] == []
+
+
+def test_the_guide_quotes_verdicts_as_they_are_told():
+    estimate = {"value": -0.0205, "low": -0.0241, "high": -0.0169, "minimum_detectable": 0.005}
+    told = verdicts.held_out_verdict("high", "low", estimate, 1e-16, text="neutral", num_items=66, trained_on_by=[],
+                                     one_seed=True, measure=BITS_PER_BYTE)
+    quoted = " ".join(line.removeprefix("> ") for line in GUIDES["verdicts.md"].splitlines() if line.startswith("> "))
+    assert told == quoted
+    assert f"at least {verdicts.MIN_ITEMS} of them" in GUIDES["verdicts.md"]
+    assert f"at most {verdicts.ALPHA}" in GUIDES["verdicts.md"]
