@@ -1,6 +1,7 @@
 """Imports go down only: a package knows those below it, and no module needs itself through others."""
 
 import ast
+import re
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -66,3 +67,8 @@ def test_a_package_imports_from_those_below_it_alone():
 def test_no_module_needs_itself():
     TopologicalSorter({module: {name for name, for_types in imports_of(module) if not for_types}
                        for module in modules()}).prepare()
+
+
+def test_the_design_document_draws_the_same_layers():
+    rows = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs" / "design.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert tuple(rows) == LAYERS

@@ -13,7 +13,8 @@ from evaluation.measures import BITS_PER_BYTE
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-TEXTS = "\n".join([README, *GUIDES.values()])
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+TEXTS = "\n".join([README, CONTRIBUTING, *GUIDES.values()])
 
 
 def tree_paths():
@@ -51,6 +52,11 @@ def test_every_file_that_is_named_exists():
     folders = "benchmarks|docs|evaluation|examples|megatron_ext|slurm|tests|tools"
     for path in re.findall(rf"(?<![\w./])(?:{folders})/[\w./]+\w\.\w+", TEXTS):
         assert (ROOT / path).exists(), path
+
+
+def test_every_target_of_make_that_is_named_exists():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"\bmake ((?!a\b|one\b)[a-z][\w-]*)(?=[`\s]*[`#\n(]| [A-Z]+=)", TEXTS)) <= targets
 
 
 def test_every_guide_is_named_in_the_readme():
