@@ -5,10 +5,12 @@ run_study and submit_study share it. Nothing here needs torch, a GPU or the data
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from megatron_ext.artifacts import is_finished
 from megatron_ext.config import ParallelConfig, RunConfig
@@ -91,9 +93,26 @@ def _keep_for_all(runs: Sequence[Node]) -> None:
 def _graph(study: StudyConfig) -> list[Node]:
     try:
         return build_graph(study)
-    except OSError as error:  # folders are named by the bytes of the corpus and of model folders
-        raise UserError(f"{study.name}: corpus.path {study.corpus.path} or base_model {study.base_model} cannot be "
-                        f"read: {error.filename}: {error.strerror}") from None
+    except OSError as error:  # folders are named by the bytes of what the study reads
+        raise UserError(f"{study.name}: {_names_of(study, Path(str(error.filename)))} cannot be read: "
+                        f"{error.filename}: {error.strerror}") from None
+
+
+def _names_of(study: StudyConfig, file: Path) -> str:
+    """The settings of a study that name a file or, the nearest, a folder above it."""
+    above = [(key, text) for key, text in _texts(study.model_dump(mode="json"))
+             if file.absolute().is_relative_to(Path(os.path.expanduser(text)).absolute())]
+    longest = max((len(text) for _, text in above), default=0)
+    return " or ".join(f"{key} = {text}" for key, text in above if len(text) == longest) or "something that it names"
+
+
+def _texts(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in plain values, with its dotted key."""
+    if isinstance(values, (dict, list)):
+        for name, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _texts(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(values, str) and values:
+        yield key, values
 
 
 def examine(studies: Sequence[PlannedStudy], work: Path) -> Findings:

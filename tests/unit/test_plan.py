@@ -1,5 +1,6 @@
 """The plan of a study: every mistake before anything runs, and what will be done, with the reason."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 
 from megatron_ext.errors import UserError
+from megatron_ext.study import plan
 from megatron_ext.study.config import load_study
 from megatron_ext.study.plan import examine, load_studies
 from megatron_ext.study.programs import PROGRAMS, settings_of
@@ -173,6 +175,18 @@ def test_the_size_of_a_model_folder_is_counted(study, tmp_path, capsys):
     # 2 x 1000 x 100 + 4 x (4 x 100^2 + 3 x 100 x 300 + 200) + 100
     assert code == 0, told
     assert f"6 x 720,900 x {BUDGET:,} tokens" in told
+
+
+@pytest.mark.parametrize("key", ["tokenizer", "rewriter.model", "corpus.path", "evaluation.outside.other"])
+def test_what_cannot_be_read_is_told_with_the_setting_that_names_it(study, tmp_path, capsys, monkeypatch, key):
+    def build(study):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "closed" / "inside"))
+
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(plan, "build_graph", build)
+    code, told = dry_run(capsys, study, "--work", tmp_path / "work", f"{key}={tmp_path / 'closed'}")
+    assert code == 2
+    assert f"{key} = {tmp_path / 'closed'} cannot be read: {tmp_path / 'closed' / 'inside'}: Permission denied" in told
 
 
 def test_studies_with_mistakes_are_all_told(study, tmp_path):
