@@ -113,7 +113,7 @@ class StudyConfig(Settings):
     @field_validator("base_model", "tokenizer")
     @classmethod
     def _can_be_had(cls, model: str | None) -> str | None:
-        return model and obtainable(model)
+        return model if model is None else obtainable(model)
 
     @field_validator("language")
     @classmethod

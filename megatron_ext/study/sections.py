@@ -75,7 +75,7 @@ class JudgeConfig(Settings):
     @field_validator("model")
     @classmethod
     def _can_be_had(cls, model: str | None) -> str | None:
-        return model and obtainable(model)
+        return model if model is None else obtainable(model)
 
     @model_validator(mode="after")
     def _has_a_model(self) -> JudgeConfig:

@@ -71,6 +71,7 @@ LATE_MISTAKES = {
     "nothing held out": ("tokenize.valid_fraction=0", "validation_sources: nothing is held out"),
     "more than all held out": ("tokenize.valid_fraction=1.5", "tokenize.valid_fraction = 1.5"),
     "a time that is none": ("jobs.run.time=one day", "jobs.run.time = 'one day'"),
+    "no base model": ("base_model=", "base_model = '': no such folder, and no Hugging Face id"),
     "an absent run file": ("run_file=nowhere.yaml", "run_file: nowhere.yaml cannot be read"),
     "an absent corpus column of text": ("corpus.text_column=texto", "has no column 'texto'"),
 }
