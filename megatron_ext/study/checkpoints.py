@@ -5,16 +5,12 @@ from __future__ import annotations
 from megatron_ext.config import RunConfig
 from megatron_ext.errors import UserError
 from megatron_ext.study.config import StudyConfig, planned_trunk
+from megatron_ext.training.run_folder import checkpoint_name
 
 
 def checkpoint_folder(iteration: int) -> str:
     """Folder of a checkpoint in a run's."""
     return f"checkpoints/{checkpoint_name(iteration)}"
-
-
-def checkpoint_name(iteration: int) -> str:
-    """Folder of a checkpoint below a run's `checkpoints`."""
-    return f"iter_{iteration:07d}"
 
 
 def evaluated(study: StudyConfig, name: str, config: RunConfig) -> list[tuple[str, int]]:

@@ -23,9 +23,14 @@ def checkpoints_folder(config: RunConfig) -> Path:
     return config.output / "checkpoints"
 
 
+def checkpoint_name(iteration: int) -> str:
+    """Folder of a checkpoint below a run's `checkpoints`."""
+    return f"iter_{iteration:07d}"
+
+
 def checkpoint_folder(config: RunConfig, iteration: int) -> Path:
     """Where the checkpoint after `iteration` iterations lies."""
-    return checkpoints_folder(config) / f"iter_{iteration:07d}"
+    return checkpoints_folder(config) / checkpoint_name(iteration)
 
 
 def checkpoint_folders(config: RunConfig) -> list[Path]:
