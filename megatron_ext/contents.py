@@ -13,7 +13,7 @@ from stat import S_ISREG
 from typing import Any
 
 from megatron_ext.hashing import hash_file
-from megatron_ext.progress import Progress
+from megatron_ext.progress import ByteProgress
 from megatron_ext.stamps import KnownHashes, Stamp, stamp, stamp_of
 
 _TOLD_BYTES = 1 << 32  # reading so much takes long enough to be told of
@@ -103,13 +103,12 @@ def map_files(function: Callable[[Path], str], paths: Sequence[Path]) -> list[st
     """A hash for each file, in parallel, with progress where it takes long."""
     sizes = [os.stat(path).st_size for path in paths]
     total = sum(sizes)
-    progress = Progress("hashing", max(1, total >> 20), "MiB") if total >= _TOLD_BYTES else None
-    digests, done = [], 0
+    progress = ByteProgress("hashing", total) if total >= _TOLD_BYTES else None
+    digests = []
     with ThreadPoolExecutor(max_workers=num_cores()) as pool:  # hashing lets other threads run
         for size, digest in zip(sizes, pool.map(function, paths), strict=True):
             if progress:
-                progress.advance((done + size >> 20) - (done >> 20))
-            done += size
+                progress.advance(size)
             digests.append(digest)
     return digests
 

@@ -43,6 +43,20 @@ class Progress:
                 f"{self._amount / elapsed:,.1f} {self.rate_unit}/s  ETA {format_seconds(remaining)}")
 
 
+class ByteProgress:
+    """`Progress` in MiB of work that counts bytes."""
+
+    def __init__(self, label: str, num_bytes: int) -> None:
+        self._progress = Progress(label, max(1, num_bytes >> 20), "MiB")
+        self._done = 0
+
+    def advance(self, num_bytes: int) -> None:
+        """Count so many bytes more."""
+        before, self._done = self._done, self._done + num_bytes
+        if mebibytes := (self._done >> 20) - (before >> 20):
+            self._progress.advance(mebibytes)
+
+
 def format_seconds(seconds: float) -> str:
     """A duration as people say it: 42 s, 3 min 10 s, 2 h 05 min."""
     if seconds == float("inf"):

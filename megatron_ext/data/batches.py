@@ -74,15 +74,21 @@ class RawBatch:
                         lambda row: self.place_of(int(rows[row])))
 
 
-def read_batches(chunk: Chunk, columns: Mapping[str, Column]) -> Iterator[RawBatch]:
+def read_batches(chunk: Chunk, columns: Mapping[str, Column], skip: int = 0,
+                 on_read: Callable[[int], None] | None = None) -> Iterator[RawBatch]:
     """The rows of a chunk in batches of about 4 MiB, at most 1,024 rows.
 
     Args:
         columns: name in the batches -> column of the shard.
+        skip: rows at the beginning to leave out, of JSON.
+        on_read: is told how many bytes of a JSON file were read, as it goes on.
 
     Raises UserError for a damaged file and, of JSON, for values that are not what their columns need.
     """
-    return _read_parquet(chunk, columns) if format_of(chunk.path) == "parquet" else _read_json(chunk, columns)
+    if format_of(chunk.path) == "parquet":
+        assert not skip, "Parquet is read by row groups"
+        return _read_parquet(chunk, columns)
+    return _read_json(chunk, columns, skip, on_read)
 
 
 def split(shard: Location, chunk_bytes: int) -> Iterator[Chunk]:
@@ -194,11 +200,12 @@ def _batch_rows(metadata: pq.FileMetaData, groups: Sequence[int]) -> int:
 # ---- JSON
 
 
-def _read_json(chunk: Chunk, columns: Mapping[str, Column]) -> Iterator[RawBatch]:
+def _read_json(chunk: Chunk, columns: Mapping[str, Column], skip: int,
+               on_read: Callable[[int], None] | None) -> Iterator[RawBatch]:
     rows: list[dict[str, Any]] = []
     places: list[int] = []
     num_bytes = 0
-    for place, size, row in _json_rows(chunk):
+    for place, size, row in _json_rows(chunk, skip, on_read):
         rows.append(row)
         places.append(place)
         num_bytes += size
@@ -221,13 +228,14 @@ def _json_batch(rows: list[dict[str, Any]], places: list[int], columns: Mapping[
     return RawBatch(arrays, len(rows), place_of)
 
 
-def _json_rows(chunk: Chunk) -> Iterator[tuple[int, int, dict[str, Any]]]:
+def _json_rows(chunk: Chunk, skip: int = 0,
+               on_read: Callable[[int], None] | None = None) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """(offset of its line, or number of the value; bytes; the object) of the documents of a chunk."""
-    with open_bytes(chunk.path) as stream:
+    with open_bytes(chunk.path, on_read) as stream:
         if format_of(chunk.path) == "json":
-            found = json_values(stream, chunk.path)
+            found = islice(json_values(stream, chunk.path), skip, None)
         else:
-            found = _parsed(_lines(stream, chunk), chunk)
+            found = _parsed(islice(_lines(stream, chunk), skip, None), chunk)
         for place, size, row in found:
             if not isinstance(row, dict):
                 raise UserError(f"{_json_place(chunk, place)} is not a JSON object but {type(row).__name__}")
@@ -235,7 +243,7 @@ def _json_rows(chunk: Chunk) -> Iterator[tuple[int, int, dict[str, Any]]]:
 
 
 def _lines(stream: io.BufferedReader, chunk: Chunk) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, line) of the lines that start inside a chunk."""
+    """(byte offset, line) of the lines that start inside a chunk and are not blank."""
     position = 0
     if chunk.start:  # the line under way at `start` belongs to the chunk before
         stream.seek(chunk.start - 1)
@@ -249,15 +257,14 @@ def _lines(stream: io.BufferedReader, chunk: Chunk) -> Iterator[tuple[int, bytes
             raise UserError(f"{chunk.path} is damaged or cut off: {error}") from None
         if not line:
             return
-        yield position, line
+        if not line.isspace():
+            yield position, line
         position += len(line)
 
 
 def _parsed(lines: Iterable[tuple[int, bytes]], chunk: Chunk) -> Iterator[tuple[int, int, Any]]:
-    """(byte offset, bytes, value) of the lines that are not blank."""
+    """(byte offset, bytes, value) of lines."""
     for offset, line in lines:
-        if line.isspace():
-            continue
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:

@@ -105,8 +105,8 @@ class Corpus:
         check_columns(shards, self.columns())
         return [chunk for shard in shards for chunk in split(shard, chunk_bytes)]
 
-    def read(self, chunk: Chunk, keep: Keep | None = None,
-             rows: np.ndarray | None = None) -> Iterator[pa.RecordBatch]:
+    def read(self, chunk: Chunk, keep: Keep | None = None, rows: np.ndarray | None = None, skip: int = 0,
+             on_read: Callable[[int], None] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of a chunk in batches of about 4 MiB, at most 1,024 rows.
 
         Columns: `id`, `document_id`, `style`, `text` (strings; only `text` may be null), on demand `chunks`, the
@@ -117,10 +117,12 @@ class Corpus:
             keep: says by the scores and labels which rows are of interest; the others are dropped without a look at
                 their texts.
             rows: the same by the number in the chunk, bool, False beyond its end.
+            skip: rows at the beginning of a chunk that is a whole file to leave out.
+            on_read: is told how many bytes of such a file were read, as it goes on.
         """
         judged = [*self.score_columns, *self.label_columns]
         first = 0
-        for raw in self.read_raw(chunk):
+        for raw in self.read_raw(chunk, skip, on_read):
             if rows is not None:
                 wanted = np.zeros(raw.num_rows, dtype=bool)
                 here = rows[first:first + raw.num_rows]
@@ -131,9 +133,10 @@ class Corpus:
                                                       names=judged)))
             yield self._complete(raw, chunk)
 
-    def read_raw(self, chunk: Chunk) -> Iterator[RawBatch]:
+    def read_raw(self, chunk: Chunk, skip: int = 0,
+                 on_read: Callable[[int], None] | None = None) -> Iterator[RawBatch]:
         """The rows of a chunk as their file has them."""
-        return read_batches(chunk, self._wanted)
+        return read_batches(chunk, self._wanted, skip, on_read)
 
     @cached_property
     def _kinds(self) -> dict[str, Kind]:

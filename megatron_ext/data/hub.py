@@ -7,7 +7,7 @@ what `datasets` streams of a shard is a chunk. A stage that was interrupted goes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -107,16 +107,17 @@ class HubCorpus(Corpus):
                             f"{', '.join(present)}")
         return [Chunk(str(shard), number, None) for number, shard in enumerate(self.shards())]
 
-    def read_raw(self, chunk: Chunk) -> Iterator[RawBatch]:
+    def read_raw(self, chunk: Chunk, skip: int = 0,
+                 on_read: Callable[[int], None] | None = None) -> Iterator[RawBatch]:
         """The rows of a chunk as the data set has them."""
-        return super().read_raw(chunk) if self._files is not None else self._read_streamed(chunk)
+        return super().read_raw(chunk, skip, on_read) if self._files is not None else self._read_streamed(chunk, skip)
 
-    def _read_streamed(self, chunk: Chunk) -> Iterator[RawBatch]:
-        row = 0
+    def _read_streamed(self, chunk: Chunk, row: int) -> Iterator[RawBatch]:
+        """From this row on."""
         with _told(f"{self.name}, {chunk.path}"):
             dataset = self._streamed()
             shard = dataset.shard(num_shards=dataset.num_shards, index=chunk.start)
-            for table in shard.with_format("arrow").iter(_BATCH_ROWS):
+            for table in shard.skip(row).with_format("arrow").iter(_BATCH_ROWS):
                 for batch in table.combine_chunks().to_batches():
                     arrays = {name: column_of(batch, column) for name, (column, _) in self._wanted.items()
                               if has_column(list(batch.schema), column)}

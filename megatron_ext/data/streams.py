@@ -9,9 +9,9 @@ import io
 import json
 import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import pyarrow as pa
 
@@ -36,10 +36,16 @@ def open_file(location: Location) -> BinaryIO:
     return fsspec.open(location, "rb").open()
 
 
-def open_bytes(location: Location) -> io.BufferedReader:
-    """A file's bytes, decompressed by its suffix."""
+def open_bytes(location: Location, on_read: Callable[[int], None] | None = None) -> io.BufferedReader:
+    """A file's bytes, decompressed by its suffix.
+
+    Args:
+        on_read: is told how many bytes of the file, as it lies there, were read, each time that some were.
+    """
     name = str(location).lower()
     file = open_file(location)
+    if on_read is not None:
+        file = cast(BinaryIO, _Counted(file, on_read))
     if name.endswith((".zst", ".zstd")):
         return io.BufferedReader(_ZstdReader(file), _BLOCK_BYTES)
     if name.endswith(".lz4"):
@@ -96,6 +102,20 @@ class _Closing(io.RawIOBase):
         """Close both."""
         self._file.close()
         super().close()
+
+
+class _Counted(_Closing):
+    """A file that tells how much of it was read."""
+
+    def __init__(self, file: BinaryIO, on_read: Callable[[int], None]) -> None:
+        super().__init__(file, file)
+        self._on_read = on_read
+
+    def readinto(self, buffer: Any) -> int:
+        """See io.RawIOBase."""
+        count = super().readinto(buffer)
+        self._on_read(count)
+        return count
 
 
 class _ZstdReader(io.RawIOBase):

@@ -1,5 +1,7 @@
 """What killed writers leave is never published, and stages that were killed end with the bits of undisturbed ones."""
 
+import gzip
+import json
 import multiprocessing
 import os
 import random
@@ -8,7 +10,9 @@ import signal
 import pytest
 
 from megatron_ext.artifacts import Artifact, partial_folder
+from megatron_ext.data import batches
 from megatron_ext.data.model_folder import ModelSettings, fetch_model
+from megatron_ext.data.selection import laying
 from megatron_ext.files import is_temporary
 from tests.unit.selecting import ROWS, select, write_parquet_shards
 from tests.unit.test_tokenization import tokenize, write_jsonl
@@ -27,8 +31,6 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def old_source(tmp_path_factory):
     """A model in two files of the old format."""
-    import json
-
     import torch
     from safetensors.torch import load_file
 
@@ -46,7 +48,8 @@ def old_source(tmp_path_factory):
 def stages(tmp_path_factory, source, old_source):
     folder = tmp_path_factory.mktemp("stages")
     tokenizer = byte_level_tokenizer(folder / "tokenizer")
-    corpus = write_parquet_shards(folder / "corpus", ROWS, 3)
+    corpus, compressed = write_parquet_shards(folder / "corpus", ROWS, 3), folder / "c.jsonl.gz"
+    compressed.write_bytes(gzip.compress("\n".join(map(json.dumps, ROWS)).encode()))
     for number in range(4):
         write_jsonl(folder / "texts" / f"{number}.jsonl",
                     [{"id": f"{number}-{i}", "text": TEXTS[i % 4] * 8} for i in range(50)])
@@ -54,6 +57,7 @@ def stages(tmp_path_factory, source, old_source):
         "fetch": lambda output: fetch_model(ModelSettings(model=str(source)), output),
         "fetch old weights": lambda output: fetch_model(ModelSettings(model=str(old_source)), output),
         "select": lambda output: select(corpus, tokenizer, output, budget_tokens=3_000),
+        "select within a file": lambda output: select(compressed, tokenizer, output, budget_tokens=3_000),
         "tokenize": lambda output: tokenize(folder / "texts", tokenizer, output, valid_fraction=0.2),
     }
 
@@ -74,8 +78,11 @@ def _run_and_die(stage, output, num_files):
     stage(output)
 
 
-@pytest.mark.parametrize("name", ["fetch", "fetch old weights", "select", "tokenize"])
-def test_killed_before_files_get_their_names(stages, name, tmp_path):
+@pytest.mark.parametrize("name", ["fetch", "fetch old weights", "select", "select within a file", "tokenize"])
+def test_killed_before_files_get_their_names(stages, name, tmp_path, monkeypatch):
+    if name == "select within a file":
+        monkeypatch.setattr(batches, "BATCH_ROWS", 16)
+        monkeypatch.setattr(laying, "RUN_BYTES", 4_000)
     undisturbed = stages[name](tmp_path / "undisturbed")
     chance = random.Random(name)
     num_left = 0

@@ -48,10 +48,15 @@ def write_index(path: Path, parts: Sequence[pa.RecordBatch]) -> None:
             writer.write_batch(part)
 
 
+def read_index(path: Path) -> pa.Table:
+    """The entries of an index."""
+    with pa.OSFile(str(path)) as file:
+        return pa.ipc.open_file(file).read_all()
+
+
 def runs_of(path: Path, run: ChunkRun, number: int, criteria: Criteria, keep_rejected: bool) -> Runs:
     """What reading chunk `number` would give, by its index; its run is the chunk itself."""
-    with pa.OSFile(str(path)) as file:
-        table = pa.ipc.open_file(file).read_all().combine_chunks()
+    table = read_index(path).combine_chunks()
     if not len(table):
         return Runs([run], [[(0, run.chunk.name)]], Rows.none(), np.zeros(len(REASONS), dtype=np.int64), 0)
     scores = {name.removeprefix(_SCORE): table[name].combine_chunks() for name in table.column_names

@@ -5,7 +5,7 @@ What an index spares is read later, if it is wanted at all: documents that are c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -17,17 +17,19 @@ import xxhash
 
 from megatron_ext.data.corpus import Chunk, Corpus, Keep
 from megatron_ext.data.hashing import hash_strings
+from megatron_ext.data.selection.begun import Laid
 from megatron_ext.data.selection.index import numbers_of, write_index
-from megatron_ext.data.selection.judging import PASSED, REASONS, Criteria, judge, judge_scores, judge_texts
+from megatron_ext.data.selection.judging import PASSED, Criteria, judge, judge_scores, judge_texts
 from megatron_ext.data.selection.near_duplicates import NearDuplicates, signatures
 from megatron_ext.data.selection.rows import Rows, selection_order
-from megatron_ext.data.selection.runs import ChunkRun, Run, Runs, plan_pieces, run_path, write_arrays, write_run
+from megatron_ext.data.selection.runs import ChunkRun, Runs, plan_pieces, run_path, write_arrays, write_run
 from megatron_ext.data.shards import format_of
 from megatron_ext.data.workers import Workers
-from megatron_ext.progress import Progress
+from megatron_ext.progress import ByteProgress, Progress
 
 RUN_BYTES = 64 * 2**20  # of text
 _SOURCE = "source"
+_TOLD_BYTES = 64 * 2**20
 
 
 class Memory:
@@ -70,28 +72,44 @@ class RunTask:
     index: Path | None = None
     """Where to keep the numbers of all documents of the chunk (`index`)."""
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the chunk is a whole file, however large."""
+        return self.chunk.end is None
+
 
 def make_runs(task: RunTask) -> Runs | None:
     """Judge the documents of a chunk and lay down those that pass (and on demand the rejected).
 
     Returns them if memory holds them all. Else they are on disk, sorted, also for the next start.
     """
-    read = np.zeros(1 + len(REASONS), dtype=np.int64)  # documents by code
-    rows = [Rows.none(task.near_duplicates.num_bands if task.near_duplicates else 0)]
-    runs: list[Run] = []
-    for number, (batch, codes) in enumerate(_in_groups(_judged(task, read))):
-        rows.append(_rows(batch, codes, task, number))
-        is_held = task.memory is not None and task.memory.take(batch.nbytes)
-        runs.append(batch if is_held else _write_sorted(task, number, batch, rows))
-    if task.memory is not None and not any(isinstance(run, Path) for run in runs):
-        return Runs(runs, [[(0, task.chunk.name)]] * len(runs), Rows.concatenate(rows), read[1:], int(read.sum()))
-    for number, run in enumerate(runs):
+    laid = Laid([Rows.none(task.near_duplicates.num_bands if task.near_duplicates else 0)])
+    if task.is_file:
+        laid.go_on(task.path)
+        if laid.runs:
+            print(f"read {task.chunk.name}: {laid.num_read:,} documents were read before, going on", flush=True)
+    for batch, codes in _in_groups(_judged(task, laid)):
+        _lay(task, laid, batch, codes)
+    if task.memory is not None and not any(isinstance(run, Path) for run in laid.runs):
+        return Runs(laid.runs, [[(0, task.chunk.name)]] * len(laid.runs), Rows.concatenate(laid.rows), laid.read[1:],
+                    laid.num_read)
+    for number, run in enumerate(laid.runs):
         if task.memory is not None and isinstance(run, pa.RecordBatch):
-            _write_sorted(task, number, run, rows)
+            _write_sorted(task, number, run, laid.rows)
             task.memory.give_back(run.nbytes)
-    write_arrays(task.path, read=read, num_runs=np.int64(len(runs)), shard=np.array(task.chunk.name),
-                 **vars(Rows.concatenate(rows)))
+    write_arrays(task.path, read=laid.read, num_runs=np.int64(len(laid.runs)), shard=np.array(task.chunk.name),
+                 **vars(Rows.concatenate(laid.rows)))
     return None
+
+
+def _lay(task: RunTask, laid: Laid, batch: pa.RecordBatch, codes: np.ndarray) -> None:
+    """Make a run of these documents, in memory or on disk."""
+    number = len(laid.runs)
+    laid.rows.append(_rows(batch, codes, task, number))
+    is_held = task.memory is not None and task.memory.take(batch.nbytes)
+    laid.runs.append(batch if is_held else _write_sorted(task, number, batch, laid.rows))
+    if task.is_file:
+        laid.note(task.path)
 
 
 def _write_sorted(task: RunTask, number: int, batch: pa.RecordBatch, rows: list[Rows]) -> Path:
@@ -103,10 +121,10 @@ def _write_sorted(task: RunTask, number: int, batch: pa.RecordBatch, rows: list[
     return path
 
 
-def _judged(task: RunTask, read: np.ndarray) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
-    """The documents of a chunk that go into runs, with their codes; counts all of them in `read`."""
+def _judged(task: RunTask, laid: Laid) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    """The documents of a chunk that go into further runs, with their codes; counts all that are read."""
     def count(codes: np.ndarray) -> None:
-        np.add(read, np.bincount(codes, minlength=len(read)), out=read)
+        laid.read += np.bincount(codes, minlength=len(laid.read))
 
     def keep(scores: pa.RecordBatch) -> np.ndarray:
         codes = judge_scores(scores, task.criteria)
@@ -114,7 +132,7 @@ def _judged(task: RunTask, read: np.ndarray) -> Iterator[tuple[pa.RecordBatch, n
         return codes == PASSED
 
     keeps_all = task.keep_rejected or task.criteria.rule is None or task.index is not None
-    for batch in _numbered(task, None if keeps_all else keep):
+    for batch in _numbered(task, laid, None if keeps_all else keep):
         codes = judge(batch, task.criteria) if keeps_all else judge_texts(batch.column("text"), task.criteria)
         count(codes)
         if not task.keep_rejected and codes.any():
@@ -123,19 +141,29 @@ def _judged(task: RunTask, read: np.ndarray) -> Iterator[tuple[pa.RecordBatch, n
         yield batch, codes
 
 
-def _numbered(task: RunTask, keep: Keep | None) -> Iterator[pa.RecordBatch]:
-    """The documents of a chunk; where an index is kept, it is made on the way, and they get the column `source`."""
+def _numbered(task: RunTask, laid: Laid, keep: Keep | None) -> Iterator[pa.RecordBatch]:
+    """The further documents of a chunk; where an index is kept, it is made on the way, and they get the column
+    `source`.
+    """
+    first = laid.num_read
+    batches = task.corpus.read(task.chunk, keep, skip=first, on_read=_progress(task))
     if task.index is None:
-        yield from task.corpus.read(task.chunk, keep)
+        yield from batches
         return
     names = [*task.corpus.score_columns, *task.corpus.label_columns]
-    parts: list[pa.RecordBatch] = []
-    first = 0
-    for batch in task.corpus.read(task.chunk):
-        parts.append(numbers_of(batch, task.seed, names))
+    for batch in batches:
+        laid.numbers.append(numbers_of(batch, task.seed, names))
         yield batch.append_column(_SOURCE, pa.array(np.arange(first, first + len(batch), dtype=np.int32)))
         first += len(batch)
-    write_index(task.index, parts)
+    write_index(task.index, laid.numbers)
+
+
+def _progress(task: RunTask) -> Callable[[int], None] | None:
+    """Tells how far a large file was read that is one chunk."""
+    path = task.chunk.path
+    if not task.is_file or not isinstance(path, Path) or path.stat().st_size < _TOLD_BYTES:
+        return None
+    return ByteProgress(f"read {task.chunk.name}", path.stat().st_size).advance
 
 
 def _in_groups(batches: Iterator[tuple[pa.RecordBatch, np.ndarray]]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:

@@ -34,6 +34,7 @@ from megatron_ext.data.batches import Chunk
 from megatron_ext.data.corpus import Corpus
 from megatron_ext.data.documents import DOCUMENTS_FOLDER, document_schema
 from megatron_ext.data.hub import open_corpus
+from megatron_ext.data.selection.begun import BEGUN
 from megatron_ext.data.selection.contamination import Hits, contamination_counts
 from megatron_ext.data.selection.counting import Measure, join_measured, load_measured, measure_all, measure_up_to
 from megatron_ext.data.selection.decision import Candidates, Decision, budget_notes, decide, find_candidates
@@ -227,6 +228,7 @@ class Stage:
         if known:
             print(f"read: {len(known):,} of {len(tasks):,} chunks are known from an earlier selection", flush=True)
         held = self._make_runs([task for task in tasks if task.path not in known], in_threads)
+        shutil.rmtree(folder / BEGUN, ignore_errors=True)
         found = [held.pop(task.path, None) or (_runs_of_index(task) if task.path in known else load_runs([task.path]))
                  for task in tasks]
         return joined_in_memory(Runs.join([Runs.none(), *found]))
