@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -15,6 +16,7 @@ from megatron_ext.errors import UserError
 from megatron_ext.parts import Merge, Part
 from megatron_ext.settings_file import Values, is_utf8, overlay, parse_yaml, read_layers, shorten
 from megatron_ext.settings_types import (
+    REPEATS,
     PartOf,
     Place,
     Slot,
@@ -26,8 +28,9 @@ from megatron_ext.settings_types import (
     slot_at,
 )
 
-__all__ = ["PartOf", "Place", "Settings", "describe", "explain", "folder_argument", "load_settings", "overlay",
-           "parse_stage_arguments", "part_problems", "path_argument", "read_layers", "set_overrides", "validate"]
+__all__ = ["REPEATS", "PartOf", "Place", "Settings", "describe", "explain", "folder_argument", "load_settings",
+           "overlay", "parse_stage_arguments", "part_problems", "path_argument", "read_layers", "set_overrides",
+           "validate"]
 
 _PART = "part"  # type of the error that holds those of a part of other settings
 
@@ -35,7 +38,7 @@ _PART = "part"  # type of the error that holds those of a part of other settings
 class Settings(BaseModel):
     """Base of all settings: immutable, unknown keys refused; the line under a field gives meaning, unit, range.
 
-    Numbers are finite; true and false are no numbers; `~` is expanded in paths.
+    Numbers are finite; true and false are no numbers; `~` is expanded in paths; no list names a thing twice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -53,6 +56,16 @@ class Settings(BaseModel):
             raise ValueError("true and false are no value here; write a number, or a text in quotes")
         if Path in known and (value == "" or (isinstance(value, dict) and "" in value.values())):
             raise ValueError("a path is empty; name a file or folder")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _names_nothing_twice(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, (list, tuple)) and REPEATS not in field.metadata:
+            named = [one for one in value if isinstance(one, (str, int, Path))]  # not numbers such as weights
+            if twice := [one for one, count in Counter(named).items() if count > 1]:
+                raise ValueError(f"{twice[0]} is there twice; remove one")
         return value
 
     @field_validator("*", mode="before")

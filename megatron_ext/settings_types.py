@@ -26,6 +26,10 @@ Place = Annotated[str, AfterValidator(expand_home)]
 """A text that may be the path of a folder, or a name: `~` is expanded."""
 
 
+REPEATS = "a list in which a thing may stand twice"
+"""Marks a field."""
+
+
 @dataclass(frozen=True)
 class PartOf:
     """Marks a dictionary whose keys are some of the keys of another settings class."""

@@ -47,7 +47,7 @@ from megatron_ext.files import replacing
 from megatron_ext.identity import LAYOUT, PLACE, WATCHING
 from megatron_ext.parts import PART, Merge, Part, check_parts
 from megatron_ext.progress import Progress
-from megatron_ext.settings import Place
+from megatron_ext.settings import REPEATS, Place
 from megatron_ext.stage import StageSettings, make_artifact, request_settings
 
 SPLITS = ("train", "valid")
@@ -66,7 +66,7 @@ _SIDECAR_SCHEMA = pa.schema([_PART_SCHEMA.field(0), *_PLACES, *list(_PART_SCHEMA
 class TokenizeSettings(StageSettings):
     """Settings of the tokenizing stage."""
 
-    documents: Annotated[Place | list[Place], PLACE]
+    documents: Annotated[Place | list[Place], PLACE, REPEATS]
     """A selection or rewrites artifact, or any corpus, as tools.select_corpus reads it."""
     tokenizer: Annotated[Path, PLACE]
     """Folder with tokenizer.json (and tokenizer_config.json) or tokenizer.model."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from megatron_ext.settings import Settings
+from megatron_ext.settings import REPEATS, Settings
 
 _TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}|UNLIMITED")
 
@@ -16,7 +17,7 @@ class StageJob(Settings):
 
     time: str | None = None
     """Time limit, as Slurm writes it, e.g. 1-12:00:00 or 24:00:00; minutes alone in quotes."""
-    options: list[str] = Field(default_factory=list)
+    options: Annotated[list[str], REPEATS] = Field(default_factory=list)
     """Further options of sbatch, e.g. [--mem=200G, --cpus-per-task=32]."""
 
     @field_validator("time")

@@ -27,6 +27,7 @@ NPM = "npm"
 """Name of PoETa V2's score among the outcomes."""
 _MAX_LISTED = 12
 _NAME = re.compile(r"[\w-]+")
+_LONGEST_NAME = 100  # of 255 bytes that a file's name may have, to which stages add theirs
 
 
 def name_problems(study: StudyConfig) -> Iterator[str]:
@@ -34,9 +35,10 @@ def name_problems(study: StudyConfig) -> Iterator[str]:
     yield from _source_problems(study)
     yield from _condition_problems(study)
     yield from _evaluation_problems(study)
-    yield from (f"seeds: {seed} is there twice; the same run would count as two" for seed in _twice(study.seeds))
     if not any(sign.isalnum() for sign in study.name):
         yield f"name = {study.name!r} must have a letter or digit"
+    if len(study.name.encode()) > _LONGEST_NAME:
+        yield f"name has {len(study.name.encode())} bytes, and may have {_LONGEST_NAME}: files are named by it"
 
 
 def _source_problems(study: StudyConfig) -> Iterator[str]:
@@ -58,13 +60,16 @@ def _source_problems(study: StudyConfig) -> Iterator[str]:
         if source in study.rewritten_sources:
             _, rewriter_name = study.rewritten_sources[source]
             yield from _unknown(f"{where}.styles", part.styles, study.styles_of(rewriter_name), "style of its rewriter")
-    yield from (f"{name!r} cannot be a name: letters, digits, _ and - alone"
-                for name in [*study.sources, *study.conditions, *study.evaluation.outside] if not _NAME.fullmatch(name))
+    yield from (f"{name!r} cannot be a name: letters, digits, _ and - alone, at most {_LONGEST_NAME} bytes"
+                for name in [*study.sources, *study.conditions, *study.evaluation.outside]
+                if not _NAME.fullmatch(name) or len(name.encode()) > _LONGEST_NAME)
     yield from (f"{name!r} names two sources; rename a subset, rewriter or style source"
                 for name in _twice(study.sources))
     yield from _unknown("validation_sources", study.validation_sources, study.sources, _source())
     if NEUTRAL in study.sources and study.validation.neutral:
         yield f"{NEUTRAL!r} names a source and the text of validation.neutral; rename the source"
+    if study.tokenize.get("valid_fraction") == 1:
+        yield "tokenize.valid_fraction = 1 holds out all text: nothing is left to train on"
     if study.validation_sources and not study.held_out:
         yield "validation_sources: nothing is held out; set tokenize.valid_fraction above 0"
 
@@ -132,5 +137,5 @@ def _unknown(key: str, names: Iterable[str], known: Iterable[str], what: str) ->
             yield f"{key}: {name!r} is no {what}{mend}"
 
 
-def _twice(names: Sequence[str] | Sequence[int]) -> list[str] | list[int]:
+def _twice(names: Sequence[str]) -> list[str]:
     return sorted({name for name in names if names.count(name) > 1})  # type: ignore[type-var]

@@ -137,17 +137,24 @@ def _examine_places(planned: PlannedStudy, findings: Findings) -> None:
 
 
 def _examine_corpus(planned: PlannedStudy, findings: Findings) -> None:
-    """That the corpus is there and has its columns."""
-    config = planned.study.corpus
-    if not config.path.exists():
+    """That the corpus, and text that is only measured, are there and have their columns."""
+    config, held_out = planned.study.corpus, planned.study.validation
+    corpora = {}
+    if held_out.neutral and held_out.neutral.exists():  # else it was told
+        corpora["validation.neutral"] = Corpus(held_out.neutral, held_out.text_column, held_out.id_column)
+        if held_out.neutral.resolve().is_relative_to(config.path.expanduser().resolve()):
+            findings.problems.append(f"{planned.study.name}: validation.neutral lies in the corpus, of which the "
+                                     "subsets are: name text that no condition is trained on")
+    if config.path.exists():
+        corpora["corpus"] = Corpus(config.path, config.text_column, config.id_column, config.scores)
+    else:
         findings.unknown.append(f"{planned.study.name}: corpus.path {config.path} does not exist: its columns are not "
                                 "checked")
-        return
-    corpus = Corpus(config.path, config.text_column, config.id_column, config.scores)
-    try:
-        check_columns(corpus.shards()[:_MAX_SHARDS], corpus.columns())
-    except UserError as error:
-        findings.problems.append(f"{planned.study.name}: corpus: {error}")
+    for key, corpus in corpora.items():
+        try:
+            check_columns(corpus.shards()[:_MAX_SHARDS], corpus.columns())
+        except UserError as error:
+            findings.problems.append(f"{planned.study.name}: {key}: {error}")
 
 
 def _examine_models(planned: PlannedStudy, work: Path, findings: Findings) -> None:

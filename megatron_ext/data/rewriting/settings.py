@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from megatron_ext.data.rewriting.engines.settings import AskingSettings
 from megatron_ext.data.rewriting.packs import DEFAULT_LANGUAGE, is_folder
@@ -64,13 +64,6 @@ class RewriteSettings(AskingSettings):
     min_survived_fraction: Annotated[Fraction, WATCHING] = 0.05
     """The run stops when fewer than this share of chunks pass the checks: of any style after its first 100 first
     answers, and of all at the end; 0: never. Decides no byte."""
-
-    @field_validator("styles")
-    @classmethod
-    def _no_style_twice(cls, styles: list[str]) -> list[str]:
-        if len(set(styles)) < len(styles):
-            raise ValueError("a style is named twice")
-        return styles
 
     @model_validator(mode="after")
     def _styles_are_there(self) -> RewriteSettings:

@@ -15,7 +15,7 @@ from megatron_ext.data.selection.near_duplicates import NearDuplicates
 from megatron_ext.data.selection.rules import parse_rule
 from megatron_ext.data.tokenizers import EncoderName
 from megatron_ext.identity import LAYOUT, PLACE, WATCHING
-from megatron_ext.settings import Place
+from megatron_ext.settings import REPEATS, Place
 from megatron_ext.stage import StageSettings
 
 _RESERVED = (*FIELDS, "reason")
@@ -24,7 +24,7 @@ _RESERVED = (*FIELDS, "reason")
 class SelectSettings(StageSettings):
     """Settings of the selecting stage."""
 
-    corpus: Annotated[Place | list[Place], PLACE]
+    corpus: Annotated[Place | list[Place], PLACE, REPEATS]
     """File, folder or glob pattern of .parquet, .jsonl, .ndjson, .json shards (JSON also as .gz, .zst, …), or several
     of them; a documents artifact; or a data set of the Hugging Face hub, which is streamed: `hf://owner/name`, with
     `?config=…&split=…&revision=…` where needed. Names that begin with _ or . are passed over."""
