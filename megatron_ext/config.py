@@ -185,7 +185,7 @@ class CheckpointConfig(Settings):
     """Save every so many tokens; None saves at the end (and when the run is asked to stop) alone."""
     keep_last: int = Field(default=2, gt=0)
     """Checkpoints that are kept; older ones are removed after a new one is whole."""
-    keep_tokens: list[int] = Field(default_factory=list)
+    keep_tokens: list[Annotated[int, Field(gt=0)]] = Field(default_factory=list)
     """Save after so many tokens of the run, too, and never remove these checkpoints (to be evaluated later)."""
     asynchronous: bool = False
     """Write in a process aside while training goes on; a copy of the state is kept in the host's memory meanwhile."""

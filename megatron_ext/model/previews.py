@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def describe_export(settings: ExportSettings) -> Iterator[str]:
 def describe_merge(settings: MergeSettings) -> Iterator[str]:
     """The model that all checkpoints hold. Raises UserError that names every one that is none, or another model's."""
     places = [named_checkpoint(place) for place in settings.checkpoints]
-    problems = []
+    copies = Counter(place.resolve() for place in places)
+    problems = [f"{place} is there twice; give it a weight instead" for place, count in copies.items() if count > 1]
     for place in places:
         try:
             Artifact.open(place, kind="checkpoint")

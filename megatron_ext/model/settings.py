@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from megatron_ext.config import ParallelConfig
 from megatron_ext.identity import LAYOUT, PLACE, WATCHING
+from megatron_ext.settings import REPEATS
 from megatron_ext.stage import StageSettings
 
 
@@ -51,7 +52,7 @@ class ExportSettings(StageSettings):
 class MergeSettings(StageSettings):
     """Which checkpoints are merged into one: each of its tensors is the weighted mean of theirs."""
 
-    checkpoints: Annotated[list[Path], PLACE] = Field(min_length=2)
+    checkpoints: Annotated[list[Path], PLACE, REPEATS] = Field(min_length=2)
     """Megatron checkpoints of one architecture and tokenizer, of any layouts: `<run>/checkpoints/iter_…`."""
     weights: list[Annotated[float, Field(ge=0)]] | None = None
     """Of each checkpoint, in their order; their sum need not be 1. null: the plain mean."""

@@ -46,7 +46,8 @@ def used_iterations(study: StudyConfig, condition: str, config: RunConfig) -> li
 def _evaluated_before(study: StudyConfig, config: RunConfig) -> list[int]:
     """Iterations before the last whose checkpoints the study evaluates.
 
-    Raises UserError when the study asks for all checkpoints of a run that has no interval.
+    Raises UserError when the study asks for all checkpoints of a run that has no interval, or for some that no run can
+    have.
     """
     wanted = study.evaluation.checkpoints
     if wanted == "last":
@@ -55,6 +56,12 @@ def _evaluated_before(study: StudyConfig, config: RunConfig) -> list[int]:
         if config.checkpoint.interval_tokens is None:
             raise UserError("evaluation.checkpoints = all needs run.checkpoint.interval_tokens")
         return _own(study, config, _at_intervals(config))
+    begins, ends = (planned_trunk(study).train_iters if study.trunk else 0), config.train_iters
+    for tokens in wanted:
+        if not begins < (config.iterations(tokens) or 1) <= ends:
+            raise UserError(f"evaluation.checkpoints: a run has no checkpoint of its own after {tokens:,} tokens; it "
+                            f"goes from {begins * config.tokens_per_iteration:,} to "
+                            f"{ends * config.tokens_per_iteration:,}")
     return _own(study, config, {config.iterations(tokens) or 1 for tokens in wanted})
 
 

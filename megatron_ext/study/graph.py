@@ -157,8 +157,8 @@ def _parity_node(study: StudyConfig, base: Node) -> Node:
 def _condition_node(study: StudyConfig, condition: str, seed: int, base: Node, tokenized: dict[str, Node],
                     parity: Node, trunk: Node | None) -> Node:
     config = planned_run(study, condition, seed)
-    kept = [*config.checkpoint.keep_tokens, *(
-        iteration * config.tokens_per_iteration for iteration in used_iterations(study, condition, config))]
+    used = {iteration * config.tokens_per_iteration for iteration in used_iterations(study, condition, config)}
+    kept = sorted({*config.checkpoint.keep_tokens, *used})
     left = Inside(trunk, checkpoint_folder(planned_trunk(study).train_iters)) if trunk else None
     return _run_node(study, f"run/{condition}/seed{seed}", config, base, tokenized, parity, kept, left)
 
@@ -168,8 +168,8 @@ def _trunk_node(study: StudyConfig, base: Node, tokenized: dict[str, Node], pari
     if study.trunk is None:
         return None
     config = planned_trunk(study)
-    return _run_node(study, f"run/{TRUNK}/seed{config.train.seed}", config, base, tokenized, parity,
-                     config.checkpoint.keep_tokens)
+    kept = [tokens for tokens in config.checkpoint.keep_tokens if config.iterations_of(tokens) <= config.train_iters]
+    return _run_node(study, f"run/{TRUNK}/seed{config.train.seed}", config, base, tokenized, parity, kept)
 
 
 def _run_node(study: StudyConfig, name: str, config: RunConfig, base: Node, tokenized: dict[str, Node], parity: Node,

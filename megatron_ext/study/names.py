@@ -104,6 +104,8 @@ def _evaluation_problems(study: StudyConfig) -> Iterator[str]:
                         "outcome that is measured")
     yield from (f"evaluation.outside.{name}: {model!r} is the base model, which counts as outside already"
                 for name, model in evaluation.outside.items() if model == study.base_model)
+    yield from (f"evaluation.outside.{name}: {'the base model' if name == BASE else 'a condition'} has this name; "
+                "choose another" for name in evaluation.outside if name in (BASE, *study.conditions))
     if evaluation.merge_last > 1 and evaluation.mean_of_last > 1:
         yield ("evaluation: mean_of_last takes the mean of the last checkpoints' scores, merge_last that of their "
                "weights; choose one")

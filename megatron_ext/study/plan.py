@@ -29,6 +29,7 @@ from megatron_ext.training.preflight import empty_sources, planned_problems
 
 _MAX_SHARDS = 64
 """Shards whose columns a plan looks at; the selection looks at all."""
+_TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab.json")
 _PROBE = "Ação, coração e 3,14 pães: não há «fim»?\n\tÀs 10h, it's over."
 
 
@@ -161,6 +162,8 @@ def _examine_models(planned: PlannedStudy, work: Path, findings: Findings) -> No
     """That the layouts fit the model, and that a study has one tokenizer."""
     name = planned.study.name
     for node in planned.nodes:
+        if node.stage == "model" and (problem := _no_model(node)):
+            findings.problems.append(f"{name}: {problem}")
         if node.stage not in ("run", "import"):
             continue
         try:
@@ -183,6 +186,16 @@ def _examine_models(planned: PlannedStudy, work: Path, findings: Findings) -> No
         _check_tokenizers(planned, work)
     except UserError as error:
         findings.problems.append(f"{name}: {error}")
+
+
+def _no_model(node: Node) -> str | None:
+    """What a local folder lacks that a node takes for a model's; the base model's is looked into further on."""
+    folder = node.inputs.get("model")
+    needed = _TOKENIZER_FILES if node.name == "model/tokenizer" else ("config.json",)
+    if not isinstance(folder, Path) or node.name == "model/base" or any(
+            file for pattern in needed for file in folder.glob(pattern)):
+        return None
+    return f"{node.name}: {folder} holds no {' and no '.join(needed)}; give a Hugging Face model folder"
 
 
 def _examine_blends(planned: PlannedStudy, work: Path, findings: Findings) -> None:

@@ -48,7 +48,7 @@ def planned_problems(config: RunConfig, world_size: int, architecture: Architect
     Args:
         architecture: of the model; None: not known yet.
     """
-    problems = _layout_problems(config, world_size) + _schedule_problems(config)
+    problems = _layout_problems(config, world_size) + _schedule_problems(config) + _iteration_problems(config)
     return problems + (_model_problems(config, architecture) if architecture else [])
 
 
@@ -183,6 +183,17 @@ def _schedule_problems(config: RunConfig) -> list[str]:
     elif config.schedule.style == "WSD" and config.warmup_samples + config.decay_samples > num_samples:
         problems.append(f"warm-up {config.warmup_samples:,} and decay {config.decay_samples:,} are longer than the run "
                         f"of {num_samples:,} samples; shorten schedule.warmup_* or schedule.decay_*")
+    return problems
+
+
+def _iteration_problems(config: RunConfig) -> list[str]:
+    """Settings about iterations that the run does not have."""
+    length, problems = config.train_iters * config.tokens_per_iteration, []
+    problems += [f"checkpoint.keep_tokens {tokens:,} lies beyond the run's {length:,} tokens"
+                 for tokens in config.checkpoint.keep_tokens if config.iterations_of(tokens) > config.train_iters]
+    skipped = [(first, min(last, config.train_iters)) for first, last in config.train.skip_iterations]
+    if sum(last - first + 1 for first, last in skipped if first <= last) == config.train_iters:
+        problems.append(f"train.skip_iterations pass over all {config.train_iters:,} iterations of the run")
     return problems
 
 

@@ -115,6 +115,7 @@ BROKEN = {
     "one": ([["one"]], {}, "at least 2"),
     "weights": ([["one", "two"]], {"weights": [1]}, "weights has 1 numbers for 2 checkpoints"),
     "no weight": ([["one", "two"]], {"weights": [0, 0]}, "weights are all 0"),
+    "one twice": ([["one", "two", "./one"]], {}, "one is there twice; give it a weight instead"),
     "negative": ([["one", "two"]], {"weights": [1, -1]}, "weights"),
 }
 

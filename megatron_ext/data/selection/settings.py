@@ -117,6 +117,8 @@ class SelectSettings(StageSettings):
     def _settings_fit_together(self) -> SelectSettings:
         if self.tokenizer is None and self.budget_tokens is not None:
             raise ValueError("budget_tokens needs a tokenizer, which counts the tokens")
+        if self.max_chars is not None and self.max_chars < self.min_chars:
+            raise ValueError(f"max_chars {self.max_chars} is below min_chars {self.min_chars}: no document would pass")
         if self.short_ngram > self.ngram:
             raise ValueError("short_ngram must not be larger than ngram")
         if self.near_duplicates == "remove" and self.exact_duplicates == "report":
