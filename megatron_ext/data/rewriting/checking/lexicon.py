@@ -59,9 +59,15 @@ class WordMap:
         self._exact = {word: value for word, value in values.items() if not word.endswith("~")}
         self._beginnings = sorted(((word[:-1], value) for word, value in values.items() if word.endswith("~")),
                                   key=lambda pair: -len(pair[0]))
+        self._known: dict[str, Any] = {}
 
     def get(self, word: str) -> Any:
         """The value of a word; None without one."""
+        if word not in self._known:
+            self._known[word] = self._find(word)
+        return self._known[word]
+
+    def _find(self, word: str) -> Any:
         if word in self._exact:
             return self._exact[word]
         return next((value for beginning, value in self._beginnings if word.startswith(beginning)), None)
