@@ -8,8 +8,10 @@ from pathlib import Path
 
 from megatron_ext.errors import UserError
 
-SITE_FILE = Path("slurm/site.env")
-CHECK_SITE = Path("slurm/check_site.sh")
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Where the scripts of jobs lie; jobs run here, whatever folder they were submitted from."""
+SITE_FILE = CHECKOUT / "slurm" / "site.env"
+CHECK_SITE = CHECKOUT / "slurm" / "check_site.sh"
 """Program that tells what is wrong with the places that a site file names."""
 _READ = ('source "$1" >&2 && printf "%s\\0" "$GPUS_PER_NODE" "$PROCESSES_PER_NODE" "$EXCLUDED_NODES" '
          '"${SBATCH_OPTIONS[@]}"')
@@ -39,7 +41,8 @@ def read_site(file: Path = SITE_FILE) -> Site:
     """
     if not file.exists():
         raise UserError(f"{file} does not exist; start the program in the checkout, or name the file in SITE")
-    done = subprocess.run(["bash", "-c", _READ, "site", str(file.absolute())], capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", _READ, "site", str(file.absolute())], capture_output=True, text=True,
+                          cwd=CHECKOUT)
     if done.returncode:
         raise UserError(f"{file}: bash cannot read it: {done.stderr.strip()}")
     gpus, processes, excluded, *options, _ = done.stdout.split("\0")

@@ -17,7 +17,7 @@ from megatron_ext.study.jobs import FETCHED_HERE, Job
 from megatron_ext.study.plan import PlannedStudy
 from megatron_ext.study.reporting import keep_study
 from megatron_ext.study.runner import run_nodes, write_config
-from megatron_ext.study.site import Site
+from megatron_ext.study.site import CHECKOUT, SITE_FILE, Site
 from megatron_ext.study.status import JobState, call_slurm, comment, note_submission
 
 _TRIED = "--test-only"
@@ -99,7 +99,7 @@ def _submit(job: Job, parts: Sequence[int], awaited: Mapping[str, Sequence[str]]
     if dependencies:
         options += [f"--dependency={','.join(dependencies)}", "--kill-on-invalid-dep=yes"]
     environment = {"TRAIN_JOB": training[-1]} if training else {}
-    script = Path.cwd() / "slurm" / job.script
+    script = CHECKOUT / "slurm" / job.script
     answer = call_slurm("sbatch", "--parsable", *options, *site.sbatch_options, *job.options, "--export=ALL",
                         str(script), *job.arguments, environment=_environment(job, work, site, environment))
     job_id = answer.strip().split(";")[0]  # of several clusters: `id;cluster`
@@ -114,13 +114,13 @@ def _environment(job: Job, work: Path, site: Site, more: Mapping[str, str]) -> d
     """
     outer = {name: value for name, value in os.environ.items()
              if (not name.startswith(_OUTER_JOB) and name not in _READ_BY_SCRIPTS) or name in _OF_THE_SITE}
-    return {**outer, "PROJECT": str(Path.cwd()), "SITE": str(site.file), "PROVENANCE": str(work), **job.environment,
+    return {**outer, "PROJECT": str(CHECKOUT), "SITE": str(site.file), "PROVENANCE": str(work), **job.environment,
             **more}
 
 
 def _tried_options(job: Job, site: Site) -> tuple[str, ...]:
     """A command that asks Slurm whether it could run such a job, without its arguments: many jobs ask the same."""
-    return ("sbatch", _TRIED, *site.sbatch_options, *job.options, str(Path("slurm") / job.script))
+    return ("sbatch", _TRIED, *site.sbatch_options, *job.options, str(CHECKOUT / "slurm" / job.script))
 
 
 def _ranges(parts: Sequence[int]) -> str:
@@ -136,4 +136,4 @@ def _ranges(parts: Sequence[int]) -> str:
 
 def site_file() -> Path:
     """The site file that SITE names, else the checkout's."""
-    return Path(os.environ.get("SITE") or "slurm/site.env")
+    return Path(os.environ.get("SITE") or SITE_FILE)

@@ -110,6 +110,17 @@ def setting(tmp_path, values, monkeypatch):
     return Setting(tmp_path, values, FakeSlurm(tmp_path / "slurm", monkeypatch))
 
 
+def test_jobs_run_in_the_checkout_whatever_folder_they_are_submitted_from(setting, monkeypatch):
+    (setting.folder / "site.env").write_text(f"source slurm/site.env\n{SITE}SCRATCH={setting.folder / 'scratch'}\n")
+    monkeypatch.chdir(setting.folder)
+    setting.submit()
+    for call in setting.slurm.jobs.values():
+        project = Path(call["environment"]["PROJECT"])
+        assert (project / "slurm" / "common.sh").exists()
+        assert any(word.endswith(".sbatch") and Path(word).is_file() and Path(word).is_absolute()
+                   for word in call["words"])
+
+
 def test_every_job_waits_for_what_it_needs_and_shared_work_is_one_job(setting):
     setting.submit("seeds=[0, 1]")
     jobs = setting.slurm.jobs

@@ -8,6 +8,7 @@ the same: every tokenizer has an encoder that needs no compiler.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import os
@@ -75,6 +76,7 @@ def build() -> None:
 
 def main() -> None:
     """Build if need be, and say what came of it."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     try:
         load_extension()
         return
