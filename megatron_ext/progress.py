@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
+
+PROGRESS_LINE = re.compile(r"(?P<done>[\d,]+)/(?P<total>[\d,]+) \S.* {2}ETA (?P<eta>.+)$")
+"""A line that Progress has printed."""
 
 
 class Progress:

@@ -160,6 +160,16 @@ def stage_seconds(nodes: list[Node], work: Path) -> dict[str, float]:
             for node in nodes if is_finished(node.output(work))}
 
 
+def seconds_run(node: Node, work: Path) -> float:
+    """Seconds that a node's program has run, finished or not; of a training run by its iterations so far."""
+    metrics = node.output(work) / "metrics.jsonl"
+    if is_finished(node.output(work)):
+        return stage_seconds([node], work)[node.name]
+    if node.kind == "run":
+        return _seconds_of_iterations(metrics) if metrics.exists() else 0.0
+    return _read_record(work).get(node.identity, {}).get("seconds", 0.0)
+
+
 def _seconds_noted(node: Node, work: Path) -> float:
     output = node.output(work)
     if node.kind == "run":
@@ -171,7 +181,8 @@ def _seconds_noted(node: Node, work: Path) -> float:
 def _seconds_of_iterations(metrics: Path) -> float:
     """Sum over the iterations of a run, from the tokens so far and the tokens per second of each."""
     with open(metrics, encoding="utf-8") as file:
-        rows = [row for row in map(json.loads, file) if "tokens" in row]
+        whole = (line for line in file if line.endswith("\n"))  # one that is being written has no end yet
+        rows = [row for row in map(json.loads, whole) if "tokens" in row]
     seconds, tokens_before = 0.0, _tokens_of_trunk(rows)
     for row in rows:
         if row["event"] == "train":

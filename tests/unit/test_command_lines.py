@@ -16,7 +16,8 @@ STAGES = ("tools.fetch_model", "tools.select_corpus", "tools.rewrite_corpus", "t
           "evaluation.report.__main__", "megatron_ext.validate")
 STUDIES = ("tools.run_study", "tools.submit_study")
 OTHERS = ("megatron_ext.train", "tools.estimate_rewriting", "tools.inspect_data", "tools.show_batch",
-          "tools.plot_runs", "tools.verify_artifact", "tools.report_study", "tools.clean")
+          "tools.plot_runs", "tools.verify_artifact", "tools.report_study", "tools.clean",
+          "tools.study_status")
 
 FILES = {
     "twice.yaml": b"output: a\noutput: b\n", "circle.yaml": b"base: circle.yaml\n",
@@ -181,6 +182,8 @@ OF_OTHERS = {
     "tools.plot_runs": [[], ["nothing"], ["nowhere", "--output", "x.png"], ["nothing", "--output", "x.png"]],
     "tools.verify_artifact": [[], ["nowhere"], ["nothing"], ["plain"], ["nothing", "--root"]],
     "tools.report_study": [[], ["nothing"], ["nowhere", "x"], ["nothing", "x"], ["plain", "x"]],
+    "tools.study_status": [[], ["nowhere"], ["nothing"], ["plain"], ["nothing", "name"],
+                           ["nothing", "--interval", "soon"], ["nothing", "--interval", "0"], ["nothing", "--wat"]],
     "tools.clean": [[], ["nowhere"], ["nothing"], ["plain"], ["nothing", "twice.yaml"], ["nothing", "a=b"],
                     ["nothing", "--deleet"]],
 }
