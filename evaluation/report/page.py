@@ -14,10 +14,12 @@ from evaluation.report.data import rewriting_section, selection_section, tokeniz
 from evaluation.report.gold import gold_section
 from evaluation.report.held_out import held_out_section
 from evaluation.report.judge import judged_section
+from evaluation.report.methods import methods_paragraph
 from evaluation.report.plots import loss_charts, npm_chart, short_count
 from evaluation.report.record import StudyRecord, label, model_label
 from evaluation.report.results import results_section
-from evaluation.report.scales import condition_colors
+from evaluation.report.scales import condition_colors, line_looks
+from evaluation.report.tables import csv_links
 from evaluation.report.training import training_section
 from evaluation.verdicts import count, p_text, signed
 from megatron_ext.artifacts import Artifact, hash_file, write_json, write_text
@@ -27,7 +29,7 @@ from megatron_ext.stage import StageSettings, make_artifact
 _HERE = Path(__file__).parent
 _TEMPLATE, _STYLE = "page.html.jinja", "page.css"
 NUMBERS, MAKING = "report.json", "making.json"
-_TELL_OF_THE_MAKING = ("cost", "software", "chain")
+_TELL_OF_THE_MAKING = ("cost", "software", "chain", "methods")
 """Sections that two equal studies differ in: times, versions, hashes of what holds times."""
 
 
@@ -71,8 +73,8 @@ def gather(record: StudyRecord) -> dict[str, Any]:
     judged, rewriting = judged_section(record), rewriting_section(record)
     shown = [*(results["conditions"] if results else []), *(held_out["texts"][0]["conditions"] if held_out else [])]
     given = [one["name"] for one in shown if not one["is_trained"]]
-    names = list(dict.fromkeys(one["name"] for one in shown)) or record.conditions
-    return {
+    names = list(dict.fromkeys([*(one["name"] for one in shown), *record.conditions]))
+    numbers: dict[str, Any] = {
         "name": label(record.values["name"]),
         "description": record.values.get("description", ""),
         "notes": [*record.values.get("notes", []), *(f"Condition {label(name)!r} is missing: {why}"
@@ -96,6 +98,7 @@ def gather(record: StudyRecord) -> dict[str, Any]:
         "software": software_section(record),
         "missing": record.missing,
     }
+    return numbers | {"methods": methods_paragraph(record, numbers)}
 
 
 def _registration(record: StudyRecord) -> dict[str, Any] | None:
@@ -126,12 +129,14 @@ def render(numbers: dict[str, Any]) -> str:
                             "label": label, "p": p_text, "value": _value, "difference": _difference,
                             "sci": lambda value: f"{value:.1e}".replace("-", "−")}
     training = numbers["training"]
-    charts = loss_charts(training["curves"], numbers["colors"]) if training else []
+    lines = line_looks(numbers["colors"])
+    charts = loss_charts(training["curves"], lines) if training else []
     curves = numbers["results"]["curves"] if numbers["results"] else {}
-    curve_chart = npm_chart(curves, numbers["colors"]) if curves else None
+    curve_chart = npm_chart(curves, lines) if curves else None
     style = (_HERE / _STYLE).read_text(encoding="utf-8")
-    return environment.get_template(_TEMPLATE).render(**numbers, charts=charts, curve_chart=curve_chart, style=style,
-                                                          count=count)
+    return environment.get_template(_TEMPLATE).render(
+        **numbers, charts=charts, curve_chart=curve_chart, style=style, count=count, lines=lines,
+        csv_links=csv_links(numbers))
 
 
 def _number(value: float | None) -> str:

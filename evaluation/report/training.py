@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from evaluation.report.record import StudyRecord, label
+from evaluation.report.record import StudyRecord, flat, label
 from evaluation.report.scales import source_colors
 from megatron_ext.artifacts import Artifact
 
@@ -72,7 +72,7 @@ def _blend(condition: str, sources: Mapping[str, Mapping[str, float]]) -> dict[s
 
 def _contract(record: StudyRecord, runs: Mapping[str, list[Artifact]]) -> dict[str, Any]:
     """What all runs share, and every setting besides data and seed in which they do not."""
-    settings = [_flat(yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8")))
+    settings = [flat(yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8")))
                 for artifacts in runs.values() for run in artifacts]
     names = [f"{label(condition)} #{number + 1}" for condition, artifacts in runs.items()
              for number in range(len(artifacts))]
@@ -93,14 +93,6 @@ def _values_by_run(key: str, names: list[str], settings: list[dict[str, Any]]) -
     for name, one in zip(names, settings, strict=True):
         by_value.setdefault(json.dumps(one.get(key)), []).append(name)
     return "; ".join(f"{value} in {', '.join(members)}" for value, members in by_value.items())
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
 
 
 def _held_out(record: StudyRecord) -> dict[str, Any] | None:
