@@ -1,4 +1,4 @@
-"""The speeds and sizes from which the cost of a study is foretold: all assumptions, in one place.
+"""The speeds and sizes from which the cost of a study is forecast: all assumptions, in one place.
 
 Measure one iteration and one rewriting task on your cluster and put the numbers here.
 """

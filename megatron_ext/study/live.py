@@ -115,7 +115,10 @@ def look(studies: Sequence[PlannedStudy], work: Path) -> list[StageStatus]:
     found: dict[str, StageStatus] = {}
     for identity, stage in stages.items():
         needs = [found[parent.identity].state for parent in stage.node.parents if parent.identity in found]
-        found[identity] = stage.status(typical, _is_left_out(stage.node, needs, work))
+        try:
+            found[identity] = stage.status(typical, _is_left_out(stage.node, needs, work))
+        except UserError as error:  # damaged, or made from what an input no longer holds
+            found[identity] = StageStatus(stage.node.name, FAILED, str(error))
     return list(found.values())
 
 

@@ -126,6 +126,18 @@ def test_a_failure_tells_its_error_and_the_end_of_its_log(folder):
     assert study_status.main([str(folder.work)]) == 1
 
 
+def test_a_damaged_artifact_is_told_and_the_others_too(folder):
+    folder.finish("select/low")
+    parity = folder.nodes["import/parity"].output(folder.work)
+    produce(parity, kind="parity", settings={}, inputs={},
+            make=lambda place: {"bytes": (place / "parity.json").write_text("{}")})
+    (parity / "parity.json").write_text("[1, 2]")
+    found = folder.look()
+    assert found["import/parity"].state == "failed"
+    assert "was damaged after it was made" in found["import/parity"].detail
+    assert found["select/low"].state == "done"
+
+
 def test_what_was_stopped_has_not_failed(folder):
     folder.log("select/low", "reading\n")
     assert folder.look()["select/low"].state == "stopped"

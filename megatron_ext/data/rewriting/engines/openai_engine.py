@@ -18,7 +18,13 @@ from megatron_ext.data.rewriting.engines.interface import (
     TakeBatch,
     failure,
 )
-from megatron_ext.data.rewriting.engines.openai_errors import Undecodable, fatal, is_passing, seconds_to_wait, told
+from megatron_ext.data.rewriting.engines.openai_errors import (
+    Undecodable,
+    describe_failure,
+    fatal,
+    is_passing,
+    seconds_to_wait,
+)
 from megatron_ext.data.rewriting.engines.settings import OpenaiSettings
 from megatron_ext.errors import UserError
 
@@ -63,7 +69,7 @@ class OpenaiEngine:
                 if is_last and (mistake := fatal(error, self._settings)):
                     raise mistake from None
                 if is_last:
-                    return failure(told(error, num_tries, self._settings))
+                    return failure(describe_failure(error, num_tries, self._settings))
                 if self._stopped.wait(seconds_to_wait(error, num_tries, request.seed)):
                     break
         return failure("the run was stopped")
@@ -106,8 +112,8 @@ def served_model(settings: OpenaiSettings) -> str:
     try:
         names = [model.id for model in _connect(settings).with_options(max_retries=settings.max_retries).models.list()]
     except Exception as error:
-        raise (fatal(error, settings) or UserError(f"{settings.base_url}: {told(error, 1, settings)}; name the model "
-                                                   "in openai.model")) from None
+        why = f"{settings.base_url}: {describe_failure(error, 1, settings)}"
+        raise (fatal(error, settings) or UserError(f"{why}; name the model in openai.model")) from None
     if len(names) != 1:
         raise UserError(f"openai.model: name one of those that {settings.base_url} serves: "
                         f"{', '.join(names) or 'none'}")

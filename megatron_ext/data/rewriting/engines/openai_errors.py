@@ -46,7 +46,7 @@ def fatal(error: Exception, settings: OpenaiSettings) -> UserError | None:
     return None
 
 
-def told(error: Exception, num_tries: int, settings: OpenaiSettings) -> str:
+def describe_failure(error: Exception, num_tries: int, settings: OpenaiSettings) -> str:
     """A line on a request that failed."""
     import openai
 
