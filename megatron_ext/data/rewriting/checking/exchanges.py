@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 from itertools import combinations, pairwise
 
@@ -10,6 +11,9 @@ from megatron_ext.data.rewriting.checking.quantities import MONTH, Quantities, Q
 
 _OF_A_MONTH = re.compile(r"\s*(?:[^\W\d_]{1,3}|/)?\s*")
 """Between a day and its month: at most a short word."""
+
+Amount = tuple[Decimal, str]
+"""Size and dimension."""
 
 
 def has_mismatch(source: Quantities, other: Quantities) -> bool:
@@ -30,8 +34,9 @@ def _is_new_pair(pair: tuple[Quantity, Quantity], source: Quantities, other: Qua
     if (second, first) in known:
         return True
     values = {one.value for one in source.exact}
-    broken = {value for one in known - kept for value in one}
-    return {first, second} <= values and bool({first, second} & broken)
+    lost = known - kept
+    return any(value in broken for value in (first, second) for broken in lost) and ({first, second} <= values
+                                                                                     or len(lost) == 1)
 
 
 def _has_other_unit(one: Quantity, source: Quantities) -> bool:
@@ -59,16 +64,24 @@ def _days(text: Quantities) -> dict[Decimal, set[Decimal]]:
 
 def _count_each_others(source: Quantities, other: Quantities) -> bool:
     """Two values each count what the other one counted."""
-    there, here = ({one.value: one.noun for one in text.exact if one.noun and not one.dimension}
-                   for text in (source, other))
-    return any(there[one] != there[two] and here[one] == there[two] and here[two] == there[one]
-               for one, two in combinations([value for value in here if value in there], 2))
+    return _trade_places(*(_words_beside((one, one.noun) for one in text.exact if not one.dimension)
+                           for text in (source, other)))
 
 
 def _have_exchanged(source: Quantities, other: Quantities) -> bool:
-    """Two values each follow the word that the other one followed: multa de 2%, juros de 1%."""
-    there = {one.size: one.before for one in source.exact if one.before}
-    here = {one.size: one.before for one in other.exact if one.before}
-    shared = [size for size in here if size in there]
-    return any(there[one] != there[two] and here[one] == there[two] and here[two] == there[one]
-               for one, two in combinations(shared, 2))
+    """Two amounts each follow the word that the other one followed: multa de 2%, juros de 1%."""
+    return _trade_places(*(_words_beside((one, one.before) for one in text.exact) for text in (source, other)))
+
+
+def _words_beside(pairs: Iterable[tuple[Quantity, str]]) -> dict[Amount, set[str]]:
+    words: dict[Amount, set[str]] = {}
+    for one, word in pairs:
+        if word:
+            words.setdefault((one.size, one.dimension), set()).add(word)
+    return words
+
+
+def _trade_places(there: dict[Amount, set[str]], here: dict[Amount, set[str]]) -> bool:
+    """Two amounts stand beside none of their own words, but each beside one of the other's."""
+    moved = [one for one in here if one in there and here[one].isdisjoint(there[one])]
+    return any(here[one] & there[two] and here[two] & there[one] for one, two in combinations(moved, 2))

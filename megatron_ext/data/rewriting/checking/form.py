@@ -25,8 +25,12 @@ _ELLIPSIS = re.compile(r"(?:\.\.\.|…)\s*$")
 _PAIRS = (("(", ")"), ("[", "]"), ("«", "»"), ("“", "”"))
 _ANNOUNCES = re.compile(r"[:!]\W*$")
 _LABEL_END = re.compile(r"[*_]*\s*[:–—.]")
+_HEAD = re.compile(r"\W*([^:–—()\[\]\n]{2,60}?)[*_]*(?:\s*[:)\]\n]|\s[–—]\s)")
+_SPEAKS_TO_READER = re.compile(r"[!?]")
+_EMOJI = re.compile("[\U0001F300-\U0001FAFF\u2600-\u27BF\u2B50]")
 _EDGE_SENTENCES = 2
 _EDGE_WORDS = 30
+_TITLE_WORDS = 12
 
 
 def is_refusal(source: Text, text: Text, lexicon: Lexicon) -> bool:
@@ -37,8 +41,7 @@ def is_refusal(source: Text, text: Text, lexicon: Lexicon) -> bool:
 
 def has_leftovers(source: Text, text: Text, lexicon: Lexicon) -> bool:
     """Tags of prompts and chat formats, and sentences about the task instead of the subject."""
-    tags = _tags(lexicon)
-    if tags.search(text.raw) and not tags.search(source.raw):
+    if any(mark.search(text.raw) and not mark.search(source.raw) for mark in (_tags(lexicon), _EMOJI)):
         return True
     sentences = [sentence for sentence in text.sentences if sentence.words]
     edge = [*sentences[:_EDGE_SENTENCES], *sentences[_EDGE_SENTENCES:][-_EDGE_SENTENCES:]]
@@ -48,12 +51,20 @@ def has_leftovers(source: Text, text: Text, lexicon: Lexicon) -> bool:
     talk = frozenset(word for word in lexicon.meta_words.among(text.word_set) | lexicon.talk.among(text.word_set)
                      if word not in source.word_set and stem(word) not in source.stems)
     return any(_is_talk(sentence, talk, source, lexicon, at_edge=sentence in edge)
-               for sentence in text.sentences) or _is_announced(source, text, lexicon)
+               for sentence in text.sentences) or _is_framed(source, text, lexicon)
 
 
 def new_markdown(source: Text, text: Text) -> list[str]:
     """Kinds of Markdown that the source does not use."""
-    return [kind for kind, pattern in _MARKDOWN.items() if pattern.search(text.raw) and not pattern.search(source.raw)]
+    kinds = [kind for kind, pattern in _MARKDOWN.items()
+             if pattern.search(text.raw) and not pattern.search(source.raw)]
+    return kinds + ["title"] * (_has_title(text) and not _has_title(source))
+
+
+def _has_title(text: Text) -> bool:
+    """Whether a first line without an end stands apart from what follows."""
+    first, _, rest = text.raw.strip().partition("\n")
+    return rest.startswith("\n") and not _END.search(first) and len(words_of(first)) <= _TITLE_WORDS
 
 
 def is_cut(source: Text, text: Text, lexicon: Lexicon, qa: QaText | None = None) -> bool:
@@ -89,20 +100,41 @@ def _is_labelled(sentence: Sentence, source: Text, lexicon: Lexicon) -> bool:
     return bool(label) and bool(_LABEL_END.match(text, label.end())) and label[0].lower() not in source.raw.lower()
 
 
-def _is_announced(source: Text, text: Text, lexicon: Lexicon) -> bool:
-    """A first line on its own that ends with a colon or an exclamation mark and says nothing of the source."""
-    first, _, rest = text.raw.strip().partition("\n")
-    words = Text(first, lexicon)
-    if not rest.strip() or not _ANNOUNCES.search(first) or len(words.words) > _EDGE_WORDS:
+def _is_framed(source: Text, text: Text, lexicon: Lexicon) -> bool:
+    """A first or last line on its own that says nothing of the source but speaks to the reader or of the text."""
+    lines = [line for line in text.raw.split("\n") if line.strip()]
+    if not lines:
         return False
-    return not words.stems & source.stems and any(
-        word in lexicon.meta_words or word in lexicon.talk for word in words.words)
+    if _is_entitled(lines[0] + "\n" * (len(lines) > 1), source, lexicon) or _is_entitled(lines[-1], source, lexicon):
+        return True
+    return len(lines) > 1 and (
+        (bool(_ANNOUNCES.search(lines[0])) and _says_nothing_of(source, lines[0], lexicon))
+        or (bool(_SPEAKS_TO_READER.search(lines[-1])) and _says_nothing_of(source, lines[-1], lexicon)))
+
+
+def _says_nothing_of(source: Text, line: str, lexicon: Lexicon) -> bool:
+    words = words_of(line)
+    return len(words) <= _EDGE_WORDS and content_stems(words, lexicon).isdisjoint(source.stems) and any(
+        word in lexicon.meta_words or word in lexicon.talk for word in words)
+
+
+def _is_entitled(line: str, source: Text, lexicon: Lexicon) -> bool:
+    """`Resumo do texto: …`, `[Versão formal]`: a line's head of nothing but words about a text, none of the source's."""
+    head = _HEAD.match(line)
+    told = [word for word in words_of(head[1]) if word not in lexicon.function_words] if head else []
+    return (bool(told) and all(word in lexicon.meta_words for word in told)
+            and content_stems(told, lexicon).isdisjoint(source.stems))
 
 
 def _has_talk_phrase(sentence: Sentence, source: Text, lexicon: Lexicon) -> bool:
     """Whether it has a phrase of those who speak about their work, which the source has in no form."""
     return any((found := phrase.search(sentence.text)) is not None and not phrase.search(source.raw)
-               and not content_stems(words_of(found[0]), lexicon) <= source.stems for phrase in lexicon.talk_phrases)
+               and not _has_words(found[0], source, lexicon) for phrase in lexicon.talk_phrases)
+
+
+def _has_words(phrase: str, source: Text, lexicon: Lexicon) -> bool:
+    stems = content_stems(words_of(phrase), lexicon)
+    return bool(stems) and stems <= source.stems
 
 
 @cache

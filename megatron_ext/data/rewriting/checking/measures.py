@@ -63,7 +63,9 @@ class Measures:
     num_qa_pairs: int
     """Questions with an answer."""
     num_qa_faults: int
-    """Questions without answer and the reverse, answers that say they have none, and text outside pairs."""
+    """Questions without answer and the reverse, answers that say they have none, pairs about a text instead of what
+    it says, and text outside pairs.
+    """
 
 
 def measure(source: Text, text: Text, length_ratio: float, pairs: QaText, lexicon: Lexicon) -> Measures:
@@ -95,7 +97,8 @@ def measure(source: Text, text: Text, length_ratio: float, pairs: QaText, lexico
         negation_vanished=polarity.negation_vanished(source, text, lexicon),
         direction_turned=polarity.direction_turned(source, text, lexicon),
         num_qa_pairs=len(pairs.pairs),
-        num_qa_faults=pairs.num_broken + qa.unanswered(pairs, lexicon) + bool(pairs.outside),
+        num_qa_faults=(pairs.num_broken + qa.unanswered(pairs, lexicon) + qa.about_the_text(pairs, source, lexicon)
+                       + bool(pairs.outside)),
     )
 
 

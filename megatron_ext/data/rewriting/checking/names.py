@@ -98,7 +98,7 @@ def _may_be_gloss(name: Name, lexicon: Lexicon) -> bool:
 
 def _absent(names: list[Name], text: Text, lexicon: Lexicon) -> list[Name]:
     """Those of which a text has no word, no acronym and no expansion."""
-    written = find_names(text, lexicon)
+    written = [name for name in find_names(text, lexicon) if any(word not in _common(lexicon) for word in name.words)]
     return [name for name in names if not any(_is_word_of(word, text, lexicon) for word in name.words)
             and not _written_otherwise(name, written) and not _is_abbreviated(name, text)]
 

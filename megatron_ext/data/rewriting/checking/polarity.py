@@ -25,11 +25,14 @@ def negation_vanished(source: Text, text: Text, lexicon: Lexicon) -> bool:
 
 
 def direction_turned(source: Text, text: Text, lexicon: Lexicon) -> bool:
-    """The source goes one way alone, and the text the other way alone, where it speaks of the same."""
+    """The source goes one way alone, and the text the other way alone, where it speaks of the same; or a clause of the
+    text goes the other way than the only one of the source that says the same.
+    """
     there, here = _directions(source, lexicon), _directions(text, lexicon)
-    return any((pair, 1 - side) in here and (pair, side) not in here and (pair, 1 - side) not in there
-               and _are_of_the_same(there[pair, side], here[pair, 1 - side], source)
-               for pair, side in there)
+    return any((pair, 1 - side) in here and (
+        (pair, side) not in here and (pair, 1 - side) not in there
+        and _are_of_the_same(there[pair, side], here[pair, 1 - side], source, lexicon)
+        or _turns_its_like(there, here, (pair, side), source)) for pair, side in there)
 
 
 def is_negated(clause: Clause, lexicon: Lexicon) -> bool:
@@ -42,9 +45,9 @@ def is_negated(clause: Clause, lexicon: Lexicon) -> bool:
 def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool:
     """Whether a clause without a word of denial says the same as the negated one: of what is denied, and as a whole."""
     others = [one for one in others if not one.asks]
-    shared = [len(negated.stems & one.stems) for one in others]
+    shared = [_in_common(negated, one, lexicon) for one in others]
     most = max(shared, default=0)
-    if most < _MIN_SHARED or 2 * most < len(negated.stems):
+    if most < min(_MIN_SHARED, max(1, len(negated.stems))) or 2 * most < len(negated.stems):
         return False
     likeliest = [one for one, count in zip(others, shared, strict=True) if count == most]
     denied = _scope(negated, lexicon)
@@ -54,6 +57,14 @@ def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool
     return not (any(_may_deny(one, negated, lexicon) for one in likeliest)
                 or any(is_negated(one, lexicon) and denied <= content_stems(one.words_around, lexicon)
                        for one in others))  # it is denied there, too
+
+
+def _in_common(negated: Clause, other: Clause, lexicon: Lexicon) -> int:
+    """Content words of a negated clause that another has; one that is alone must have the same form."""
+    shared = len(negated.stems & other.stems)
+    if shared and len(negated.stems) == 1:
+        return len(content_stems(set(negated.words).intersection(other.words), lexicon))
+    return shared
 
 
 def _scope(clause: Clause, lexicon: Lexicon) -> frozenset[str]:
@@ -87,7 +98,31 @@ def _directions(text: Text, lexicon: Lexicon) -> dict[tuple[int, int], list[Clau
     return found
 
 
-def _are_of_the_same(there: list[Clause], here: list[Clause], source: Text) -> bool:
+def _are_of_the_same(there: list[Clause], here: list[Clause], source: Text, lexicon: Lexicon) -> bool:
     """Whether a clause of the text has most in common with one of the source's that says the opposite."""
-    return any(max(len(one.stems & other.stems) for other in there)
-               >= max(1, *(len(one.stems & other.stems) for other in source.clauses)) for one in here)
+    subjects = [_subject(one, lexicon) for one in here if not one.asks]
+    return any(max(len(one & _subject(other, lexicon)) for other in there)
+               >= max(1, *(len(one & other.stems) for other in source.clauses)) for one in subjects)
+
+
+def _subject(clause: Clause, lexicon: Lexicon) -> frozenset[str]:
+    """Stems of what it speaks of: its sentence's, where it has no more than a word itself."""
+    return clause.stems if len(clause.stems) > 1 else content_stems(clause.words_around, lexicon)
+
+
+def _turns_its_like(there: dict[tuple[int, int], list[Clause]], here: dict[tuple[int, int], list[Clause]],
+                    place: tuple[int, int], source: Text) -> bool:
+    """Whether a clause of the text goes the other way than the one of the source with most of its words."""
+    pair, side = place
+    same_way = {id(one) for one in here.get(place, ())}
+    ways, others = ({id(one) for one in there.get((pair, way), ())} for way in (side, 1 - side))
+    for clause in here[pair, 1 - side]:
+        if clause.asks or id(clause) in same_way:
+            continue
+        shared = [len(clause.stems & one.stems) for one in source.clauses]
+        most = max(shared)
+        best = [one for one, count in zip(source.clauses, shared, strict=True) if count == most]
+        if most >= _MIN_SHARED and 2 * most >= len(clause.stems) and all(
+                id(one) in ways and id(one) not in others for one in best):
+            return True
+    return False

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
+from megatron_ext.data.rewriting.checking.text import Text, content_stems, words_of
 
 _LIST_LINE = re.compile(r"\s*(?:[-*•–]|\d+[.)])\s")
 
@@ -60,6 +61,12 @@ def read_qa(text: str, lexicon: Lexicon) -> QaText:
 def unanswered(qa: QaText, lexicon: Lexicon) -> int:
     """Answers that say that they have none."""
     return sum(bool(lexicon.unanswered.search(answer)) for _, answer in qa.pairs)
+
+
+def about_the_text(qa: QaText, source: Text, lexicon: Lexicon) -> int:
+    """Pairs that have nothing of the source and speak of a text: `uma pergunta sobre o texto`."""
+    return sum(content_stems(words, lexicon).isdisjoint(source.stems) and lexicon.meta_words.has_any_of(words)
+               for words in map(words_of, map(" ".join, qa.pairs)))
 
 
 def _pieces(text: str, lexicon: Lexicon) -> list[tuple[str, str]]:

@@ -89,7 +89,7 @@ def read_quantities(text: str, lexicon: Lexicon) -> Quantities:
     digits_alone = rewording.in_digits(text, lexicon)
     reworded = rewording.words_in_digits(digits_alone, lexicon)
     number = _number(lexicon)
-    in_digits = {value_of(match["digits"], lexicon) for match in number.finditer(digits_alone)}
+    in_digits = {(value_of(match["digits"], lexicon), bool(match["mark"])) for match in number.finditer(digits_alone)}
     exact = tuple(_exact(reworded, lexicon, in_digits))
     ordinals = {value_of(match["digits"], lexicon) for match in number.finditer(reworded) if match["mark"]}
     words = {Decimal(value) for word in WORD.findall(digits_alone.lower())
@@ -157,20 +157,21 @@ def _distinct(quantities: tuple[Quantity, ...]) -> list[Quantity]:
     return found
 
 
-def _exact(text: str, lexicon: Lexicon, in_digits: set[Decimal]) -> Iterator[Quantity]:
+def _exact(text: str, lexicon: Lexicon, in_digits: set[tuple[Decimal, bool]]) -> Iterator[Quantity]:
     months = _months(lexicon)
     for match in _number(lexicon).finditer(text):
         if _is_glued(match, lexicon):
             continue
         value = value_of(match["digits"], lexicon)
         following = text[match.end():match.end() + 60]
-        if match["mark"] and value not in in_digits:
+        written = (value, bool(match["mark"])) in in_digits
+        if match["mark"] and not written:
             continue  # an ordinal in words: `segundo` is mostly something else
         dimension, factor, noun = _unit(match, following, lexicon)
         if not dimension and lexicon.clock.search(text[:match.start("digits")]) and value <= 24 and not noun:
             dimension, factor = "time", Decimal(3600)
         before = _noun_before(text[:match.start()], lexicon)
-        yield Quantity(value, dimension, _ROUNDED.multiply(value, factor), noun, before, value in in_digits,
+        yield Quantity(value, dimension, _ROUNDED.multiply(value, factor), noun, before, written,
                        match.start("digits"), match.end())
     for match in WORD.finditer(text):
         if number := months.get(match[0]) or months.get(match[0].lower()):
