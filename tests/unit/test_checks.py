@@ -189,6 +189,7 @@ def test_names_are_capitals_inside_sentences():
     ("A rede saiu de Mato Grosso.", "A rede saiu de Minas Gerais.", 1, 1),
     ("O cartão do CadÚnico saiu.", "Saiu o cartão do Cadastro Único.", 0, 0),
     ("A câmera tem 50 MP e 6 GB.", "A câmera tem 50 megapixels e seis gigabytes.", 0, 0),
+    ("A água evapora com o calor do Sol.", "Com o calor do Sol, ela evapora na Amazônia e em São Paulo.", 0, 2),
 ])
 def test_names_are_compared_with_expansions_and_origins(source, text, lost, new):
     found = compare_names(Text(source, LEXICON), Text(text, LEXICON), LEXICON)
@@ -199,6 +200,9 @@ def test_names_are_compared_with_expansions_and_origins(source, text, lost, new)
     ("O dado muda o intervalo, que deve ser ampliado.", "O dado muda o intervalo, que não deve ser ampliado."),
     ("As abelhas nativas não picam as pessoas.", "As abelhas nativas picam as pessoas."),
     ("Os morcegos não são cegos à noite.", "Os morcegos são cegos à noite."),
+    ("Há modelos de 127 V e de 220 V (não é bivolt).", "O aparelho é bivolt, de 127 V e de 220 V."),
+    ("Não envie a pasta .venv para o Git.", "A pasta .venv deve ir para o Git."),
+    ("O aluguel de maio sofre, depois, um reajuste pelo índice.", "O aluguel de maio não sofre reajuste pelo índice."),
 ])
 def test_a_denial_that_came_or_went(source, text):
     assert "negation" in reasons(text, "easy", source)
@@ -216,6 +220,10 @@ def test_a_denial_that_came_or_went(source, text):
     ("O tempo não cura tudo.", "A médica contesta que o tempo cura tudo."),
     ("Após a atualização, aplicativos antigos podem não funcionar.",
      "Aplicativos antigos podem parar após a atualização."),
+    ("Não é o tempo que cura, mas o que se faz.", "O tempo passa. O que se faz é que cura."),
+    ("Quem começa não deve retirar ninhos da mata.", "Retirar ninhos da mata constitui crime."),
+    ("As abelhas não ferroam, e ninguém as teme.", "Destituídas da capacidade de ferroar, ninguém as teme."),
+    ("Deixe esfriar antes de cortar.", "Pode-se cortar quente? Não: deixe esfriar."),
     ("O aumento da oferta foi de um terço, com redução do preço.", "A oferta avançou um terço, e o preço caiu."),
 ])
 def test_a_denial_in_other_words_is_none(source, text):
@@ -232,6 +240,55 @@ def test_answers_and_talk_are_told_by_their_subject():
     assert "meta_text" in reasons(GOOD + " Gostaria que eu fizesse uma lista disso?")
     assert "meta_text" in reasons(GOOD + "\n\n*Obs.: foi preservada a grafia de antes.*")
     assert "meta_text" in reasons("O texto apresenta um aviso. " + GOOD)
+
+
+@pytest.mark.parametrize("output", [
+    "Versão enciclopédica — " + GOOD,
+    "Resumo do texto: " + GOOD,
+    "[Texto formal]\n" + GOOD,
+    GOOD + "\n\nFicou claro? Se precisar, é só falar!",
+    GOOD + "\n\nBom proveito! Espero ter ajudado.",
+    GOOD + "\n\nCaso queira, posso deixar tudo ainda mais curto ou adaptar para outro público.",
+    GOOD + "\n\nReorganizei as ideias em um único parágrafo e retirei as marcas de oralidade.",
+    GOOD + " Observa-se que todas as datas e valores do original foram mantidos.",
+    GOOD + " 🌱",
+])
+def test_words_about_the_task_in_any_frame(output):
+    assert "meta_text" in reasons(output)
+
+
+@pytest.mark.parametrize("output", [
+    GOOD + "\nE você, já plantou uma semente?",
+    "Fotossíntese: " + GOOD,
+    GOOD + " Se quiser ver isso, basta pôr a planta na luz.",
+    GOOD + " Mantidas no escuro, elas param.",
+])
+def test_words_about_the_subject_are_no_frame(output):
+    assert "meta_text" not in reasons(output)
+
+
+def test_a_title_that_the_source_has_not():
+    assert "markdown" in reasons("O alimento das plantas\n\n" + GOOD)
+    assert "markdown" not in reasons("O alimento das plantas\n\n" + GOOD, source="A luz e as plantas\n\n" + SOURCE)
+    assert "markdown" not in reasons(GOOD.replace(". Em 1779", ".\n\nEm 1779"))
+
+
+def test_a_pair_about_the_text_is_none():
+    assert "wrong_qa_format" in reasons("Pergunta: uma pergunta sobre o texto\nResposta: a resposta\n\n" + QA, "qa")
+    short = "Pergunta: Elas liberam oxigênio sem luz?\nResposta: Não."
+    assert "wrong_qa_format" not in reasons(f"{QA}\n\n{short}", "qa")
+
+
+@pytest.mark.parametrize("source, text", [
+    ("O mel da jataí rende pouco e é caro.", "O mel da jataí rende bem e é barato."),
+    ("A médica recusava a lobotomia.", "A médica defendia a lobotomia."),
+    ("Raramente o problema está no livro.", "Quase sempre o problema está no livro."),
+    ("A água é aquecida pelo Sol. As camadas mais altas da atmosfera são frias.",
+     "O Sol aquece a água. As camadas mais altas da atmosfera são quentes."),
+])
+def test_opposites(source, text):
+    assert "direction" in reasons(text, "easy", source)
+    assert "direction" not in reasons(source, "easy", source)
 
 
 def test_directions_are_told_beside_other_denials():

@@ -76,6 +76,8 @@ def swapped(source, text):
     ("Use 500 ml de leite.", "Use meio litro de leite."),
     ("Dura 30 meses.", "Dura dois anos e meio."),
     ("Vale para 100% dos casos.", "Vale para todos os casos."),
+    ("A diária é de R$ 180.", "A diária sai por cento e oitenta reais."),
+    ("A multa de 10% e a de 3% somam 13%.", "Somam treze por cento a de dez por cento e a de três por cento."),
 ])
 def test_equal_amounts_in_other_forms(one, other):
     assert compare(one, other) == ([], [])
@@ -148,6 +150,11 @@ def test_small_numbers_alone_tell_little(source, text, num_lost, num_new):
      "Subiram o leite, com 7%; o arroz, com 8%; e o café, com 9%."),
     ("Vai até 30/06.", "Vai até 30 de julho."),
     ("De 10 de abril a 31 de maio.", "De 10 de maio a 31 de abril."),
+    ("De R$ 329,90 por R$ 249,90 à vista.", "Subiu de R$ 249,90 para R$ 329,90."),
+    ("Empatou em 2 a 2, com o terceiro cartão.", "Venceu por 3 a 2, com o terceiro cartão."),
+    ("Até 10 parcelas. O atraso gera multa de 2% e juros de 1%. Isenta-se quem ganha 2 salários ou 1 pensão.",
+     "Até dez parcelas. O atraso gera multa de 1% e juros de 2%. Quem ganha 2 salários ou 1 pensão está isento."),
+    ("O risco foi 31% menor.", "Houve alta de 31% no risco."),
 ])
 def test_numbers_and_names_in_other_places(source, text):
     assert swapped(source, text)
@@ -175,6 +182,9 @@ def test_numbers_and_names_in_other_places(source, text):
      "Com 120 quilos por hectare, colheram-se 9.870 quilos por hectare."),
     ("Vai de 10 a 12 de maio.", "Vai de 10 de maio a 12 de maio."),
     ("Marcou aos 41 da etapa final, no 2 a 0.", "Marcou aos 41 da segunda etapa, no 2 a 0."),
+    ("O diagnóstico exige 14 por 9 em pelo menos duas consultas.",
+     "O diagnóstico exige 14 por 9 ou mais em duas consultas."),
+    ("O patamar mais baixo, de 2%, foi em março.", "Trata-se da segunda redução. O mínimo, de 2%, foi em março."),
 ])
 def test_another_order_is_no_exchange(source, text):
     assert not swapped(source, text)

@@ -26,17 +26,19 @@ def has_mismatch(source: Quantities, other: Quantities) -> bool:
 
 
 def _is_new_pair(pair: tuple[Quantity, Quantity], source: Quantities, other: Quantities) -> bool:
-    """Both stand in the source, in pairs that the other text has not, or in the other order."""
+    """Stands in no pair of the source, or in the other order: of numbers of the source, or in the place of its only
+    lost pair, of which it has one number (2 a 2, 3 a 2).
+    """
     first, second = (one.value for one in pair)
     known, kept = ({(one.value, two.value) for one, two in text.pairs} for text in (source, other))
     if (first, second) in known or first == second:
         return False
     if (second, first) in known:
         return True
-    values = {one.value for one in source.exact}
     lost = known - kept
-    return any(value in broken for value in (first, second) for broken in lost) and ({first, second} <= values
-                                                                                     or len(lost) == 1)
+    broken = {value for one in lost for value in one}
+    return not broken.isdisjoint((first, second)) and (
+        len(lost) == 1 or {first, second} <= {one.value for one in source.exact})
 
 
 def _has_other_unit(one: Quantity, source: Quantities) -> bool:

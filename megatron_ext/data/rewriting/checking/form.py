@@ -119,7 +119,7 @@ def _says_nothing_of(source: Text, line: str, lexicon: Lexicon) -> bool:
 
 
 def _is_entitled(line: str, source: Text, lexicon: Lexicon) -> bool:
-    """`Resumo do texto: …`, `[Versão formal]`: a line's head of nothing but words about a text, none of the source's."""
+    """`Resumo do texto: …`, `[Versão formal]`: nothing but words about a text, none of the source's, heads the line."""
     head = _HEAD.match(line)
     told = [word for word in words_of(head[1]) if word not in lexicon.function_words] if head else []
     return (bool(told) and all(word in lexicon.meta_words for word in told)

@@ -10,8 +10,10 @@ from megatron_ext.data.rewriting.checking.text import Clause, Text, content_stem
 
 AROUND_NUMBERS = 0
 """The pair of directions with words as common as `mais`, which tell something beside a number alone."""
-_MIN_SHARED = 2
+_MIN_SHARED, _MANY_SHARED = 2, 3
 _SCOPE_WORDS = 2
+_Ways = dict[tuple[int, int], list[Clause]]
+"""(pair of directions, side) -> the clauses that say it."""
 
 
 def negation_appeared(source: Text, text: Text, lexicon: Lexicon) -> bool:
@@ -30,8 +32,8 @@ def direction_turned(source: Text, text: Text, lexicon: Lexicon) -> bool:
     """
     there, here = _directions(source, lexicon), _directions(text, lexicon)
     return any((pair, 1 - side) in here and (
-        (pair, side) not in here and (pair, 1 - side) not in there
-        and _are_of_the_same(there[pair, side], here[pair, 1 - side], source, lexicon)
+        ((pair, side) not in here and (pair, 1 - side) not in there
+         and _are_of_the_same(there[pair, side], here[pair, 1 - side], source, lexicon))
         or _turns_its_like(there, here, (pair, side), source)) for pair, side in there)
 
 
@@ -43,7 +45,9 @@ def is_negated(clause: Clause, lexicon: Lexicon) -> bool:
 
 
 def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool:
-    """Whether a clause without a word of denial says the same as the negated one: of what is denied, and as a whole."""
+    """Whether a clause without a word of denial says the same as the negated one: of what is denied (of a part
+    of it, where much else is the same), and as a whole.
+    """
     others = [one for one in others if not one.asks]
     shared = [_in_common(negated, one, lexicon) for one in others]
     most = max(shared, default=0)
@@ -52,7 +56,7 @@ def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool
     likeliest = [one for one, count in zip(others, shared, strict=True) if count == most]
     denied = _scope(negated, lexicon)
     scope = denied - content_stems(takewhile(lambda word: word not in lexicon.negations, negated.words), lexicon)
-    if not scope or not any(scope <= one.stems for one in likeliest):
+    if not any(scope & one.stems and (scope <= one.stems or most >= _MANY_SHARED) for one in likeliest):
         return False
     return not (any(_may_deny(one, negated, lexicon) for one in likeliest)
                 or any(is_negated(one, lexicon) and denied <= content_stems(one.words_around, lexicon)
@@ -84,9 +88,9 @@ def _may_deny(clause: Clause, negated: Clause, lexicon: Lexicon) -> bool:
     return not denials.issubset(negated.words)
 
 
-def _directions(text: Text, lexicon: Lexicon) -> dict[tuple[int, int], list[Clause]]:
+def _directions(text: Text, lexicon: Lexicon) -> _Ways:
     """The clauses that say each direction; `não subiu` and `sem aumento` say none."""
-    found: dict[tuple[int, int], list[Clause]] = {}
+    found: _Ways = {}
     telling = {word: places for word in text.word_set if (
         places := [place for place in lexicon.directions.of(word) if place[0] != AROUND_NUMBERS])}
     for clause in text.clauses:
@@ -110,19 +114,18 @@ def _subject(clause: Clause, lexicon: Lexicon) -> frozenset[str]:
     return clause.stems if len(clause.stems) > 1 else content_stems(clause.words_around, lexicon)
 
 
-def _turns_its_like(there: dict[tuple[int, int], list[Clause]], here: dict[tuple[int, int], list[Clause]],
-                    place: tuple[int, int], source: Text) -> bool:
+def _turns_its_like(there: _Ways, here: _Ways, place: tuple[int, int], source: Text) -> bool:
     """Whether a clause of the text goes the other way than the one of the source with most of its words."""
     pair, side = place
-    same_way = {id(one) for one in here.get(place, ())}
-    ways, others = ({id(one) for one in there.get((pair, way), ())} for way in (side, 1 - side))
-    for clause in here[pair, 1 - side]:
-        if clause.asks or id(clause) in same_way:
-            continue
-        shared = [len(clause.stems & one.stems) for one in source.clauses]
-        most = max(shared)
-        best = [one for one, count in zip(source.clauses, shared, strict=True) if count == most]
-        if most >= _MIN_SHARED and 2 * most >= len(clause.stems) and all(
-                id(one) in ways and id(one) not in others for one in best):
-            return True
-    return False
+    turned = [one for one in here[pair, 1 - side] if not one.asks and one not in here.get(place, ())]
+    return any(like and all(one in there[place] and one not in there.get((pair, 1 - side), ()) for one in like)
+               for like in (_likest(one, source) for one in turned))
+
+
+def _likest(clause: Clause, source: Text) -> list[Clause]:
+    """The source's clauses with most of its words, if these are many enough."""
+    shared = [len(clause.stems & one.stems) for one in source.clauses]
+    most = max(shared, default=0)
+    if most < _MIN_SHARED or 2 * most < len(clause.stems):
+        return []
+    return [one for one, count in zip(source.clauses, shared, strict=True) if count == most]
