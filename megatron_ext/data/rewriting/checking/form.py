@@ -6,7 +6,7 @@ import re
 from functools import cache
 
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
-from megatron_ext.data.rewriting.checking.qa import QaText
+from megatron_ext.data.rewriting.checking.qa import QaText, is_labelled
 from megatron_ext.data.rewriting.checking.text import Sentence, Text, content_stems, stem, words_of
 
 _MARKDOWN = {
@@ -25,8 +25,7 @@ _ELLIPSIS = re.compile(r"(?:\.\.\.|…)\s*$")
 _PAIRS = (("(", ")"), ("[", "]"), ("«", "»"), ("“", "”"))
 _ANNOUNCES = re.compile(r"[:!]\W*$")
 _LABEL_END = re.compile(r"[*_]*\s*[:–—.]")
-_HEAD = re.compile(r"\W*([^:–—()\[\]\n]{2,60}?)[*_]*(?:\s*[:)\]\n]|\s[–—]\s)")
-_SPEAKS_TO_READER = re.compile(r"[!?]")
+_HEAD = re.compile(r"\W*([^:–—()\[\]]{2,60}?)[*_]*(?:\s*(?:[:)\]]|$)|\s[–—]\s)")
 _EMOJI = re.compile("[\U0001F300-\U0001FAFF\u2600-\u27BF\u2B50]")
 _EDGE_SENTENCES = 2
 _EDGE_WORDS = 30
@@ -101,21 +100,24 @@ def _is_labelled(sentence: Sentence, source: Text, lexicon: Lexicon) -> bool:
 
 
 def _is_framed(source: Text, text: Text, lexicon: Lexicon) -> bool:
-    """A first or last line on its own that says nothing of the source but speaks to the reader or of the text."""
+    """A first or last line that speaks of the text or to its reader, and says nothing of the source."""
     lines = [line for line in text.raw.split("\n") if line.strip()]
-    if not lines:
-        return False
-    if _is_entitled(lines[0] + "\n" * (len(lines) > 1), source, lexicon) or _is_entitled(lines[-1], source, lexicon):
+    ends = [line for line in {*lines[:1], *lines[-1:]} if not is_labelled(line, lexicon)]
+    if any(_is_entitled(line, source, lexicon) for line in ends):
         return True
-    return len(lines) > 1 and (
-        (bool(_ANNOUNCES.search(lines[0])) and _says_nothing_of(source, lines[0], lexicon))
-        or (bool(_SPEAKS_TO_READER.search(lines[-1])) and _says_nothing_of(source, lines[-1], lexicon)))
+    return len(lines) > 1 and any(_says_nothing_of(source, line, lexicon) or (
+        bool(_ANNOUNCES.search(line)) and _says_i(line, source, lexicon)) for line in ends)
 
 
 def _says_nothing_of(source: Text, line: str, lexicon: Lexicon) -> bool:
     words = words_of(line)
     return len(words) <= _EDGE_WORDS and content_stems(words, lexicon).isdisjoint(source.stems) and any(
         word in lexicon.meta_words or word in lexicon.talk for word in words)
+
+
+def _says_i(line: str, source: Text, lexicon: Lexicon) -> bool:
+    words = words_of(line)
+    return len(words) <= _EDGE_WORDS and any(word in lexicon.talk and word not in source.word_set for word in words)
 
 
 def _is_entitled(line: str, source: Text, lexicon: Lexicon) -> bool:

@@ -16,6 +16,7 @@ _BEGINNING = re.compile(r"(?:^|[.!?…:;\nº°ª§•]|[—–-]\s|[\"“«\[*#>
 _SHARED_LETTERS = 4
 _ROMAN = re.compile(r"[IVXLCDM]{2,}")
 _ACRONYM = re.compile(r"(?<![^\W\d_])[A-ZÀ-Þ]{2,}(?![^\W\d_])")
+_PLURAL_ACRONYM = re.compile(r"[A-ZÀ-Þ]{2,}s")
 _UNIT = re.compile(r"[A-Z]{1,3}")
 _AFTER_NUMBER = re.compile(r"\d[ \u00a0]?$")
 _LONG_NAME = 3
@@ -115,7 +116,8 @@ def _apart(match: re.Match[str]) -> list[tuple[int, int]]:
 
 
 def _name(start: int, end: int, raw: str, lexicon: Lexicon) -> Name:
-    words = [word for word in WORD.findall(raw[start:end] if raw[end:end + 1] != "$" else "")  # US$
+    words = [word.rstrip("s") if _PLURAL_ACRONYM.fullmatch(word) else word
+             for word in WORD.findall(raw[start:end] if raw[end:end + 1] != "$" else "")  # US$
              if word.lower() not in lexicon.name_particles and not _ROMAN.fullmatch(word)
              and (len(word) <= _LONGEST_ACRONYM or not word.isupper())]  # LOCATÁRIO: stress, no name
     begins = bool(_BEGINNING.search(raw[max(0, start - 8):start]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 
 from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 from megatron_ext.data.rewriting.checking.text import Clause, Text, content_stems, words_of
@@ -12,6 +12,8 @@ AROUND_NUMBERS = 0
 """The pair of directions with words as common as `mais`, which tell something beside a number alone."""
 _MIN_SHARED, _MANY_SHARED = 2, 3
 _SCOPE_WORDS = 2
+_LINKS = 2
+"""Words at most between a negation and the one word that it denies: é, deve ser."""
 _Ways = dict[tuple[int, int], list[Clause]]
 """(pair of directions, side) -> the clauses that say it."""
 
@@ -64,10 +66,13 @@ def _states(negated: Clause, others: Sequence[Clause], lexicon: Lexicon) -> bool
 
 
 def _in_common(negated: Clause, other: Clause, lexicon: Lexicon) -> int:
-    """Content words of a negated clause that another has; one that is alone must have the same form."""
+    """Content words of a negated clause that another has; one that is alone must have the same form, and be denied
+    itself: `não é bivolt`, but not `não como em outros biomas`.
+    """
     shared = len(negated.stems & other.stems)
     if shared and len(negated.stems) == 1:
-        return len(content_stems(set(negated.words).intersection(other.words), lexicon))
+        after = [*dropwhile(lambda word: word not in lexicon.negations, negated.words)][1:2 + _LINKS]
+        return len(content_stems(set(after).intersection(other.words), lexicon))
     return shared
 
 
@@ -94,8 +99,8 @@ def _directions(text: Text, lexicon: Lexicon) -> _Ways:
     telling = {word: places for word in text.word_set if (
         places := [place for place in lexicon.directions.of(word) if place[0] != AROUND_NUMBERS])}
     for clause in text.clauses:
-        if (telling.keys().isdisjoint(clause.words) or lexicon.without.has_any_of(clause.words_around)
-                or not lexicon.negations.exact.isdisjoint(clause.words_around)):
+        if (telling.keys().isdisjoint(clause.words) or lexicon.without.has_any_of(clause.words)
+                or not lexicon.negations.exact.isdisjoint(clause.words)):
             continue
         for place in {place for word in telling.keys() & clause.words for place in telling[word]}:
             found.setdefault(place, []).append(clause)

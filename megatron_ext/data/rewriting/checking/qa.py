@@ -63,6 +63,11 @@ def unanswered(qa: QaText, lexicon: Lexicon) -> int:
     return sum(bool(lexicon.unanswered.search(answer)) for _, answer in qa.pairs)
 
 
+def is_labelled(line: str, lexicon: Lexicon) -> bool:
+    """Whether a line begins as a question or an answer does."""
+    return any(label.match(line) for label in _labels(lexicon))
+
+
 def about_the_text(qa: QaText, source: Text, lexicon: Lexicon) -> int:
     """Pairs that have nothing of the source and speak of a text: `uma pergunta sobre o texto`."""
     return sum(content_stems(words, lexicon).isdisjoint(source.stems) and lexicon.meta_words.has_any_of(words)

@@ -12,6 +12,8 @@ from megatron_ext.data.rewriting.checking.lexicon import Lexicon
 
 _SPACES = "\u00a0\u202f\u2009 "
 _CLOCK = re.compile(r"(?<![\w.,])(\d{1,2})(?:\s?[hH](\d{2})(?:\s?min)?|:(\d{2}))(?!\d)(?!-\d+(?![\d:hH]))")
+_TO_THE_SECOND = re.compile(r"(?<![\w.,:])(\d{1,2})(?:\s?h\s?(\d{1,2})\s?min\s?(\d{1,2})\s?s(\d{1,3})?(?!\w)"
+                            r"|:(\d{2}):(\d{2})(?:[.,](\d{1,3}))?(?![\d:]))", re.IGNORECASE)  # 1h59min30s8, 1:59:30
 _HOURS = re.compile(r"(?<![\w.,])(\d{1,2})\s?[hH]s?(?!\w)")
 _DATE = re.compile(r"(?<![\d/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/])")
 _DAY_AND_MONTH = re.compile(r"(?<![\d/.,-])(0?[1-9]|[12]\d|3[01])/(0[1-9])(?![\d/])"
@@ -43,6 +45,7 @@ def in_digits(text: str, lexicon: Lexicon) -> str:
     text = _DATE.sub(lambda match: _date(match, lexicon), text)
     text = _SHORT_YEAR.sub(lambda match: f"{match[1]} / {_year(match[2])}", text)
     hour = lexicon.hour
+    text = _TO_THE_SECOND.sub(lambda match: _to_the_second(match, lexicon), text)
     text = _CLOCK.sub(lambda match: f"{Decimal(int(match[1])) + Decimal(int(match[2] or match[3])) / 60} {hour}", text)
     text = _HOURS.sub(lambda match: f"{match[1]} {hour}", text)
     for pattern, words in lexicon.rewordings:
@@ -55,6 +58,12 @@ def in_digits(text: str, lexicon: Lexicon) -> str:
                       if _share_a_scale(value_of(match[1], lexicon), value_of(match[3], lexicon)) else match[0], text)
     text = half.sub(lambda match: f"{match[1]} <{lexicon.scales[match[1].lower()] // 2}>", text)
     return scaled.sub(lambda match: _plain(value_of(match[1], lexicon) * lexicon.scales[match[2].lower()]), text)
+
+
+def _to_the_second(match: re.Match[str], lexicon: Lexicon) -> str:
+    hours, minutes, seconds, parts = (one for one in match.groups("") if one) if match[4] or match[7] else (
+        *(one for one in match.groups("") if one), "0")
+    return f"{hours} {lexicon.hour}, {minutes} min, {seconds}{lexicon.decimal_mark}{parts} s"
 
 
 def _with_parts(text: str, lexicon: Lexicon) -> str:
