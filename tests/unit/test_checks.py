@@ -188,6 +188,7 @@ def test_names_are_capitals_inside_sentences():
     ("Nasceu na pequena Sacramento.", "Nasceu na pequena Sacramento, em Minas Gerais.", 0, 0),
     ("A rede saiu de Mato Grosso.", "A rede saiu de Minas Gerais.", 1, 1),
     ("O cartão do CadÚnico saiu.", "Saiu o cartão do Cadastro Único.", 0, 0),
+    ("São grátis quatro saques e duas TED.", "São grátis quatro saques e duas TEDs.", 0, 0),
     ("A câmera tem 50 MP e 6 GB.", "A câmera tem 50 megapixels e seis gigabytes.", 0, 0),
     ("A água evapora com o calor do Sol.", "Com o calor do Sol, ela evapora na Amazônia e em São Paulo.", 0, 2),
 ])
@@ -223,6 +224,9 @@ def test_a_denial_that_came_or_went(source, text):
     ("Não é o tempo que cura, mas o que se faz.", "O tempo passa. O que se faz é que cura."),
     ("Quem começa não deve retirar ninhos da mata.", "Retirar ninhos da mata constitui crime."),
     ("As abelhas não ferroam, e ninguém as teme.", "Destituídas da capacidade de ferroar, ninguém as teme."),
+    ("Costuma nadar cerca de 15 km por dia.", "Ela nada uns 15 km por dia."),
+    ("Em outros biomas ela foge. Ali a onça se deixa ver.", "Não como em outros biomas: ali a onça se deixa ver."),
+    ("Ele não a deixou participar da festa em 1922.", "Ele obstou a participação dela na festa em 1922."),
     ("Deixe esfriar antes de cortar.", "Pode-se cortar quente? Não: deixe esfriar."),
     ("O aumento da oferta foi de um terço, com redução do preço.", "A oferta avançou um terço, e o preço caiu."),
 ])
@@ -252,6 +256,13 @@ def test_answers_and_talk_are_told_by_their_subject():
     GOOD + "\n\nReorganizei as ideias em um único parágrafo e retirei as marcas de oralidade.",
     GOOD + " Observa-se que todas as datas e valores do original foram mantidos.",
     GOOD + " 🌱",
+    "Pronto! Simplifiquei a história da fotossíntese para você:\n\n" + GOOD,
+    "Veja como fica o relato em linguagem bem acessível.\n\n" + GOOD,
+    "Conforme requerido, reapresento a passagem com vocabulário culto:\n\n" + GOOD,
+    "Primeiro vou identificar as ideias principais. Agora escrevo tudo. " + GOOD,
+    GOOD + "\n\nPalavras-chave: luz, plantas, oxigênio.",
+    GOOD + "\n\nOpção 2 (mais curta): As plantas usam a luz.",
+    GOOD + "\n\nCurtiu? Conta pra gente nos comentários!",
 ])
 def test_words_about_the_task_in_any_frame(output):
     assert "meta_text" in reasons(output)
@@ -281,6 +292,8 @@ def test_a_pair_about_the_text_is_none():
 
 @pytest.mark.parametrize("source, text", [
     ("O mel da jataí rende pouco e é caro.", "O mel da jataí rende bem e é barato."),
+    ("O telhado deve estar voltado para o norte, sem sombra.", "O telhado deve estar voltado para o sul, sem sombra."),
+    ("Menos distração melhora a aprendizagem.", "Menos distração prejudica a aprendizagem."),
     ("A médica recusava a lobotomia.", "A médica defendia a lobotomia."),
     ("Raramente o problema está no livro.", "Quase sempre o problema está no livro."),
     ("A água é aquecida pelo Sol. As camadas mais altas da atmosfera são frias.",

@@ -76,6 +76,9 @@ def swapped(source, text):
     ("Use 500 ml de leite.", "Use meio litro de leite."),
     ("Dura 30 meses.", "Dura dois anos e meio."),
     ("Vale para 100% dos casos.", "Vale para todos os casos."),
+    ("Nadou em 1h59min30s8.", "Nadou em 1 hora, 59 minutos e 30,8 segundos."),
+    ("Correu em 2:04:30.", "Correu em 2 horas, 4 minutos e 30 segundos."),
+    ("Contrato de 90 dias e prazo de 365 dias.", "Contrato de três meses e prazo de um ano."),
     ("A diária é de R$ 180.", "A diária sai por cento e oitenta reais."),
     ("A multa de 10% e a de 3% somam 13%.", "Somam treze por cento a de dez por cento e a de três por cento."),
 ])
@@ -96,6 +99,8 @@ def test_equal_amounts_in_other_forms(one, other):
     ("Em 05/10/1988.", "Em 5 de novembro de 1988.", ["10"], ["11"]),
     ("São 190 milhões.", "São 190 mil.", ["190000000"], ["190000"]),
     ("Custa R$ 5.", "Custa US$ 5.", ["5"], ["5"]),
+    ("Custa R$ 5,20.", "Custa cinco reais e setenta centavos.", ["5.2"], ["5.7"]),
+    ("Contrato de 90 dias.", "Contrato de dois meses.", ["90"], []),
     ("Há casas.", "Há duas casas e três ruas.", [], []),        # small numbers in words may count what is listed
     ("Há casas.", "Há 2 casas e doze ruas.", [], ["2", "12"]),
     ("O 802.1p e o 3D.", "O 3D e o 802.1p.", [], []),           # names, not numbers
@@ -182,6 +187,8 @@ def test_numbers_and_names_in_other_places(source, text):
      "Com 120 quilos por hectare, colheram-se 9.870 quilos por hectare."),
     ("Vai de 10 a 12 de maio.", "Vai de 10 de maio a 12 de maio."),
     ("Marcou aos 41 da etapa final, no 2 a 0.", "Marcou aos 41 da segunda etapa, no 2 a 0."),
+    ("O motim aconteceu no Rio em novembro de 1904. Foram seis dias de confusão nas ruas.",
+     "No Rio aconteceu, por seis dias, o motim de novembro de 1904."),
     ("O diagnóstico exige 14 por 9 em pelo menos duas consultas.",
      "O diagnóstico exige 14 por 9 ou mais em duas consultas."),
     ("O patamar mais baixo, de 2%, foi em março.", "Trata-se da segunda redução. O mínimo, de 2%, foi em março."),

@@ -24,12 +24,13 @@ _OPEN_END = re.compile(r"[,\-–—(/&]\s*$")
 _ELLIPSIS = re.compile(r"(?:\.\.\.|…)\s*$")
 _PAIRS = (("(", ")"), ("[", "]"), ("«", "»"), ("“", "”"))
 _ANNOUNCES = re.compile(r"[:!]\W*$")
-_LABEL_END = re.compile(r"[*_]*\s*[:–—.]")
+_LABEL_END = re.compile(r"(?:\s+\d+)?(?:\s*\([^()\n]*\))?[*_]*\s*[:–—.]")
 _HEAD = re.compile(r"\W*([^:–—()\[\]]{2,60}?)[*_]*(?:\s*(?:[:)\]]|$)|\s[–—]\s)")
 _EMOJI = re.compile("[\U0001F300-\U0001FAFF\u2600-\u27BF\u2B50]")
 _EDGE_SENTENCES = 2
 _EDGE_WORDS = 30
 _TITLE_WORDS = 12
+_MANY_META = 2
 
 
 def is_refusal(source: Text, text: Text, lexicon: Lexicon) -> bool:
@@ -106,7 +107,7 @@ def _is_framed(source: Text, text: Text, lexicon: Lexicon) -> bool:
     if any(_is_entitled(line, source, lexicon) for line in ends):
         return True
     return len(lines) > 1 and any(_says_nothing_of(source, line, lexicon) or (
-        bool(_ANNOUNCES.search(line)) and _says_i(line, source, lexicon)) for line in ends)
+        bool(_ANNOUNCES.search(line)) and _tells_of_task(line, source, lexicon)) for line in ends)
 
 
 def _says_nothing_of(source: Text, line: str, lexicon: Lexicon) -> bool:
@@ -115,9 +116,11 @@ def _says_nothing_of(source: Text, line: str, lexicon: Lexicon) -> bool:
         word in lexicon.meta_words or word in lexicon.talk for word in words)
 
 
-def _says_i(line: str, source: Text, lexicon: Lexicon) -> bool:
-    words = words_of(line)
-    return len(words) <= _EDGE_WORDS and any(word in lexicon.talk and word not in source.word_set for word in words)
+def _tells_of_task(line: str, source: Text, lexicon: Lexicon) -> bool:
+    """Whether its words, as far as the source has them not, are of one who speaks of his work, or of a text."""
+    words = [word for word in words_of(line) if word not in source.word_set]
+    return len(words) <= _EDGE_WORDS and (lexicon.talk.has_any_of(words)
+                                          or len(lexicon.meta_words.among(words)) >= _MANY_META)
 
 
 def _is_entitled(line: str, source: Text, lexicon: Lexicon) -> bool:

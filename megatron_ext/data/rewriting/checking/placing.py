@@ -67,10 +67,16 @@ def _moved(anchors: list[Anchor], there: _Places, here: _Places,
             taken[one] = other_place
             gained[one] = other - own + (one in measured
                                          or not named.isdisjoint(here.words[one] & there.words[other_place]))
-        if own == 0 and other >= _VERY_STRONG and there.sentences[one].isdisjoint(there.sentences[other_place]):
+        if own == 0 and other >= _VERY_STRONG and _are_apart(one, other_place, there, here):
             return True
         num_strong += own == 0 and other >= _STRONG
     return num_strong > 1 or sum(gained[one] for one in taken if _returns(one, taken)) > _WEAK_EXCHANGE
+
+
+def _are_apart(one: Anchor, other: Anchor, there: _Places, here: _Places) -> bool:
+    """Whether no sentence has both: clauses of one sentence are often joined and parted, those of numbers both ways."""
+    return there.sentences[one].isdisjoint(there.sentences[other]) and (
+        one[0] != "#" or here.sentences[one].isdisjoint(here.sentences[other]))
 
 
 def _returns(one: Anchor, taken: dict[Anchor, Anchor]) -> bool:

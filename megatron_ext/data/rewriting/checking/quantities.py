@@ -26,11 +26,14 @@ MONTH = "month"
 ARTICLES = Decimal(2)
 _SMALL = Decimal(10)
 _TELLING = 100
-_TELLING_DIMENSIONS = ("percent", "reais", "dollars", "euros", "pounds")
+_MONEY = ("reais", "dollars", "euros", "pounds")
+_TELLING_DIMENSIONS = ("percent", *_MONEY)
 _YEARS = 1000, 2100
 _ROUNDED = Context(prec=12)
 """1 h 25 min, in decimals of an hour, are 5,100 seconds."""
-_HALF_DAY = Decimal(12 * 3600)
+_DAY = Decimal(24 * 3600)
+_HALF_DAY = _DAY / 2
+_DAYS_OF_MONTH, _DAYS_OF_YEAR = 30, 365
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,18 @@ class Quantity:
 
     def equals(self, other: Quantity) -> bool:
         """The same amount: of value where one has no unit, else of size; a time of day may lack its half."""
+        if {self.dimension, other.dimension} == {"time", "months"}:
+            return _is_as_long(*sorted((self, other), key=lambda one: one.dimension))
         if self.dimension and other.dimension and MONTH not in (self.dimension, other.dimension):
             return self.dimension == other.dimension and (
                 self.size == other.size or (self.dimension == "time" and abs(self.size - other.size) == _HALF_DAY))
         return self.value == other.value
+
+
+def _is_as_long(months: Quantity, time: Quantity) -> bool:
+    """90 days are three months, 365 are a year."""
+    days = time.size / _DAY
+    return days in (_DAYS_OF_MONTH * months.size, _DAYS_OF_YEAR * months.size / 12)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +124,7 @@ def new(source: Quantities, other: Quantities) -> list[Quantity]:
     has_months = any(one.dimension == MONTH for one in source.exact)
     return [one for one in _distinct(other.exact)
             if (has_months or one.dimension != MONTH) and one.value not in source.loose
-            and (one.in_digits or one.value > _SMALL)
+            and (one.in_digits or one.value > _SMALL or one.dimension in _MONEY)
             and not any(one.equals(found) for found in source.exact) and not _follows(one, source)]
 
 
