@@ -61,9 +61,9 @@ def in_digits(text: str, lexicon: Lexicon) -> str:
 
 
 def _to_the_second(match: re.Match[str], lexicon: Lexicon) -> str:
-    hours, minutes, seconds, parts = (one for one in match.groups("") if one) if match[4] or match[7] else (
-        *(one for one in match.groups("") if one), "0")
-    return f"{hours} {lexicon.hour}, {minutes} min, {seconds}{lexicon.decimal_mark}{parts} s"
+    hours, *rest = match.groups("")
+    minutes, seconds, parts = rest[:3] if match[2] else rest[3:]
+    return f"{hours} {lexicon.hour}, {minutes} min, {seconds}{lexicon.decimal_mark}{parts or 0} s"
 
 
 def _with_parts(text: str, lexicon: Lexicon) -> str:
