@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,9 @@ from evaluation.poeta.truncation import OfficialPrompts
 DEFAULT_CONTEXT_TOKENS = 4096
 SHORT_ANSWER_TOKENS = 32
 _NO_LIMIT_TOKENS = 1 << 30
+_ARGUMENTS_OF_THE_HARNESS = ("backend", "truncation", "logits_cache", "softmax_dtype", "mixed_precision_dtype",
+                             "trust_remote_code", "use_fast_tokenizer", "prefix_token_id", "gguf_file")
+"""Arguments of HFLM that say how a model that is loaded is used."""
 
 
 class PoetaHFLM(OfficialPrompts, HFLM):
@@ -33,6 +36,12 @@ class PoetaHFLM(OfficialPrompts, HFLM):
         self.context_tokens = context_tokens
         self._slice_start = OFFICIAL_MAX_GEN_TOKS - context_tokens
         self._token_ends_answer = self._find_stop_tokens()
+
+    def as_harness_model(self, model_args: Mapping[str, Any]) -> HFLM:
+        """The harness' own model around the same weights: its special tokens, limits of length and stop strings."""
+        tokenizer = model_args.get("tokenizer")
+        shared = {name: model_args[name] for name in _ARGUMENTS_OF_THE_HARNESS if name in model_args}
+        return HFLM(self.model, tokenizer=tokenizer, batch_size=self.batch_size, **shared)
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
         """Token ids of a prompt; the harness sorts by their number."""

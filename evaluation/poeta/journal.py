@@ -12,14 +12,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+from lm_eval.utils import set_torch_seed
 
 from evaluation.poeta.likelihood import OptionScores, Question
 from megatron_ext.contents import hash_json
@@ -107,6 +111,55 @@ class JournalingLM(LM):
     def loglikelihood_rolling(self, requests: list[Instance]) -> NoReturn:
         """No task of PoETa V2 asks for it."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A request of the harness; one that is to be answered several times is asked as often."""
+
+    request: Instance
+    repetition: int
+
+    @property
+    def identity(self) -> str:
+        """All that is asked, as a text that is no prompt of PoETa V2."""
+        return "\0harness" + json.dumps([self.request.request_type, self.request.args, self.repetition])
+
+
+class JournalingHarnessLM(JournalingLM):
+    """The same for tasks of the harness itself: whatever it asks is answered by a model of its own."""
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answers as the model cuts them."""
+        return self._ask(requests)
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """(log-probability, whether it is what the model would write) of each continuation."""
+        return [(nats, is_greedy) for nats, is_greedy in self._ask(requests)]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Log-probability of each text."""
+        return self._ask(requests)
+
+    def _ask(self, requests: Sequence[Instance]) -> list[Any]:
+        asked = _numbered(requests)
+        batches = cut_into_batches(asked, self.batch_size, lambda one: (
+            str(one.request.task_name), str(one.request.args[0]), int(one.request.doc_id or 0)))
+        return self._answers(asked, batches, lambda one: one.identity,
+                             lambda batch: self._ask_model([one.request for one in batch]), "requests")
+
+    def _ask_model(self, batch: list[Instance]) -> Sequence[Any]:
+        set_torch_seed(DEFAULT_OTHER_SEED)  # a task that samples gets the same answers after an interruption
+        return getattr(self.lm, batch[0].request_type)(batch, disable_tqdm=True)
+
+
+def _numbered(requests: Sequence[Instance]) -> list[_Asked]:
+    times: Counter[int] = Counter()
+    asked = []
+    for request in requests:
+        asked.append(_Asked(request, times[id(request)]))
+        times[id(request)] += 1
+    return asked
 
 
 def cut_into_batches(requests: Sequence[T], batch_size: int,

@@ -1,4 +1,5 @@
-"""Evaluating a model on PoETa V2: one load of the model, all tasks, results and examples as an artifact."""
+"""Evaluating a model on PoETa V2, and on suites of the harness' own tasks beside it: one load of the model, all tasks,
+results and examples as an artifact."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from evaluation.poeta.answer_cache import answer_cache, answer_key, argument_pla
 from evaluation.poeta.devices import check_name, check_presence
 from evaluation.poeta.gold import GOLD, gold_line, mean_gold, score_gold, summarise_gold
 from evaluation.poeta.prepared import PreparedTask, prepare
+from evaluation.poeta.suites import check_suites, evaluate_suites, suite_scores
 from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS, Profile, expand_names, task_spec
+from evaluation.suites.settings import SuiteSettings
 from megatron_ext.artifacts import Artifact, is_finished, reference, write_json, write_text
 from megatron_ext.errors import UserError
 from megatron_ext.identity import LAYOUT, PLACE, WATCHING
@@ -35,13 +38,19 @@ _JOURNAL_KEY = "answers.key"
 RESULTS, EXAMPLES = "results.json", "examples.jsonl"
 
 
+SuiteName = Annotated[str, Field(pattern=r"^[\w-]+$")]
+
+
 class PoetaSettings(StageSettings):
     """Evaluation on PoETa V2."""
 
     model: Annotated[Place, PLACE]
     """Folder of a Hugging Face model; for backends that serve models, the model's name there."""
+    suites: dict[SuiteName, SuiteSettings] = Field(default_factory=dict)
+    """Name -> tasks of lm-evaluation-harness that are evaluated besides, with `hf`, exactly as `lm_eval --model hf`
+    does: prompts, special tokens, limits of length and metrics are the harness' own."""
     tasks: tuple[str, ...] = ("all",)
-    """Official names of tasks; `all`: the 44."""
+    """Official names of tasks; `all`: the 44; empty: suites alone."""
     profile: Profile = "official"
     """official: prompts, scores, limits and quirks of the official harness; clean: no example that is the evaluated
     question, chance levels computed from the data, no undefined score, whole test sets. Never compared with each other.
@@ -76,9 +85,9 @@ class PoetaSettings(StageSettings):
 
     @field_validator("tasks")
     @classmethod
-    def _tasks_are_known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    def _tasks_are_known(cls, tasks: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         names = expand_names(tasks)
-        if not names:
+        if not names and not info.data.get("suites"):
             raise ValueError("is empty: name tasks, or `all`")
         return tuple(names)
 
@@ -87,6 +96,14 @@ class PoetaSettings(StageSettings):
     def _backend_is_known(cls, backend: str) -> str:
         if backend not in ("hf", "vllm"):
             _find_backend(backend)
+        return backend
+
+    @field_validator("backend")
+    @classmethod
+    def _backend_takes_suites(cls, backend: str, info: ValidationInfo) -> str:
+        if info.data.get("suites") and backend != "hf":
+            raise ValueError("suites are evaluated by the harness' own Hugging Face model; write backend=hf, or leave "
+                             "the suites out")
         return backend
 
     @field_validator("device")
@@ -109,22 +126,26 @@ class PoetaSettings(StageSettings):
 
     @property
     def unused_sections(self) -> tuple[str, ...]:
-        """`scoring` as it always was decides nothing: evaluations from before it was a setting keep their names."""
-        return () if "gold" in self.scoring else ("scoring",)
+        """What decides nothing as it always was: evaluations from before it was a setting keep their names."""
+        return (*(() if "gold" in self.scoring else ("scoring",)), *(() if self.suites else ("suites",)))
 
 
 def evaluate_model(settings: PoetaSettings, output: Path) -> Artifact:
-    """Evaluate and write an artifact of kind "evaluation": `results.json`, `examples.jsonl`, with gold `gold.jsonl`.
+    """Evaluate and write an artifact of kind "evaluation": `results.json`, `examples.jsonl`, with gold `gold.jsonl`,
+    with suites `suites.json` and `suite_examples.jsonl`.
 
-    Raises UserError when the model or raw data is missing.
+    Raises UserError when the model, raw data or a suite's task is missing.
     """
     check_model(settings)
+    check_suites(settings.suites)
     names = list(settings.tasks)
     found = sources.find_raw_data([task_spec(name) for name in names], settings.data,
                                   allow_download=settings.allow_download, allow_sample=settings.allow_sample_data)
     model = Path(settings.model)
     inputs = {"model": model} if model.is_dir() else {}
     inputs |= dict(argument_places(settings.model_args))
+    inputs |= {f"suites.{name}.include_path": suite.include_path for name, suite in settings.suites.items()
+               if suite.include_path is not None}
     more: dict[str, Any] = {"raw_data": {name: piece.sha256 for name, piece in found.items()}}
     if not model.is_dir():
         more["model"] = settings.model
@@ -146,11 +167,13 @@ def _make(settings: PoetaSettings, names: list[str], found: Mapping[str, sources
             check_presence(settings.device)
         runs = [prepare(name, settings.profile, found, settings.limit) for name in names]
         lm = _journaling_model(settings, _journal(settings, folder))
-        examples, num_truncated = _answer(settings, runs, lm)
+        examples, num_truncated = _answer(settings, runs, lm) if runs else ({}, {})
         gold = score_gold(runs, lm.score_options) if "gold" in settings.scoring else {}
         _write_rows(folder / EXAMPLES, examples, npm.write_example)
         if gold:
             _write_rows(folder / GOLD, gold, gold_line)
+        if settings.suites:
+            evaluate_suites(settings.suites, lm, settings.model_args, folder)
         write_json(folder / RESULTS, _summarise(settings, runs, examples, num_truncated, gold))
     for name in (JOURNAL, _JOURNAL_KEY):
         (folder / name).unlink(missing_ok=True)
@@ -158,6 +181,7 @@ def _make(settings: PoetaSettings, names: list[str], found: Mapping[str, sources
     return {"npm": results["npm"]["all"], "tasks": len(names), "data": results["data"],
             "examples": sum(task["num_examples"] for task in results["tasks"].values()),
             **({"likelihood": results["likelihood"]} if "likelihood" in results else {}),
+            **({"suites": suite_scores(folder)} if settings.suites else {}),
             "deviations": results["deviations"], "changes": _changes_of(Path(settings.model)),
             "engine": engine(settings)}
 
@@ -256,7 +280,7 @@ def _summarise(settings: PoetaSettings, runs: list[PreparedTask], examples: Mapp
     return {
         **({"likelihood": mean_gold(tasks)} if gold else {}),
         "profile": settings.profile,
-        "data": sources.least_official(run.data for run in runs),
+        "data": sources.least_official(run.data for run in runs) if runs else "official",
         "deviations": _deviations(settings, runs),
         "model": reference(settings.model) if Path(settings.model).is_dir() else {"name": settings.model},
         "backend": settings.backend,

@@ -15,6 +15,7 @@ LAYERS = (
     "megatron_ext.data.rewriting",
     "megatron_ext.model",
     "megatron_ext.training",
+    "evaluation.suites",
     "evaluation.poeta",
     "evaluation",
     "evaluation.report",

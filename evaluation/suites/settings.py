@@ -1,0 +1,41 @@
+"""The settings of a suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from megatron_ext.identity import PLACE
+from megatron_ext.settings import Settings
+
+
+class SuiteSettings(Settings):
+    """Tasks of lm-evaluation-harness that are evaluated and compared together."""
+
+    tasks: tuple[str, ...] = ()
+    """Names of tasks, groups or tags, as `lm_eval --tasks` takes them; none: all tasks of `include_path`."""
+    include_path: Annotated[Path | None, PLACE] = None
+    """Folder of YAML files with tasks of one's own (and their data), as `lm_eval --include_path` takes it."""
+    limit: int | None = Field(default=None, ge=1)
+    """Items a task at most, the first ones; none: all."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Examples in a prompt; none: as each task says. A task that says 0 keeps it, as with `lm_eval --num_fewshot`."""
+    metric: str | None = Field(default=None, min_length=1)
+    """What its tasks are compared by, e.g. `acc_norm`, or with the name of a filter `exact_match,strict-match`; none:
+    the first metric that a task names."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _stand_once(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({task for task in tasks if tasks.count(task) > 1})
+        if twice:
+            raise ValueError(f"names {', '.join(twice)} twice; name each task once")
+        return tasks
+
+    @model_validator(mode="after")
+    def _names_something(self) -> SuiteSettings:
+        if not self.tasks and self.include_path is None:
+            raise ValueError("names no tasks; write tasks, or include_path for all tasks of a folder")
+        return self
