@@ -8,7 +8,6 @@ values of all other measures of a family of comparisons are corrected together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,7 +19,7 @@ from evaluation.contrasts import (
     MeasuredMeans,
     compared_in,
     correct_by_family,
-    difference_of_differences,
+    measured_part,
     ordered_pairs,
 )
 from evaluation.matched import Evaluation
@@ -63,7 +62,7 @@ def compare_gold(evaluations: Sequence[Evaluation], settings: GoldSettings) -> d
         return None
     pairs = [pair for pair in ordered_pairs(conditions, settings.given, settings.baseline) if {*pair[:2]} <= {*names}]
     known = {name: four for name, four in settings.interactions.items() if {*four} <= {*names}}
-    measures = [{**_measure(study, MEASURES[name], names, pairs, known),
+    measures = [{**measured_part(study, MEASURES[name], names, pairs, known),
                  "chance": _chance(MEASURES[name], study, scored[0])} for name, study in studies.items()]
     for family in (True, False):
         _conclude([one for one in measures if (one["measure"]["name"] == settings.primary) == family], studies,
@@ -119,26 +118,6 @@ def _by_cluster(measure: Measure, rows: Sequence[Row]) -> list[float]:
             key = ("item", row["doc_id"]) if row["source_id"] is None else ("source", row["source_id"])
             clusters.setdefault(key, []).append(value)
     return [float(np.mean(values)) for values in clusters.values()]
-
-
-def _measure(study: Contrasts[MeasuredMeans], measure: Measure, names: Sequence[str],
-             pairs: Sequence[tuple[str, str, str]], interactions: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Values, differences and interactions in one measure, not yet corrected for their number."""
-    def contrast(coefficients: Mapping[str, float]) -> dict[str, Any]:
-        return {"estimate": study.estimate(coefficients, study.tasks),
-                "tasks": {task.name: study.estimate(coefficients, [task]) for task in study.tasks}}
-
-    return {
-        "measure": asdict(measure), "num_items": study.num_items,
-        "tasks": [{"name": task.name, "num_items": task.num_items} for task in study.tasks],
-        "conditions": {name: study.describe(name, study.tasks) | {"tasks": {
-            task.name: study.score(name, [task]) for task in study.tasks}} for name in names},
-        "differences": [{"condition": condition, "reference": reference, "family": family,
-                         **contrast({condition: 1.0, reference: -1.0})} for condition, reference, family in pairs],
-        "interactions": [{"name": name, "conditions": four, "family": "interactions",
-                          **contrast(difference_of_differences(four))}
-                         for name, four in interactions.items()],
-    }
 
 
 def _conclude(measures: Sequence[dict[str, Any]], studies: Mapping[str, Contrasts[MeasuredMeans]], data: str) -> None:

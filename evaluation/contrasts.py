@@ -197,3 +197,23 @@ class Contrasts(Generic[Task]):
             mine, theirs = task.items[first].swapped(task.items[second], mask)
             differences.append(task.value(mine) - task.value(theirs))
         return np.concatenate(differences)
+
+
+def measured_part(study: Contrasts[MeasuredMeans], measure: Measure, names: Sequence[str],
+                  pairs: Sequence[tuple[str, str, str]], interactions: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Values, differences and interactions in one measure, not yet corrected for their number."""
+    def contrast(coefficients: Mapping[str, float]) -> dict[str, Any]:
+        return {"estimate": study.estimate(coefficients, study.tasks),
+                "tasks": {task.name: study.estimate(coefficients, [task]) for task in study.tasks}}
+
+    return {
+        "measure": asdict(measure), "num_items": study.num_items,
+        "tasks": [{"name": task.name, "num_items": task.num_items} for task in study.tasks],
+        "conditions": {name: study.describe(name, study.tasks) | {"tasks": {
+            task.name: study.score(name, [task]) for task in study.tasks}} for name in names},
+        "differences": [{"condition": condition, "reference": reference, "family": family,
+                         **contrast({condition: 1.0, reference: -1.0})} for condition, reference, family in pairs],
+        "interactions": [{"name": name, "conditions": four, "family": "interactions",
+                          **contrast(difference_of_differences(four))}
+                         for name, four in interactions.items()],
+    }

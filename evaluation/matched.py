@@ -119,7 +119,9 @@ def refuse_incomparable(first: Evaluation, others: Sequence[Evaluation]) -> None
 
 
 def match_tasks(evaluations: Sequence[Evaluation]) -> list[MatchedTask]:
-    """The tasks of evaluations that `load_evaluations` found to be comparable."""
+    """The tasks of evaluations that `load_evaluations` found to be comparable. Raises UserError when there are none."""
+    if not evaluations[0].results["task_set"]:
+        raise UserError(f"{evaluations[0].path} holds no task of PoETa V2; evaluation.compare_suites compares suites")
     return [_match(name, evaluations) for name in evaluations[0].results["task_set"]]
 
 

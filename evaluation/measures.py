@@ -60,5 +60,23 @@ GOLD_ACCURACY = Measure("gold_accuracy", "points of likeliest answers", higher_i
 CLOZE_ACCURACY = Measure("cloze_accuracy", "points of likeliest texts", higher_is_better=True, decimals=1, low=0.0,
                          high=100.0, chance=None, cluster="item")
 """Percent of items in cloze form whose right option is the likeliest per byte; chance is each task's own."""
+SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "mc1", "mc2")
+"""Metrics of lm-evaluation-harness that are shares of right items; they are told in percent."""
+_KNOWN: dict[str, tuple[float | None, float | None, int, str]] = {
+    "bits_per_byte": (0.0, None, 3, "bits a byte"), "byte_perplexity": (1.0, None, 3, "of byte_perplexity"),
+    "word_perplexity": (1.0, None, 2, "of word_perplexity"), "perplexity": (1.0, None, 2, "of perplexity"),
+    "mcc": (-1.0, 1.0, 3, "of mcc"), "brier_score": (0.0, 2.0, 3, "of brier_score"),
+    "bleu": (0.0, 100.0, 1, "points of bleu"), "chrf": (0.0, 100.0, 1, "points of chrf"),
+    "ter": (0.0, None, 1, "points of ter")}
+"""Metric of the harness -> lowest and highest value, digits, unit."""
+
+
+def harness_measure(metric: str, higher_is_better: bool) -> Measure:
+    """A metric of lm-evaluation-harness; of one that is not known here no bounds are. Chance is each task's own."""
+    shares = (0.0, 100.0, 1, f"points of {metric}")
+    low, high, decimals, unit = shares if metric in SHARES else _KNOWN.get(metric, (None, None, 3, f"of {metric}"))
+    return Measure(f"harness:{metric}", unit, higher_is_better, decimals, low, high, chance=None, cluster="item")
+
+
 LIKELIHOODS = (CLOZE_BITS_PER_BYTE, GOLD_BITS_PER_BYTE, CLOZE_ACCURACY, GOLD_ACCURACY)
 MEASURES = {measure.name: measure for measure in (NPM, BITS_PER_BYTE, *LIKELIHOODS)}

@@ -22,11 +22,12 @@ class Overlap:
     """(text, id)"""
     ngram: int
 
-    def caveats(self, what: str) -> Iterator[str]:
+    def caveats(self, what: str, noun: str = "held-out documents") -> Iterator[str]:
         """One sentence for each text that overlaps.
 
         Args:
             what: has become of the documents: `keep` or `remove`.
+            noun: what the documents are called.
         """
         for name, text in self.texts.items():
             if not text["overlapping"]:
@@ -35,7 +36,7 @@ class Overlap:
                                 f"{one['near_duplicates']:,} are near duplicates"
                                 for source, one in text["training"].items() if any(one.values()))
             kept = "they are left out" if what == "remove" else "they are counted all the same"
-            yield (f"Of the {text['documents']:,} held-out documents of “{name}” training text holds "
+            yield (f"Of the {text['documents']:,} {noun} of “{name}” training text holds "
                    f"{text['overlapping']:,} in part ({sources}); {kept}.")
 
 
