@@ -62,6 +62,7 @@ CLOZE_ACCURACY = Measure("cloze_accuracy", "points of likeliest texts", higher_i
 """Percent of items in cloze form whose right option is the likeliest per byte; chance is each task's own."""
 SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "mc1", "mc2")
 """Metrics of lm-evaluation-harness that are shares of right items; they are told in percent."""
+_HARNESS = "harness:"
 _KNOWN: dict[str, tuple[float | None, float | None, int, str]] = {
     "bits_per_byte": (0.0, None, 3, "bits a byte"), "byte_perplexity": (1.0, None, 3, "of byte_perplexity"),
     "word_perplexity": (1.0, None, 2, "of word_perplexity"), "perplexity": (1.0, None, 2, "of perplexity"),
@@ -75,8 +76,13 @@ def harness_measure(metric: str, higher_is_better: bool) -> Measure:
     """A metric of lm-evaluation-harness; of one that is not known here no bounds are. Chance is each task's own."""
     shares = (0.0, 100.0, 1, f"points of {metric}")
     low, high, decimals, unit = shares if metric in SHARES else _KNOWN.get(metric, (None, None, 3, f"of {metric}"))
-    return Measure(f"harness:{metric}", unit, higher_is_better, decimals, low, high, chance=None, cluster="item")
+    return Measure(f"{_HARNESS}{metric}", unit, higher_is_better, decimals, low, high, chance=None, cluster="item")
 
 
 LIKELIHOODS = (CLOZE_BITS_PER_BYTE, GOLD_BITS_PER_BYTE, CLOZE_ACCURACY, GOLD_ACCURACY)
 MEASURES = {measure.name: measure for measure in (NPM, BITS_PER_BYTE, *LIKELIHOODS)}
+
+
+def printed_as(name: str) -> Measure:
+    """The measure of a key in files; of a metric of the harness only how it is printed is right."""
+    return MEASURES.get(name) or harness_measure(name.removeprefix(_HARNESS), higher_is_better=True)

@@ -20,7 +20,8 @@ class Overlap:
     """Text -> the counts of overlap.json."""
     documents: set[tuple[str, str]]
     """(text, id)"""
-    ngram: int
+    shared_words: str
+    """How many words in a row count, in words."""
 
     def caveats(self, what: str, noun: str = "held-out documents") -> Iterator[str]:
         """One sentence for each text that overlaps.
@@ -30,9 +31,12 @@ class Overlap:
             noun: what the documents are called.
         """
         for name, text in self.texts.items():
+            if text.get("too_short"):
+                yield (f"{text['too_short']:,} of the {text['documents']:,} {noun} of “{name}” are too short to be "
+                       "looked for in training text but as near duplicates.")
             if not text["overlapping"]:
                 continue
-            sources = "; ".join(f"{source}: {one['shares_words']:,} share {self.ngram} words in a row, "
+            sources = "; ".join(f"{source}: {one['shares_words']:,} share {self.shared_words}, "
                                 f"{one['near_duplicates']:,} are near duplicates"
                                 for source, one in text["training"].items() if any(one.values()))
             kept = "they are left out" if what == "remove" else "they are counted all the same"
@@ -45,4 +49,6 @@ def load_overlap(folder: Path) -> Overlap:
     artifact = Artifact.open(folder, kind="overlap")
     with open(artifact.path / DOCUMENTS, encoding="utf-8") as file:
         found = {(row["source"], row["id"]) for row in map(json.loads, file)}
-    return Overlap(json.loads((artifact.path / OVERLAP).read_text(encoding="utf-8")), found, artifact.settings["ngram"])
+    short = artifact.settings.get("short_ngram")
+    words = f"{artifact.settings['ngram']} words in a row" + (f" (shorter ones {short})" if short else "")
+    return Overlap(json.loads((artifact.path / OVERLAP).read_text(encoding="utf-8")), found, words)

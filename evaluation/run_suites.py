@@ -15,8 +15,8 @@ import sys
 from pydantic import Field
 
 from evaluation.poeta.preview import describe_evaluation
-from evaluation.poeta.run import PoetaSettings, SuiteName, evaluate_model
-from evaluation.suites.settings import SuiteSettings
+from evaluation.poeta.run import PoetaSettings, evaluate_model
+from evaluation.suites.settings import SuiteName, SuiteSettings
 from megatron_ext.errors import exit_on_user_error
 from megatron_ext.settings import parse_stage_arguments
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from evaluation.poeta.families import load_task
 from evaluation.poeta.sources import find_raw_data, open_raw_data
 from evaluation.poeta.table import TaskSpec, expand_names, task_spec
+from evaluation.suites.items import without_template
 from megatron_ext.artifacts import Artifact
 from megatron_ext.errors import UserError
 from megatron_ext.files import write_text
@@ -59,16 +59,7 @@ def write_items(settings: ItemsSettings, output: Path) -> Artifact:
 def _items(spec: TaskSpec, places: Any) -> Iterator[dict[str, str]]:
     """All documents of a task's test set, without the words that all of them begin and end with (its template)."""
     documents = load_task(spec.name).load(open_raw_data(spec, places)).documents
-    texts = [document.text.split() for document in documents]
-    head = _num_common(texts)
-    tail = _num_common([words[head:][::-1] for words in texts])
-    for number, (document, words) in enumerate(zip(documents, texts, strict=True)):
+    texts = without_template([document.text for document in documents])
+    for number, (document, text) in enumerate(zip(documents, texts, strict=True)):
         name = number if document.id is None else document.id  # some raw data has no ids
-        yield {"task": spec.name, "id": str(name), "text": " ".join(words[head:len(words) - tail])}
-
-
-def _num_common(texts: Sequence[Sequence[str]]) -> int:
-    """How many first words all texts share; 0 for a single text, which is no template."""
-    if len(texts) < 2:
-        return 0
-    return sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, zip(*texts, strict=False)))
+        yield {"task": spec.name, "id": str(name), "text": text}

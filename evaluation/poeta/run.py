@@ -19,7 +19,7 @@ from evaluation.poeta.gold import GOLD, gold_line, mean_gold, score_gold, summar
 from evaluation.poeta.prepared import PreparedTask, prepare
 from evaluation.poeta.suites import check_suites, evaluate_suites, suite_scores
 from evaluation.poeta.table import OFFICIAL_MAX_GEN_TOKS, Profile, expand_names, task_spec
-from evaluation.suites.settings import SuiteSettings
+from evaluation.suites.settings import SuiteName, SuiteSettings
 from megatron_ext.artifacts import Artifact, is_finished, reference, write_json, write_text
 from megatron_ext.errors import UserError
 from megatron_ext.identity import LAYOUT, PLACE, WATCHING
@@ -36,9 +36,6 @@ _GOLD_BACKENDS = ("hf", "vllm")
 JOURNAL = "answers.jsonl"
 _JOURNAL_KEY = "answers.key"
 RESULTS, EXAMPLES = "results.json", "examples.jsonl"
-
-
-SuiteName = Annotated[str, Field(pattern=r"^[\w-]+$")]
 
 
 class PoetaSettings(StageSettings):

@@ -7,7 +7,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from evaluation.measures import MEASURES
+from evaluation.measures import printed_as
 from evaluation.report.cost import cost_section
 from evaluation.report.custody import chain_section, parity_section, software_section
 from evaluation.report.data import rewriting_section, selection_section, tokenized_section
@@ -19,6 +19,7 @@ from evaluation.report.plots import loss_charts, npm_chart, short_count
 from evaluation.report.record import StudyRecord, label, model_label
 from evaluation.report.results import results_section
 from evaluation.report.scales import condition_colors, line_looks
+from evaluation.report.suites import suite_section
 from evaluation.report.tables import csv_links
 from evaluation.report.training import training_section
 from evaluation.verdicts import count, p_text, signed
@@ -68,10 +69,12 @@ def gather(record: StudyRecord) -> dict[str, Any]:
     """All numbers and texts of the page, by section; a section without its artifacts is None or empty."""
     results = results_section(record)
     held_out = held_out_section(record)
-    gold = gold_section(record)
+    gold, suites = gold_section(record), suite_section(record)
     training = training_section(record)
     judged, rewriting = judged_section(record), rewriting_section(record)
-    shown = [*(results["conditions"] if results else []), *(held_out["texts"][0]["conditions"] if held_out else [])]
+    shown = [*(results["conditions"] if results else []),
+             *(held_out["texts"][0]["conditions"] if held_out else []),
+             *(one for part in (suites["parts"][:1] if suites else []) for one in part["conditions"])]
     given = [one["name"] for one in shown if not one["is_trained"]]
     names = list(dict.fromkeys([*(one["name"] for one in shown), *record.conditions]))
     numbers: dict[str, Any] = {
@@ -83,10 +86,11 @@ def gather(record: StudyRecord) -> dict[str, Any]:
         "base_model": model_label(record.values.get("settings", {}).get("base_model")),
         "colors": condition_colors(names, given),
         "registration": _registration(record),
-        "verdict": _verdict(results, gold, held_out),
+        "verdict": _verdict(results, gold, held_out, suites),
         "results": results,
         "held_out": held_out,
         "gold": gold,
+        "suites": suites,
         "training": training,
         "selection": selection_section(record),
         "rewriting": rewriting,
@@ -109,11 +113,11 @@ def _registration(record: StudyRecord) -> dict[str, Any] | None:
         for one in registered["edits"]]}
 
 
-def _verdict(results: dict[str, Any] | None, gold: dict[str, Any] | None,
-             held_out: dict[str, Any] | None) -> dict[str, Any] | None:
+def _verdict(results: dict[str, Any] | None, gold: dict[str, Any] | None, held_out: dict[str, Any] | None,
+             suites: dict[str, Any] | None) -> dict[str, Any] | None:
     """The page's answer: of the outcome that the study named before it ran, then all others."""
-    named = [part for part in (held_out, gold) if part and part["headline"]]
-    parts = [*named, *(part for part in (results, gold, held_out) if part and part not in named)]
+    named = [part for part in (held_out, gold, suites) if part and part["headline"]]
+    parts = [*named, *(part for part in (results, gold, held_out, suites) if part and part not in named)]
     headline = next((part["headline"] for part in parts if part["headline"]), None)
     return headline and {**headline, "verdicts": [verdict for part in parts for verdict in part["verdicts"]],
                          "caveats": [caveat for part in parts for caveat in part["caveats"]]}
@@ -148,11 +152,11 @@ def _fixed(value: float | None, digits: int = 1) -> str:
 
 
 def _value(value: float | None, measure: str) -> str:
-    return "–" if value is None else MEASURES[measure].plain(value)
+    return "–" if value is None else printed_as(measure).plain(value)
 
 
 def _difference(value: float | None, measure: str) -> str:
-    return "–" if value is None else MEASURES[measure].signed(value)
+    return "–" if value is None else printed_as(measure).signed(value)
 
 
 def _signed(value: float | None) -> str:

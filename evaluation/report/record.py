@@ -78,6 +78,11 @@ class StudyRecord:
         artifact = self.open(self.values.get("held_out_comparison"))
         return artifact and json.loads((artifact.path / "held_out.json").read_text(encoding="utf-8"))
 
+    def suite_comparison(self) -> dict[str, Any] | None:
+        """Content of suite_comparison.json."""
+        artifact = self.open(self.values.get("suite_comparison"))
+        return artifact and json.loads((artifact.path / "suite_comparison.json").read_text(encoding="utf-8"))
+
     def open(self, place: str | None) -> Artifact | None:
         """The artifact at a place; None when there is none."""
         if place is None or not is_finished(self.folder / place):
@@ -97,7 +102,7 @@ class StudyRecord:
         return places
 
     def _places(self) -> Iterator[tuple[str, str]]:
-        for name in ("comparison", "held_out_comparison", "trunk"):
+        for name in ("comparison", "held_out_comparison", "suite_comparison", "trunk"):
             if self.values.get(name):
                 yield name.replace("_", " "), self.values[name]
         for section in ("base", "selections", "rewrites", "judged", "tokenized"):

@@ -10,6 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from megatron_ext.identity import PLACE
 from megatron_ext.settings import Settings
 
+SuiteName = Annotated[str, Field(pattern=r"^[\w-]+$")]
+"""Letters, digits, _ and - alone: it stands in keys and names of files."""
+
 
 class SuiteSettings(Settings):
     """Tasks of lm-evaluation-harness that are evaluated and compared together."""

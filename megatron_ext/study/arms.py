@@ -24,7 +24,7 @@ from megatron_ext.training.run_folder import run_identity
 from megatron_ext.training.trunk import plan_run
 
 _EVALUATIONS, _ALONG = "evaluations", "along_training"
-_COMPARED = {"comparison": _EVALUATIONS, "held_out_comparison": "held_out"}
+_COMPARED = {"comparison": _EVALUATIONS, "held_out_comparison": "held_out", "suite_comparison": _EVALUATIONS}
 """Kind of a comparison -> its input that holds what was measured of each condition."""
 _NEEDED = ("model", "checkpoint")
 """Inputs without which there is nothing to measure."""

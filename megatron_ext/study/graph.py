@@ -11,6 +11,7 @@ from megatron_ext.study.checkpoints import checkpoint_folder, evaluated, merged_
 from megatron_ext.study.config import REWRITES, StudyConfig, planned_run, planned_trunk
 from megatron_ext.study.names import BASE, NEUTRAL, NPM, TRUNK
 from megatron_ext.study.nodes import Input, Inside, Node, in_order
+from megatron_ext.study.overlap_nodes import held_out_overlap_node, suite_overlap_node, suite_settings
 
 
 def build_graph(study: StudyConfig) -> list[Node]:
@@ -44,21 +45,23 @@ def build_graph(study: StudyConfig) -> list[Node]:
         place: {"checkpoint": checkpoint} for place, checkpoint in checkpoints.items()}
     texts = {name: tokenized[name] for name in study.held_out} | _neutral_nodes(study, models)
     held_out = {place: _held_out_node(study, place, model, texts) for place, model in measured.items()} if texts else {}
-    overlap = _overlap_node(study, tokenized) if texts else None
+    overlap = held_out_overlap_node(study, tokenized) if texts else None
     comparison = _comparison(study, evaluations | curves)
     # A source that no condition uses is still wanted.
     wanted = [*tokenized.values(), *_judge_nodes(study, models, tokenized), comparison]
     wanted += [*held_out.values(), *([_held_out_comparison(study, held_out, overlap)] if overlap else [])]
+    wanted += [_suite_comparison(study, evaluations, tokenized)] if study.evaluation.suites else []
     return in_order(wanted)
 
 
 def _comparison(study: StudyConfig, evaluations: dict[str, list[Node]]) -> Node:
     """The conditions on PoETa V2, with models beside them that tell what a task can show."""
     evaluation = study.evaluation
-    outside = {f"outside.{name}": _evaluation_node(study, f"outside/{name}", _model_node(f"outside-{name}", model))
+    outside = {f"outside.{name}": Node(f"evaluate/outside/{name}", "evaluation", "evaluation.run_poeta",
+                                       evaluation.settings, {"model": _model_node(f"outside-{name}", model)})
                for name, model in evaluation.outside.items()}
     settings = evaluation.model_dump(include={"baseline", "interactions", "matched_by", "mean_of_last"})
-    if evaluation.primary not in (NPM, *study.measured_texts):
+    if evaluation.primary not in (NPM, *study.measured_texts, *evaluation.suites):
         settings["primary"] = evaluation.primary
     return Node("compare/conditions", "comparison", "evaluation.compare", settings, {**evaluations, **outside})
 
@@ -204,21 +207,6 @@ def _held_out_node(study: StudyConfig, name: str, model: dict[str, Input], texts
                 processes=_replica_size(parallel))
 
 
-def _overlap_node(study: StudyConfig, tokenized: dict[str, Node]) -> Node:
-    """Which held-out documents the text of any condition holds, too."""
-    documents = {name: node.inputs["documents"] for name, node in tokenized.items()}
-    trained_on = list(dict.fromkeys(name for condition in study.conditions.values() for name in condition.sources))
-    inputs = {f"training.{name}": documents[name] for name in trained_on}
-    inputs |= {f"held_out.{name}": documents[name] for name in study.held_out}
-    text = study.validation
-    settings: dict[str, Any] = {"text_column": text.text_column, "id_column": text.id_column}
-    if text.neutral is not None:
-        inputs[f"neutral.{NEUTRAL}"] = text.neutral
-    settings |= {key: study.tokenize[key] for key in ("valid_fraction", "split_seed") if key in study.tokenize}
-    styles = {name: part.styles for name, part in study.style_sources.items() if name in (*trained_on, *study.held_out)}
-    return Node("overlap/held_out", "overlap", "tools.find_overlap", settings | {"styles": styles}, inputs)
-
-
 def _held_out_comparison(study: StudyConfig, held_out: dict[str, Node], overlap: Node) -> Node:
     """The conditions at the end of training, in bits a byte of every text."""
     inputs: dict[str, Input] = {f"held_out.{BASE}": [held_out[BASE]]} | {
@@ -247,7 +235,19 @@ def _export_node(name: str, checkpoint: Inside | Node) -> Node:
 
 
 def _evaluation_node(study: StudyConfig, name: str, model: Node) -> Node:
-    return Node(f"evaluate/{name}", "evaluation", "evaluation.run_poeta", study.evaluation.settings, {"model": model})
+    suites, folders = suite_settings(study)
+    settings = study.evaluation.settings | ({"suites": suites} if suites else {})
+    return Node(f"evaluate/{name}", "evaluation", "evaluation.run_poeta", settings, {"model": model, **folders})
+
+
+def _suite_comparison(study: StudyConfig, evaluations: dict[str, list[Node]], tokenized: dict[str, Node]) -> Node:
+    """The conditions on the suites, with what training text holds of their items."""
+    evaluation = study.evaluation
+    settings = evaluation.model_dump(include={"baseline", "interactions"})
+    if evaluation.primary in evaluation.suites:
+        settings["primary"] = evaluation.primary
+    inputs: dict[str, Input] = {**evaluations, "overlap": suite_overlap_node(study, tokenized)}
+    return Node("compare/suites", "suite_comparison", "evaluation.compare_suites", settings, inputs)
 
 
 def _replica_size(parallel: ParallelConfig) -> int:

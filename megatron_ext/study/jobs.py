@@ -26,6 +26,8 @@ WITH_THE_PAGE = "compare"
 """The stage that the page's job runs: only then it is known which conditions are there."""
 SCRIPTS = {"run": "train", "validate": "import", "merge": "merge_checkpoints"}
 """Stage -> its script below slurm/, where that has another name."""
+_OTHER_PROGRAM = ("held_out", "suite_items")
+"""Kinds of artifacts whose stage's script runs another program unless it is told."""
 MERGE_OF_PARTS = "merge.sbatch"
 
 
@@ -99,10 +101,11 @@ def _node_jobs(node: Node, study: StudyConfig, work: Path, site: Site) -> list[J
     if checkpoint := _early_checkpoint(node):
         environment = {"CHECKPOINT": str(checkpoint.node.output(work) / checkpoint.folder)}
         after = tuple(key for key in after if key != checkpoint.node.identity)
+    if node.kind in _OTHER_PROGRAM:
+        environment = environment | {"PROGRAM": node.program}
     whole = Job(key=node.identity, name=node.name, script=f"{SCRIPTS.get(node.stage, node.stage)}.sbatch",
                 arguments=arguments[1:] if node.program == TRAIN else arguments, options=options,
-                environment=environment | ({"PROGRAM": node.program} if node.kind == "held_out" else {}), after=after,
-                during=checkpoint and checkpoint.node.identity,
+                environment=environment, after=after, during=checkpoint and checkpoint.node.identity,
                 output=node.output(work), node=node, num_nodes=num_nodes, gpus_per_node=gpus)
     if not isinstance(settings, ArrayJob) or settings.parts == 1:
         return [whole]

@@ -100,8 +100,11 @@ def _condition_problems(study: StudyConfig) -> Iterator[str]:
 def _evaluation_problems(study: StudyConfig) -> Iterator[str]:
     evaluation = study.evaluation
     yield from _unknown("evaluation.baseline", [evaluation.baseline], study.conditions, "condition")
-    yield from _unknown("evaluation.primary", [evaluation.primary], [NPM, *study.measured_texts, *_likelihoods(study)],
+    others = [NPM, *study.measured_texts, *_likelihoods(study)]
+    yield from _unknown("evaluation.primary", [evaluation.primary], [*others, *evaluation.suites],
                         "outcome that is measured")
+    yield from (f"evaluation.suites.{name}: names another outcome, too ({', '.join(others)}); rename the suite"
+                for name in evaluation.suites if name in others)
     yield from (f"evaluation.outside.{name}: {model!r} is the base model, which counts as outside already"
                 for name, model in evaluation.outside.items() if model == study.base_model)
     yield from (f"evaluation.outside.{name}: {'the base model' if name == BASE else 'a condition'} has this name; "

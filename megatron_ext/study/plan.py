@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evaluation.poeta.table import task_names
+from evaluation.suites.catalogue import suite_problems
 from megatron_ext.artifacts import is_finished
 from megatron_ext.config import ParallelConfig, RunConfig
 from megatron_ext.data.corpus import Corpus, check_columns
@@ -124,6 +126,7 @@ def examine(studies: Sequence[PlannedStudy], work: Path) -> Findings:
         _examine_corpus(planned, findings)
         _examine_models(planned, work, findings)
         _examine_blends(planned, work, findings)
+        _examine_suites(planned, findings)
         findings.problems += [f"{planned.study.name}: {problem}" for problem in _lost_checkpoints(planned.nodes, work)]
     for name in ("problems", "unknown"):
         setattr(findings, name, list(dict.fromkeys(getattr(findings, name))))
@@ -213,6 +216,14 @@ def _examine_blends(planned: PlannedStudy, work: Path, findings: Findings) -> No
             findings.problems += told
         else:
             findings.unknown += [f"{one} (with the sizes that are expected, cost.rewrite_yield)" for one in told]
+
+
+def _examine_suites(planned: PlannedStudy, findings: Findings) -> None:
+    """That the harness knows the suites' tasks; a folder that is not there is told among the places."""
+    suites = {name: suite for name, suite in planned.study.evaluation.suites.items()
+              if suite.include_path is None or suite.include_path.exists()}
+    findings.problems += [f"{planned.study.name}: {problem}"
+                          for problem in suite_problems(suites, task_names(), "evaluation.suites.")]
 
 
 def _lost_checkpoints(nodes: Sequence[Node], work: Path) -> Iterator[str]:

@@ -20,9 +20,11 @@ PROGRAMS = {
     "tools.export_hf": "megatron_ext.model.settings:ExportSettings",
     "megatron_ext.train": "megatron_ext.config:RunConfig",
     "megatron_ext.validate": "megatron_ext.training.settings:HeldOutSettings",
+    "tools.suite_items": "evaluation.suites.items:SuiteItemsSettings",
     "evaluation.run_poeta": "evaluation.poeta.run:PoetaSettings",
     "evaluation.compare": "evaluation.compare:CompareSettings",
     "evaluation.compare_held_out": "evaluation.compare_held_out:CompareHeldOutSettings",
+    "evaluation.compare_suites": "evaluation.compare_suites:CompareSuitesSettings",
     "evaluation.report": "evaluation.report.page:ReportSettings",
 }
 """Program -> place of its settings class; imported when it is asked for, none of them needs torch."""

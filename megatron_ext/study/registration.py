@@ -19,7 +19,7 @@ from megatron_ext.study.config import StudyConfig
 _FOLDER = "registered"
 _QUESTION = ("subsets", "style_sources", "conditions", "seeds", "validation_sources", "allow_differences")
 _EVALUATION = ("primary", "baseline", "interactions", "checkpoints", "matched_by")
-_LATER = {"mean_of_last": 1, "merge_last": 1}
+_LATER = {"mean_of_last": 1, "merge_last": 1, "suites": {}}
 """Settings of the evaluation that came later -> what leaves it as it was: told only where they are used."""
 _PROTOCOL = ("tasks", "profile", "limit", "scoring")
 
@@ -49,6 +49,8 @@ def _question(study: StudyConfig) -> dict[str, Any]:
     values = study.model_dump(mode="json", include={*_QUESTION, "evaluation", "run", *trunk})
     evaluation = values["evaluation"]
     asked = [*_EVALUATION, *(key for key, unused in _LATER.items() if evaluation[key] != unused)]
+    for suite in evaluation["suites"].values():
+        suite.pop("include_path")
     values["evaluation"] = {key: evaluation[key] for key in asked} | {
         "settings": {key: evaluation["settings"][key] for key in _PROTOCOL if key in evaluation["settings"]}}
     return json.loads(json.dumps(values | {"run": of_roles(RunConfig, values["run"])}))

@@ -52,6 +52,7 @@ def write_study_record(study: StudyConfig, nodes: list[Node], work: Path) -> Pat
                      if node.kind == "held_out"},
         "comparison": place[comparison.name],
         "held_out_comparison": next((place[node.name] for node in nodes if node.kind == "held_out_comparison"), None),
+        **{node.kind: place[node.name] for node in nodes if node.kind == "suite_comparison"},
         "registration": _registration(study, work),
         "missing": missing_conditions(asked, work),
         "notes": _notes(study, work, {name: place[f"tokenize/{name}"] for name in study.sources}),

@@ -48,7 +48,8 @@ def study_nodes(work: Path, slug: str) -> tuple[StudyConfig, list[Node]]:
 
 
 def comparisons_of_what_is_there(work: Path, slug: str) -> list[Node]:
-    """The comparisons of the conditions of a kept study that were evaluated, and that were measured on held-out text.
+    """The comparisons of the conditions of a kept study that were evaluated, on suites, too, and that were measured on
+    held-out text.
 
     Raises UserError when there is nothing to compare, with what is missing and why.
     """
@@ -58,8 +59,9 @@ def comparisons_of_what_is_there(work: Path, slug: str) -> list[Node]:
     if node is None:
         told = "".join(f"\n  - {name}: {why}" for name, why in missing_conditions(asked, work).items())
         raise UserError(f"there is nothing to compare yet:{told}")
-    held_out = [there for one in nodes if one.kind == "held_out_comparison" and (there := narrowed(one, work))]
-    return [node, *held_out]
+    others = [there for one in nodes if one.kind in ("suite_comparison", "held_out_comparison")
+              and (there := narrowed(one, work))]
+    return [node, *others]
 
 
 def study_report(work: Path, slug: str) -> Node:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from evaluation.suites.settings import SuiteName, SuiteSettings
 from megatron_ext.data.model_folder import obtainable
 from megatron_ext.settings import PartOf, Place, Settings
 from megatron_ext.study.programs import settings_of
@@ -132,8 +133,11 @@ class TrunkConfig(Settings):
 class EvaluationConfig(Settings):
     """How models are evaluated."""
 
-    settings: Annotated[dict[str, Any], part_of("evaluation.run_poeta", {"model": "."})] = Field(default_factory=dict)
+    settings: Annotated[dict[str, Any], part_of("evaluation.run_poeta", {"model": ".", "suites": {}})] = Field(
+        default_factory=dict)
     """Settings of evaluation.run_poeta: tasks, limit, batch size, data folder."""
+    suites: dict[SuiteName, SuiteSettings] = Field(default_factory=dict)
+    """Name -> tasks of lm-evaluation-harness on which every model is evaluated besides, and conditions are compared."""
     checkpoints: Literal["last", "all"] | list[Count] = "last"
     """Checkpoints besides the last that are kept, exported and evaluated: `all` of `checkpoint.interval_tokens`, or
     those after so many tokens."""
@@ -141,8 +145,8 @@ class EvaluationConfig(Settings):
     """Condition that the others are compared with."""
     primary: str = "npm"
     """Outcome that the study is about, named before it runs: npm, a held-out text (`neutral`, a source) in bits a
-    byte, or, where gold answers are scored, a measure of theirs (`cloze_bits_per_byte`). It makes the headline, and its
-    differences are corrected for their own number alone."""
+    byte, a suite, or, where gold answers are scored, a measure of theirs (`cloze_bits_per_byte`). It makes the
+    headline, and its differences are corrected for their own number alone."""
     interactions: dict[str, list[str]] = Field(default_factory=dict)
     """Name -> conditions [a, b, c, d]: is a - b another difference than c - d?"""
     outside: dict[str, Place] = Field(default_factory=dict)

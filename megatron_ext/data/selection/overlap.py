@@ -42,7 +42,7 @@ class OverlapSettings(StageSettings):
 
     training: Annotated[dict[str, Path], PLACE] = Field(min_length=1)
     """Name -> documents (artifact) that are trained on, but those held out."""
-    held_out: Annotated[dict[str, Path], PLACE] = Field(min_length=1)
+    held_out: Annotated[dict[str, Path], PLACE] = Field(default_factory=dict)
     """Name -> documents (artifact) of which some are held out."""
     neutral: Annotated[dict[str, Path], PLACE] = Field(default_factory=dict)
     """Name -> documents (any corpus) that are all held out."""
@@ -58,8 +58,21 @@ class OverlapSettings(StageSettings):
     """As of the tokenization."""
     ngram: int = Field(default=13, ge=3)
     """Words in a row that are too many to be shared by chance."""
+    short_ngram: int | None = Field(default=None, ge=3)
+    """The same for held-out texts of fewer words, such as test items; none: those are only looked for as near
+    duplicates."""
     workers: Annotated[int | None, WATCHING] = Field(default=None, ge=1)
     """Processes; default: one a core. Does not change the result."""
+
+
+    @property
+    def unused_sections(self) -> tuple[str, ...]:
+        """`short_ngram` came later: what was made without it keeps its name."""
+        return () if self.short_ngram else ("short_ngram",)
+
+    def matcher(self, items: list[Item]) -> Matcher:
+        """What finds words in a row."""
+        return Matcher(items, self.ngram, self.short_ngram or self.ngram)
 
 
 @dataclass
@@ -110,8 +123,10 @@ def _counts(settings: OverlapSettings, documents: list[Item], found: Mapping[str
     numbers: dict[str, set[int]] = {name: set() for name in [*settings.held_out, *settings.neutral]}
     for number, item in enumerate(documents):
         numbers[item.task].add(number)
+    unchecked = set(np.flatnonzero(~settings.matcher(documents).is_checked)) if settings.short_ngram else set()
     return {text: {
         "documents": len(mine),
+        **({"too_short": len(mine & unchecked)} if settings.short_ngram else {}),
         "overlapping": len(mine & set().union(*(one.shared | one.near for one in found.values()))),
         "training": {name: {"shares_words": len(mine & one.shared), "near_duplicates": len(mine & one.near)}
                      for name, one in found.items()},
@@ -146,7 +161,7 @@ class Looker:
     def __init__(self, settings: OverlapSettings) -> None:
         self.settings = settings
         items = _held_out_items(settings)
-        self.matcher = Matcher(items, settings.ngram, settings.ngram)
+        self.matcher = settings.matcher(items)
         self._bands: dict[tuple[int, int], list[int]] = defaultdict(list)
         for number, bands in enumerate(signatures(pa.array([item.text for item in items], pa.string()), _NEAR)):
             for band, value in enumerate(bands.tolist()):
