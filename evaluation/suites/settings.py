@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from megatron_ext.identity import PLACE
 from megatron_ext.settings import Settings
 
-SuiteName = Annotated[str, Field(pattern=r"^[\w-]+$")]
-"""Letters, digits, _ and - alone: it stands in keys and names of files."""
+SuiteName = Annotated[str, Field(pattern=r"^[\w-]+$", max_length=60)]
+"""Letters, digits, _ and - alone, at most 60: it stands in keys and names of files."""
 
 
 class SuiteSettings(Settings):
@@ -28,14 +28,6 @@ class SuiteSettings(Settings):
     metric: str | None = Field(default=None, min_length=1)
     """What its tasks are compared by, e.g. `acc_norm`, or with the name of a filter `exact_match,strict-match`; none:
     the first metric that a task names."""
-
-    @field_validator("tasks")
-    @classmethod
-    def _stand_once(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        twice = sorted({task for task in tasks if tasks.count(task) > 1})
-        if twice:
-            raise ValueError(f"names {', '.join(twice)} twice; name each task once")
-        return tasks
 
     @model_validator(mode="after")
     def _names_something(self) -> SuiteSettings:

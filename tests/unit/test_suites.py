@@ -237,7 +237,7 @@ def test_a_name_of_poeta(model: Path, tasks: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("values", "told"), [
     ({"tasks": ["a"], "limit": 0}, "suites.mine.limit = 0: Input should be greater than or equal to 1"),
     ({"tasks": ["a"], "num_fewshot": -1}, "suites.mine.num_fewshot = -1"),
-    ({"tasks": ["a", "a"]}, "suites.mine.tasks = ['a', 'a']: names a twice"),
+    ({"tasks": ["a", "a"]}, "suites.mine.tasks = ['a', 'a']: a is there twice; remove one"),
     ({}, "names no tasks; write tasks, or include_path"),
     ({"task": ["a"]}, "did you mean 'tasks'?"),
 ])

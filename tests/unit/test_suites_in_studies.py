@@ -1,7 +1,6 @@
 """Suites in a study: its graph and plan, its items in training text, and conditions side by side with PoETa V2."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 from evaluation.compare import CompareSettings, compare
-from evaluation.compare_suites import COMPARISON, CompareSuitesSettings, compare_suites
+from evaluation.compare_suites import COMPARISON, CompareSuitesSettings, compare_suites, main
 from evaluation.poeta.run import PoetaSettings, evaluate_model
 from evaluation.suites.items import ITEMS, SuiteItemsSettings, write_suite_items
 from megatron_ext.data.selection.overlap import OverlapSettings, find_overlap
@@ -69,7 +68,7 @@ def test_another_item_is_another_evaluation(load, tmp_path):
 
 @pytest.mark.parametrize(("values", "told"), [
     ({"include_path": "my_tasks", "tasks": ["cores", "cores"]},
-     "evaluation.suites.bad.tasks = ['cores', 'cores']: names cores twice; name each task once"),
+     "evaluation.suites.bad.tasks = ['cores', 'cores']: cores is there twice; remove one"),
     ({"include_path": "my_tasks", "limit": 0}, "evaluation.suites.bad.limit = 0: Input should be greater than"),
     ({"include_path": "my_tasks", "limits": 3}, "did you mean"),
     ({"limit": 3}, "names no tasks; write tasks, or include_path for all tasks of a folder"),
@@ -152,7 +151,7 @@ def test_items_that_rewrites_hold_are_found(items, tmp_path):
     assert told["too_short"] == 20  # colours
 
 
-def test_two_models_side_by_side_on_poeta_and_suites(tmp_path, monkeypatch, items):
+def test_two_models_side_by_side_on_poeta_and_suites(tmp_path, monkeypatch, items, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("POETA_DATA", raising=False)
     evaluations = {}
@@ -162,9 +161,11 @@ def test_two_models_side_by_side_on_poeta_and_suites(tmp_path, monkeypatch, item
             model=str(model), tasks=[POETA], limit=4, max_gen_toks=4, device="cpu", allow_sample_data=True,
             allow_download=False, suites={"mine": {"include_path": str(tmp_path / "tasks"), "limit": 6}}),
             tmp_path / f"scores-{name}").path]
-    command = [sys.executable, "-m", "evaluation.compare_suites", "--output", str(tmp_path / "suites"), "baseline=low",
-               "num_resamples=200", f"evaluations={json.dumps({k: [str(v[0])] for k, v in evaluations.items()})}"]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    places = json.dumps({name: [str(one) for one in some] for name, some in evaluations.items()})
+    monkeypatch.setattr(sys, "argv", ["compare_suites", "--output", str(tmp_path / "suites"), "baseline=low",
+                                      "num_resamples=200", f"evaluations={places}"])
+    main()
+    told = capsys.readouterr().out
     assert "Suite “mine”: " in told and "note: Whether training text holds items" in told
     comparison = json.loads((tmp_path / "suites" / COMPARISON).read_text())
     assert {(part["measure"]["unit"], *(task["name"] for task in part["tasks"])) for part in comparison["suites"]} == {
