@@ -13,8 +13,10 @@ from evaluation.poeta.run import PoetaSettings, evaluate_model
 from evaluation.suites.items import ITEMS, SuiteItemsSettings, write_suite_items
 from megatron_ext.data.selection.overlap import OverlapSettings, find_overlap
 from megatron_ext.errors import UserError
+from megatron_ext.study.jobs import plan_jobs
 from megatron_ext.study.plan import examine, load_studies
 from megatron_ext.study.registration import register
+from megatron_ext.study.site import read_site
 from tests.suite_tasks import write_suite_tasks
 from tests.tiny_model import write_tiny_model
 from tests.unit.small_study import by_name, study_loader
@@ -119,6 +121,14 @@ def test_what_suites_ask_is_registered_without_places(load, tmp_path):
 def test_a_run_refuses_suites_of_another_backend(load):
     with pytest.raises(UserError, match="write backend=hf, or leave the suites out"):
         by_name(load("evaluation.settings={backend: vllm}", **suites()))
+
+
+def test_the_job_that_writes_items_is_told_its_program(load, tmp_path):
+    load(**suites())
+    jobs = {job.name: job for job in plan_jobs(load_studies([tmp_path / "study.yaml"], []), tmp_path, read_site())}
+    items, overlap = jobs["overlap/items-mine"], jobs["overlap/suites"]
+    assert (items.script, items.environment["PROGRAM"]) == ("overlap.sbatch", "tools.suite_items")
+    assert "PROGRAM" not in overlap.environment and items.key in overlap.after
 
 
 @pytest.fixture
