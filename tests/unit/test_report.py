@@ -16,7 +16,9 @@ from evaluation.report.record import StudyRecord
 from evaluation.report.scales import nice_scale
 from evaluation.report.training import training_section
 from megatron_ext.artifacts import Artifact, produce, write_json
+from megatron_ext.contents import content_hash, hash_json
 from megatron_ext.errors import UserError
+from megatron_ext.hashing import hash_file
 from megatron_ext.lineage import Places, verify
 from tests.unit.simulated_study import write_study
 
@@ -157,7 +159,10 @@ def test_a_run_that_differs_in_more_than_data_is_shown(study, tmp_path):
     config.write_text(yaml.safe_dump(values))
     manifest = config.parent / "manifest.json"
     stored = json.loads(manifest.read_text())
-    stored["files"]["config.yaml"]["bytes"] = config.stat().st_size
+    stored["files"]["config.yaml"] |= {"bytes": config.stat().st_size, "sha256": hash_file(config)}
+    stored |= {"content_hash": content_hash(stored["files"])}
+    del stored["manifest_hash"]
+    stored["manifest_hash"] = hash_json(stored)
     manifest.write_text(json.dumps(stored))
     contract = training_section(StudyRecord.read(tmp_path / "study" / "study.json"))["contract"]
     [difference] = contract["differing"]
