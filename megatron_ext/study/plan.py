@@ -210,7 +210,8 @@ def _examine_blends(planned: PlannedStudy, work: Path, findings: Findings) -> No
         try:
             problems = empty_sources(forecast.blend(node))
         except UserError as error:
-            problems = [str(error)]
+            way_out = "" if planned.study.trunk else " (a `trunk` that all conditions leave would take a part of them)"
+            problems = [f"{error}{way_out}"]
         told = [f"{planned.study.name}: {node.name}: {problem}" for problem in problems]
         if reads_originals_alone(node):
             findings.problems += told
