@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from evaluation import verdicts
 from evaluation.categories import read_categories
 from evaluation.compare_gold import compare_gold
+from evaluation.comparing import numbered, refuse_unknown_names, tell, with_baseline
 from evaluation.contrasts import Contrasts, difference_of_differences, ordered_pairs
 from evaluation.curves import Trajectories, last_checkpoints, load_along, score_curves
 from evaluation.matched import (
@@ -83,17 +84,7 @@ class CompareSettings(StageSettings):
 
     @model_validator(mode="after")
     def _names(self) -> CompareSettings:
-        known = ", ".join(self.evaluations)
-        problems = [f"evaluations.{name}: names no folder" for name, folders in self.evaluations.items() if not folders]
-        if self.baseline not in self.evaluations:
-            problems.append(f"baseline: {self.baseline!r} is no condition ({known})")
-        for name, conditions in self.interactions.items():
-            if len(set(conditions)) != 4:
-                problems.append(f"interactions.{name}: needs four conditions [a, b, c, d] for (a - b) - (c - d)")
-            problems += [f"interactions.{name}: {condition!r} is no condition ({known})"
-                         for condition in conditions if condition not in self.evaluations]
-        if problems:
-            raise ValueError("; ".join(problems))
+        refuse_unknown_names("evaluations", self.evaluations, self.baseline, self.interactions)
         return self
 
 
@@ -119,8 +110,7 @@ def compare(settings: CompareSettings, output: Path) -> Artifact:
     """
     more = {"conditions": {name: len(folders) for name, folders in settings.evaluations.items()},
             "categories": read_categories(settings.categories)}
-    inputs = {f"{name}/{position}": folder
-              for name, folders in settings.evaluations.items() for position, folder in enumerate(folders)}
+    inputs = numbered(settings.evaluations)
     inputs |= {f"{name}/{tokens} tokens/{position}": folder for name, points in settings.along_training.items()
                for tokens, folders in points.items() for position, folder in enumerate(folders)}
     num_models = len(inputs)
@@ -273,13 +263,8 @@ def main() -> None:
     artifact = compare(settings, output)
     comparison = json.loads((artifact.path / "comparison.json").read_text(encoding="utf-8"))
     gold = comparison.get("gold", {"measures": [], "caveats": []})
-    for one in [*comparison["differences"], *comparison["interactions"]]:
-        print(one["verdict"])
-    for one in [one for part in gold["measures"] for one in [*part["differences"], *part["interactions"]]]:
-        if one["family"] in ("baseline", "interactions"):
-            print(one["verdict"])
-    for caveat in [*comparison["caveats"], *gold["caveats"]]:
-        print(f"note: {caveat}")
+    contrasts = [*comparison["differences"], *comparison["interactions"], *with_baseline(gold["measures"])]
+    tell(contrasts, [*comparison["caveats"], *gold["caveats"]])
 
 
 if __name__ == "__main__":

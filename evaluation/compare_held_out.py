@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from evaluation import verdicts
+from evaluation.comparing import numbered, refuse_unknown_names, tell, with_baseline
 from evaluation.contrasts import (
     Contrasts,
     compared_in,
@@ -70,17 +71,9 @@ class CompareHeldOutSettings(StageSettings):
 
     @model_validator(mode="after")
     def _names(self) -> CompareHeldOutSettings:
-        problems = [f"held_out.{name}: names no folder" for name, folders in self.held_out.items() if not folders]
-        named = {"baseline": [self.baseline], **{f"interactions.{name}": names
-                                                 for name, names in self.interactions.items()}}
-        problems += [f"{key}: {name!r} is no condition ({', '.join(self.held_out)})"
-                     for key, names in named.items() for name in names if name not in self.held_out]
-        problems += [f"interactions.{name}: needs four conditions [a, b, c, d] for (a - b) - (c - d)"
-                     for name, names in self.interactions.items() if len(set(names)) != 4]
-        if self.overlapping == "remove" and self.overlap is None:
-            problems.append("overlapping: to remove them, name the overlap")
-        if problems:
-            raise ValueError("; ".join(problems))
+        lacks_overlap = self.overlapping == "remove" and self.overlap is None
+        refuse_unknown_names("held_out", self.held_out, self.baseline, self.interactions,
+                             ["overlapping: to remove them, name the overlap"] if lacks_overlap else [])
         return self
 
 
@@ -90,9 +83,7 @@ def compare_held_out(settings: CompareHeldOutSettings, output: Path) -> Artifact
     Raises UserError when two models were not measured in the same way on the same documents.
     """
     more = {"conditions": {name: len(folders) for name, folders in settings.held_out.items()}}
-    inputs = {f"{name}/{position}": folder
-              for name, folders in settings.held_out.items() for position, folder in enumerate(folders)}
-    inputs |= {"overlap": settings.overlap} if settings.overlap else {}
+    inputs = numbered(settings.held_out) | ({"overlap": settings.overlap} if settings.overlap else {})
 
     def make(folder: Path) -> dict[str, Any]:
         comparison = compare_measurements(settings)
@@ -171,12 +162,8 @@ def main() -> None:
     settings, output = parse_stage_arguments(CompareHeldOutSettings, __doc__ or "")
     artifact = compare_held_out(settings, output)
     comparison = json.loads((artifact.path / HELD_OUT).read_text(encoding="utf-8"))
-    for text in sorted(comparison["texts"], key=lambda text: text["name"] != settings.primary):
-        for one in [*text["differences"], *text["interactions"]]:
-            if one["family"] in ("baseline", "interactions"):
-                print(one["verdict"])
-    for caveat in comparison["caveats"]:
-        print(f"note: {caveat}")
+    texts = sorted(comparison["texts"], key=lambda text: text["name"] != settings.primary)
+    tell(with_baseline(texts), comparison["caveats"])
 
 
 if __name__ == "__main__":

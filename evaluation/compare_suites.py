@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from evaluation import verdicts
+from evaluation.comparing import numbered, refuse_unknown_names, tell, with_baseline
 from evaluation.contrasts import Contrasts, compared_in, correct_by_family, measured_part, ordered_pairs
 from evaluation.matched import load_evaluations, refuse_copies, uneven_changes, uneven_engines
 from evaluation.measures import Measure
@@ -60,15 +61,7 @@ class CompareSuitesSettings(StageSettings):
 
     @model_validator(mode="after")
     def _names(self) -> CompareSuitesSettings:
-        problems = [f"evaluations.{name}: names no folder" for name, folders in self.evaluations.items() if not folders]
-        named = {"baseline": [self.baseline], **{f"interactions.{name}": names
-                                                 for name, names in self.interactions.items()}}
-        problems += [f"{key}: {name!r} is no condition ({', '.join(self.evaluations)})"
-                     for key, names in named.items() for name in names if name not in self.evaluations]
-        problems += [f"interactions.{name}: needs four conditions [a, b, c, d] for (a - b) - (c - d)"
-                     for name, names in self.interactions.items() if len(set(names)) != 4]
-        if problems:
-            raise ValueError("; ".join(problems))
+        refuse_unknown_names("evaluations", self.evaluations, self.baseline, self.interactions)
         return self
 
 
@@ -91,9 +84,7 @@ def compare_suites(settings: CompareSuitesSettings, output: Path) -> Artifact:
     Raises UserError when two models were not asked the same in the same way.
     """
     more = {"conditions": {name: len(folders) for name, folders in settings.evaluations.items()}}
-    inputs = {f"{name}/{position}": folder
-              for name, folders in settings.evaluations.items() for position, folder in enumerate(folders)}
-    inputs |= {"overlap": settings.overlap} if settings.overlap else {}
+    inputs = numbered(settings.evaluations) | ({"overlap": settings.overlap} if settings.overlap else {})
 
     def make(folder: Path) -> dict[str, Any]:
         comparison = compare_answers(settings)
@@ -178,12 +169,8 @@ def main() -> None:
     settings, output = parse_stage_arguments(CompareSuitesSettings, __doc__ or "")
     artifact = compare_suites(settings, output)
     comparison = json.loads((artifact.path / COMPARISON).read_text(encoding="utf-8"))
-    for part in sorted(comparison["suites"], key=lambda part: part["suite"] != settings.primary):
-        for one in [*part["differences"], *part["interactions"]]:
-            if one["family"] in ("baseline", "interactions"):
-                print(one["verdict"])
-    for caveat in comparison["caveats"]:
-        print(f"note: {caveat}")
+    parts = sorted(comparison["suites"], key=lambda part: part["suite"] != settings.primary)
+    tell(with_baseline(parts), comparison["caveats"])
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def _evaluated_before(study: StudyConfig, config: RunConfig) -> list[int]:
         if config.checkpoint.interval_tokens is None:
             raise UserError("evaluation.checkpoints = all needs run.checkpoint.interval_tokens")
         return _own(study, config, _at_intervals(config))
-    begins, ends = (planned_trunk(study).train_iters if study.trunk else 0), config.train_iters
+    begins, ends = _begins(study), config.train_iters
     for tokens in wanted:
         if not begins < (config.iterations(tokens) or 1) <= ends:
             raise UserError(f"evaluation.checkpoints: a run has no checkpoint of its own after {tokens:,} tokens; it "
@@ -73,5 +73,10 @@ def _at_intervals(config: RunConfig) -> set[int]:
 
 def _own(study: StudyConfig, config: RunConfig, iterations: set[int]) -> list[int]:
     """Those after the trunk and before the run's last, in their order."""
-    begins = planned_trunk(study).train_iters if study.trunk else 0
+    begins = _begins(study)
     return sorted(iteration for iteration in iterations if begins < iteration < config.train_iters)
+
+
+def _begins(study: StudyConfig) -> int:
+    """Iterations of the trunk that a run leaves; 0 without one."""
+    return planned_trunk(study).train_iters if study.trunk else 0
