@@ -1,7 +1,9 @@
-"""How the tests are shared among the workers of pytest-xdist (`make test` starts two)."""
+"""How the tests are shared among the workers of pytest-xdist (`make test` starts two), and what each leaves behind."""
 
 import os
+import sys
 
+import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 CLUSTER = "tests/slurm/"
@@ -24,3 +26,12 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(items):
     """The tests on the cluster come first: they wait a lot, beside the others."""
     items.sort(key=lambda item: not item.nodeid.startswith(CLUSTER))
+
+
+@pytest.fixture(autouse=True)
+def number_of_threads():
+    """An engine takes all cores for its process. Left so, the next test's numbers would differ in the last bits from
+    those of a process that it starts."""
+    yield
+    if "torch" in sys.modules and "OMP_NUM_THREADS" in os.environ:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
