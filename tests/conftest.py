@@ -1,6 +1,7 @@
 """How the tests are shared among the workers of pytest-xdist (`make test` starts two), and what each leaves behind."""
 
 import os
+import signal
 import sys
 
 import pytest
@@ -10,6 +11,9 @@ CLUSTER = "tests/slurm/"
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared: waiting for one's own threads costs the most
+
+# A shell starts what goes to the background with Ctrl-C ignored, and all that is started from there inherits it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class FileOrCluster(LoadScopeScheduling):
