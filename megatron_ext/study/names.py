@@ -102,7 +102,7 @@ def _evaluation_problems(study: StudyConfig) -> Iterator[str]:
     yield from _unknown("evaluation.baseline", [evaluation.baseline], study.conditions, "condition")
     others = [NPM, *study.measured_texts, *_likelihoods(study)]
     yield from _unknown("evaluation.primary", [evaluation.primary], [*others, *evaluation.suites],
-                        "outcome that is measured")
+                        "outcome of validation, validation_sources, evaluation.suites or evaluation.settings.scoring")
     yield from (f"evaluation.suites.{name}: names another outcome, too ({', '.join(others)}); rename the suite"
                 for name in evaluation.suites if name in others)
     yield from (f"evaluation.outside.{name}: {model!r} is the base model, which counts as outside already"

@@ -34,7 +34,9 @@ LATE_MISTAKES = {
                                              "unknown key 'evaluation.settings.taks'; did you mean 'tasks'?"),
     "an unknown task": ("evaluation.settings.tasks=[faqad]", "no task 'faqad'; did you mean 'faquad'?"),
     "an unknown profile": ("evaluation.settings.profile=klean", "evaluation.settings.profile = 'klean'"),
-    "an outcome that is not scored": ("evaluation.primary=cloze_accuracy", "'cloze_accuracy' is no outcome"),
+    "an outcome that is not scored": (
+        "evaluation.primary=cloze_accuracy",
+        "no outcome of validation, validation_sources, evaluation.suites or evaluation.settings.scoring"),
     "an unknown device": ("evaluation.settings.device=cuda0", "evaluation.settings.device = 'cuda0': is no device"),
     "an unknown scoring": ("evaluation.settings.scoring=[generate, golden]", "evaluation.settings.scoring"),
     "a scoring without NPM": ("evaluation.settings.scoring=[gold]", "lacks generate, which NPM follows from"),
