@@ -36,7 +36,8 @@ LATE_MISTAKES = {
     "an unknown profile": ("evaluation.settings.profile=klean", "evaluation.settings.profile = 'klean'"),
     "an outcome that is not scored": (
         "evaluation.primary=cloze_accuracy",
-        "no outcome of validation, validation_sources, evaluation.suites or evaluation.settings.scoring"),
+        "'cloze_accuracy' is no outcome of validation, validation_sources, evaluation.suites or "
+        "evaluation.settings.scoring"),
     "an unknown device": ("evaluation.settings.device=cuda0", "evaluation.settings.device = 'cuda0': is no device"),
     "an unknown scoring": ("evaluation.settings.scoring=[generate, golden]", "evaluation.settings.scoring"),
     "a scoring without NPM": ("evaluation.settings.scoring=[gold]", "lacks generate, which NPM follows from"),
