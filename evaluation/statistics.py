@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 LEVEL = 0.95
 POWER = 0.8
@@ -124,8 +125,6 @@ def estimate_contrast(coefficients: dict[str, float], tasks: Sequence[TaskReplic
     error = variance ** 0.5
     low, high = _stretched_percentiles(value, spread.replicates, error, freedom)
     if p_value is None and sum(coefficients.values()) == 0:
-        from scipy import stats  # here, as below: to import it takes a second, and plans compute nothing
-
         p_value = float(2 * stats.t.sf(abs(value) / error, freedom))
     detectable = minimum_detectable_effect(max(variance, spread.floor) ** 0.5, freedom)
     return Estimate.settled(value, low, high, error, freedom, p_value, detectable)
@@ -133,8 +132,6 @@ def estimate_contrast(coefficients: dict[str, float], tasks: Sequence[TaskReplic
 
 def minimum_detectable_effect(standard_error: float, degrees_of_freedom: float) -> float:
     """Effect that a two-sided t test at alpha = 5 % finds with a power of 80 %, given its standard error."""
-    from scipy import stats
-
     return float((stats.t.ppf((1 + LEVEL) / 2, degrees_of_freedom) + stats.t.ppf(POWER, degrees_of_freedom))
                  * standard_error)
 
@@ -224,8 +221,6 @@ def _deviations(values: np.ndarray, positions: list[int]) -> np.ndarray:
 
 
 def _stretched_percentiles(value: float, replicates: np.ndarray, error: float, freedom: float) -> tuple[float, float]:
-    from scipy import stats
-
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(replicates, [tail, 1 - tail])
     stretch = stats.t.isf(tail, freedom) * error / (stats.norm.isf(tail) * replicates.std())

@@ -1,8 +1,6 @@
 """The plan says what is done, what goes on from where, and what is made again because of which setting."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -68,24 +66,6 @@ def writes(node):
 def planned(capsys, study, work, *overrides):
     assert run_study.main([str(study), "--work", str(work), "--dry-run", *overrides]) == 0, capsys.readouterr().err
     return capsys.readouterr().out
-
-
-PLANNED = """
-import sys
-from tools import run_study
-code = run_study.main(sys.argv[1:])
-print("imported:", [name for name in ("torch", "transformers", "scipy.stats", "wordfreq") if name in sys.modules])
-sys.exit(code)
-"""
-
-
-def test_a_plan_imports_nothing_that_takes_long(study, tmp_path):
-    """It should take a second or two: benchmarks/robustness.md."""
-    finish(study, tmp_path / "work")
-    done = subprocess.run([sys.executable, "-c", PLANNED, str(study), "--work", str(tmp_path / "work"), "--dry-run"],
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "imported: []" in done.stdout
 
 
 def test_a_finished_study_has_nothing_to_do(study, tmp_path, capsys):

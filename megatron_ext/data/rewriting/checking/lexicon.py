@@ -13,7 +13,6 @@ from megatron_ext.data.rewriting.packs import (
     LEXICON_FILE,
     check_keys,
     has_punkt_model,
-    is_folder,
     language_folder,
 )
 from megatron_ext.errors import UserError
@@ -168,8 +167,7 @@ class Lexicon:
 def load_lexicon(language: str = DEFAULT_LANGUAGE) -> Lexicon:
     """The lexicon of a language: a code or a folder.
 
-    Raises UserError for one that is not there, and for a file that lacks keys, has unknown ones or wrong values. What
-    other packages must know of a language is asked of a pack of one's own alone: that takes as long as a plan may.
+    Raises UserError for one that is not there, and for a file that lacks keys, has unknown ones or wrong values.
     """
     file = language_folder(language) / LEXICON_FILE
     values = read_file(file)
@@ -182,7 +180,7 @@ def load_lexicon(language: str = DEFAULT_LANGUAGE) -> Lexicon:
             found[key] = _READERS[kind](values[key])
         except (TypeError, ValueError, AttributeError, re.error) as error:
             mistakes.append(f"{key}: {shorten(str(error))}")
-    if mistakes := mistakes or (list(_mistakes(found)) if is_folder(language) else []):
+    if mistakes := mistakes or list(_mistakes(found)):
         raise UserError(f"{file}: {'; '.join(mistakes)}")
     return Lexicon(**found)
 

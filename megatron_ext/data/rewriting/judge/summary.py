@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from scipy.stats import binomtest
+
 from megatron_ext.data.rewriting.judge.answers import REQUEST_FAILED, Judgement
 from megatron_ext.data.rewriting.judge.form import FINDINGS
 from megatron_ext.data.rewriting.judge.pairs import Pair, Sample
@@ -21,8 +23,6 @@ def share_of(count: int, total: int) -> dict[str, Any]:
     """`count` of `total` as `share` (0 to 1) with Wilson's 95 % interval, `low` to `high`; None of nothing."""
     if not total:
         return {"count": 0, "of": 0, "share": None, "low": None, "high": None}
-    from scipy.stats import binomtest  # to import it takes a second, and plans compute nothing
-
     interval = binomtest(count, total).proportion_ci(LEVEL, method="wilson")
     values = {"share": count / total, "low": interval.low, "high": interval.high}
     return {"count": count, "of": total, **{name: round(float(one), _DECIMALS) + 0.0 for name, one in values.items()}}
